@@ -1,0 +1,415 @@
+"""The words that every other module speaks in: frozen dataclasses and protocols, no behaviour beyond arithmetic.
+
+Units stand in the names: `_bytes`, `_gbps` (10^9 bytes per second), `_tps` (tokens per second), `_ms`.
+What is unknown is `None`, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+KIB = 1024
+MIB = 1024**2
+GIB = 1024**3
+
+# --------------------------------------------------------------------------------------------------- the machine
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """The processor as the operating system names it."""
+
+    name: str
+    architecture: str
+    physical_cores: int | None
+    logical_cores: int
+
+
+@dataclass(frozen=True, slots=True)
+class SystemMemory:
+    """RAM that this process may really use.
+
+    `available_bytes` is already the smaller of what the system has free and what the cgroup still allows;
+    `limit_bytes` is the tightest cgroup limit, None where there is none.
+    """
+
+    total_bytes: int
+    available_bytes: int
+    limit_bytes: int | None = None
+    swap_total_bytes: int = 0
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Bandwidth:
+    """How fast system memory is read, and how that is known ("unknown" while `gbps` is None)."""
+
+    gbps: float | None
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A graphics card. `shared_memory` means that its memory is the system's RAM: never add the two."""
+
+    vendor: str
+    name: str
+    vram_total_bytes: int | None
+    vram_free_bytes: int | None
+    shared_memory: bool = False
+    usable_by_engine: bool = False
+    bandwidth_gbps: float | None = None
+    driver: str | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Npu:
+    """A neural processor. Shown always, counted as capacity only if a loaded backend offers it."""
+
+    vendor: str
+    name: str
+    tops: float | None
+    usable_by_engine: bool = False
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """The file system that holds the models."""
+
+    path: str
+    free_bytes: int | None
+    total_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDevice:
+    """A device as the loaded llama.cpp lists it; `kind` is cpu, gpu, igpu or accel."""
+
+    name: str
+    description: str
+    kind: str
+    memory_total_bytes: int | None
+    memory_free_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What the installed llama.cpp is and can use. `version` is None where none is installed."""
+
+    version: str | None
+    backends: tuple[str, ...] = ()
+    gpu_offload: bool = False
+    devices: tuple[EngineDevice, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Everything known about a computer, this one or another that a user describes."""
+
+    os: str
+    cpu: Cpu
+    memory: SystemMemory
+    bandwidth: Bandwidth
+    disk: Disk
+    engine: EngineInfo
+    gpus: tuple[Gpu, ...] = ()
+    npus: tuple[Npu, ...] = ()
+    notes: tuple[str, ...] = ()  # what was assumed, for machines that are not this one
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """A row of the hardware table: the model sizes a machine is for and what they are good at."""
+
+    id: str
+    size: str
+    hardware: str
+    tasks: tuple[str, ...]
+    min_params_b: float
+    max_params_b: float
+    typical_ram_gbps: float
+    typical_vram_gbps: float | None
+
+
+# ------------------------------------------------------------------------------------------------------- models
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What memory and speed follow from: a model's dimensions, from its header or from the catalog.
+
+    Per-layer lists have one entry a layer that holds a KV cache of its own (`kv_heads`), 0 where the layer has none.
+    `basis` is "header", "catalog" or "size" (guessed from the file size alone).
+    """
+
+    architecture: str
+    params: int
+    n_layers: int
+    embedding_length: int | None
+    vocab_size: int | None
+    kv_heads: tuple[int, ...]
+    key_length: int
+    value_length: int
+    context_length: int | None
+    feed_forward_length: int | None = None
+    head_count: int | None = None
+    sliding_window: int | None = None
+    sliding_layers: tuple[bool, ...] = ()
+    swa_kv_heads: int | None = None
+    swa_key_length: int | None = None
+    swa_value_length: int | None = None
+    latent_kv: bool = False  # MLA: keys only, values are a view of them
+    recurrent_state_bytes: int = 0
+    expert_count: int = 0
+    expert_used_count: int = 0
+    active_params: int | None = None
+    basis: str = "header"
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Bytes of a model's tensors. `read_per_token_bytes` is what decoding one token must read."""
+
+    total_bytes: int
+    read_per_token_bytes: int
+    embedding_bytes: int = 0  # the token embedding, which stays on the CPU
+    output_bytes: int = 0
+
+
+class Placement(StrEnum):
+    GPU = "gpu"
+    SPLIT = "split"
+    CPU = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryNeed:
+    """Predicted memory in bytes; `total_bytes` is weights + KV cache + compute, without `overhead_bytes`."""
+
+    weights_bytes: int
+    kv_cache_bytes: int
+    compute_bytes: int
+    overhead_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + self.kv_cache_bytes + self.compute_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedRange:
+    """Tokens per second, with its basis: "spec sheet", "typical for the tier", "measured"."""
+
+    low: float
+    mid: float
+    high: float
+    basis: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a model is to be loaded on a machine, and what that costs. `fits` False means: do not load."""
+
+    context: int
+    placement: Placement
+    gpu_layers: int
+    threads: int
+    batch: int
+    ubatch: int
+    kv_type: str
+    flash_attention: bool
+    use_mmap: bool
+    memory: MemoryNeed
+    available_bytes: int
+    fits: bool
+    decode_tps: SpeedRange | None
+    prompt_tps: SpeedRange | None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file of a Hub repository. `sha256` is None where the Hub gives none (files outside LFS)."""
+
+    name: str
+    size_bytes: int
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One quantization of a model: one GGUF file, or all the shards of one."""
+
+    quantization: str
+    files: tuple[RemoteFile, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledFile:
+    """One verified file of an installed model."""
+
+    name: str
+    path: Path
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledModel:
+    """A model on this disk, every byte of it verified. `source` is hub, embedded or file."""
+
+    model: str
+    repo: str | None
+    commit: str | None
+    quantization: str
+    files: tuple[InstalledFile, ...]
+    projector: InstalledFile | None
+    verified_at: str | None
+    source: str
+    last_used_at: str | None = None
+    read_only: bool = False
+
+    @property
+    def path(self) -> Path:
+        """The file llama.cpp is given: the only one, or the first shard."""
+        return self.files[0].path
+
+    @property
+    def size_bytes(self) -> int:
+        """What the model takes on the disk, its projector included."""
+        return sum(file.size_bytes for file in self.files) + (self.projector.size_bytes if self.projector else 0)
+
+
+# --------------------------------------------------------------------------------------------------- generation
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn: `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn. The defaults are llama.cpp's own; temperature 0 is greedy.
+
+    `seed` None draws a fresh one.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one answer. `cached_tokens` of the prompt were not evaluated again."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """How long one answer took. A speed is None where too little was done to tell."""
+
+    load_ms: float
+    prompt_ms: float
+    first_token_ms: float | None
+    prompt_tps: float | None
+    decode_tps: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptProgress:
+    """So many of the prompt's tokens are evaluated."""
+
+    done_tokens: int
+    total_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingText:
+    """A piece of what a thinking model says to itself; never part of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerText:
+    """A piece of the answer, whole characters only."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TurnsDropped:
+    """So many of the conversation's oldest turns, a question and its answer each, no longer fit and are forgotten."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerEnd:
+    """The last event: the whole answer. `finish_reason` is stop, length or interrupted."""
+
+    text: str
+    thinking: str
+    usage: Usage
+    timings: Timings
+    finish_reason: str
+
+
+Event = TurnsDropped | PromptProgress | ThinkingText | AnswerText | AnswerEnd
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """What to answer and how. `max_tokens` None means: until the model stops or the context is full.
+
+    `think` None leaves it to the model's template.
+    """
+
+    messages: tuple[Message, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    think: bool | None = None
+
+
+class ChatEngine(Protocol):
+    """A loaded model. The real one is `localai.engine.model.LlamaEngine`; tests have a scripted one."""
+
+    context: int
+    load_ms: float
+
+    def count_tokens(self, messages: Sequence[Message], think: bool | None = None) -> int:
+        """Tokens that the rendered conversation takes, the opening of the answer included."""
+        ...
+
+    def generate(self, request: GenerationRequest, cancelled: Callable[[], bool]) -> Iterator[Event]:
+        """Yield events, the last an `AnswerEnd`; `cancelled` is asked between tokens and prompt batches.
+
+        Raises ContextOverflow before anything is evaluated, EngineError if llama.cpp fails.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the model's memory. Idempotent."""
+        ...

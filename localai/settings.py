@@ -1,0 +1,217 @@
+"""Where things are kept and what the user has set; read when asked, never at import.
+
+A value comes from a flag, else the environment (`LOCALAI_<NAME>`), else the config file, else its default.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from localai.errors import NotFound, UsageError
+
+APP = "localai"
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """The folders of `localai` itself: `config` (the user's choices), `data` (records), `cache` (can be lost)."""
+
+    config: Path
+    data: Path
+    cache: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.config / "config.toml"
+
+
+def folders(environ: Mapping[str, str] = os.environ) -> Folders:
+    """The folders by the platform's custom, or all three under `LOCALAI_HOME` where that is set."""
+    if home := environ.get("LOCALAI_HOME"):
+        root = Path(home).expanduser().absolute()
+        return Folders(root / "config", root / "data", root / "cache")
+    import platformdirs
+
+    return Folders(
+        Path(platformdirs.user_config_dir(APP, appauthor=False)),
+        Path(platformdirs.user_data_dir(APP, appauthor=False)),
+        Path(platformdirs.user_cache_dir(APP, appauthor=False)),
+    )
+
+
+def private_folder(path: Path) -> Path:
+    """Make `path` for this user only (0700), whatever the umask; parents are made the usual way."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+def hub_cache(environ: Mapping[str, str] = os.environ) -> Path:
+    """The Hugging Face cache, found by huggingface_hub's own rules without importing it."""
+    if explicit := environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(os.path.expandvars(explicit)).expanduser()
+    if home := environ.get("HF_HOME"):
+        return Path(os.path.expandvars(home)).expanduser() / "hub"
+    base = environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.path.expandvars(base)).expanduser() / "huggingface" / "hub"
+
+
+# ---------------------------------------------------------------------------------------------------- the keys
+
+
+def _boolean(text: str) -> bool:
+    match text.strip().lower():
+        case "1" | "true" | "yes" | "on":
+            return True
+        case "0" | "false" | "no" | "off" | "":
+            return False
+    raise ValueError("expected true or false")
+
+
+def _number(kind: Callable[[str], Any], low: float, high: float) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise ValueError(f"expected {'a whole number' if kind is int else 'a number'}") from None
+        if not low <= value <= high:
+            raise ValueError(f"expected {low:g} to {high:g}")
+        return value
+
+    return parse
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One setting: what it is called, what it does, how its text is read."""
+
+    name: str
+    help: str
+    parse: Callable[[str], Any]
+
+    @property
+    def variable(self) -> str:
+        return f"LOCALAI_{self.name.upper()}"
+
+
+KEYS: dict[str, Key] = {
+    key.name: key
+    for key in (
+        Key("model", "the model that chat and run use when none is named", str),
+        Key("offline", "true forbids every connection", _boolean),
+        Key("system", "the system text of chat and run", str),
+        Key("context", "tokens of context to plan for", _number(int, 1, 2**31 - 1)),
+        Key("gpu_layers", "layers to put on the GPU instead of the plan's", _number(int, 0, 10_000)),
+        Key("threads", "CPU threads instead of the plan's", _number(int, 1, 4096)),
+        Key("temperature", "0 is greedy; higher is more varied", _number(float, 0, 10)),
+        Key("top_k", "draw from the k likeliest tokens; 0 is all", _number(int, 0, 2**31 - 1)),
+        Key("top_p", "draw from the likeliest tokens that add up to p", _number(float, 0, 1)),
+        Key("min_p", "drop tokens under this share of the likeliest", _number(float, 0, 1)),
+        Key("repeat_penalty", "1 is none; higher repeats less", _number(float, 0.01, 10)),
+        Key("max_tokens", "the longest answer, in tokens", _number(int, 1, 2**31 - 1)),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A setting's value and where it comes from: default, file or environment."""
+
+    key: Key
+    value: Any
+    source: str
+
+
+def key(name: str) -> Key:
+    """The key of that name (`-` and `_` are the same). Raises NotFound with the names there are."""
+    found = KEYS.get(name.replace("-", "_"))
+    if found is None:
+        raise NotFound(f"there is no setting called {name!r}", f"the settings are: {', '.join(KEYS)}")
+    return found
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The config file's values, checked; {} where there is no file. Raises UsageError with file and reason."""
+    try:
+        raw = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {error}", "mend or remove that file") from error
+    values = {}
+    for name, value in raw.items():
+        if name not in KEYS:
+            raise UsageError(f"{path}: there is no setting called {name!r}", f"the settings are: {', '.join(KEYS)}")
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        try:
+            values[name] = KEYS[name].parse(text)
+        except ValueError as error:
+            raise UsageError(f"{path}: {name}: {error}, not {text!r}", "localai config set mends it") from error
+    return values
+
+
+def load(environ: Mapping[str, str] = os.environ) -> dict[str, Setting]:
+    """Every setting by name, from the environment, the config file or its default. Raises UsageError."""
+    from_file = read_file(folders(environ).config_file)
+    result = {}
+    for name, each in KEYS.items():
+        if (text := environ.get(each.variable)) is not None:
+            try:
+                result[name] = Setting(each, each.parse(text), "environment")
+            except ValueError as error:
+                raise UsageError(f"{each.variable}: {error}, not {text!r}", f"unset {each.variable}") from error
+        elif name in from_file:
+            result[name] = Setting(each, from_file[name], "file")
+        else:
+            result[name] = Setting(each, False if name == "offline" else None, "default")
+    return result
+
+
+def offline(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether every connection is forbidden: by `--offline`, the setting, or `HF_HUB_OFFLINE`."""
+    hub_says = environ.get("HF_HUB_OFFLINE", "").strip().upper() in {"1", "ON", "YES", "TRUE"}
+    return hub_says or bool(load(environ)["offline"].value)
+
+
+def store(name: str, text: str | None, environ: Mapping[str, str] = os.environ) -> Path:
+    """Write one setting (None removes it) into the config file, whose comments and order stay.
+
+    Raises NotFound for an unknown name, UsageError for a bad value or a file that cannot be written.
+    """
+    import tomlkit
+
+    each = key(name)
+    path = folders(environ).config_file
+    try:
+        document = tomlkit.parse(path.read_text("utf-8")) if path.exists() else tomlkit.document()
+        if text is None:
+            document.pop(each.name, None)
+        else:
+            document[each.name] = each.parse(text)
+        private_folder(path.parent)
+        write_atomically(path, tomlkit.dumps(document).encode())
+    except ValueError as error:
+        raise UsageError(f"{each.name}: {error}, not {text!r}", f"{each.name}: {each.help}") from error
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}", "check the folder's permissions") from error
+    return path
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` by `content` (mode 0600) so that a reader, or a crash, sees the old or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,51 @@
+"""What every test stands on: folders of its own, no network, no settings of the person who runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+CLOSED_PORT = "http://127.0.0.1:9"
+
+PERSONAL = ("LOCALAI_", "HF_", "HUGGINGFACE_", "HUGGING_FACE_", "XDG_CACHE_HOME", "NO_COLOR", "FORCE_COLOR", "COLUMNS")
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Point every folder at `tmp_path` and the Hub at a closed port; returns the home folder."""
+    for name in list(os.environ):
+        if name.startswith(PERSONAL):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("LOCALAI_HOME", str(tmp_path / "localai"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_ENDPOINT", CLOSED_PORT)
+    return tmp_path
+
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def cli(isolated: Path) -> Cli:
+    """Run the real entry point in a process of its own: `cli("run", "hi", input="…", env={…})`."""
+
+    def run(
+        *args: str, input: str | None = "", env: Mapping[str, str] | None = None, timeout: float = 90
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "localai", *args],
+            input=input,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=timeout,
+            env={**os.environ, **(env or {})},
+            cwd=isolated,
+        )
+
+    return run

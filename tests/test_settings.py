@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+import stat
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import Cli
+from hypothesis import given
+from hypothesis import strategies as st
+
+from localai import settings
+from localai.errors import NotFound, UsageError
+
+
+def test_flag_beats_environment_beats_file_beats_default(isolated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings.load()["threads"] == settings.Setting(settings.KEYS["threads"], None, "default")
+    settings.store("threads", "3")
+    assert (settings.load()["threads"].value, settings.load()["threads"].source) == (3, "file")
+    monkeypatch.setenv("LOCALAI_THREADS", "5")
+    assert (settings.load()["threads"].value, settings.load()["threads"].source) == (5, "environment")
+
+
+def test_storing_keeps_comments_and_is_private(isolated: Path) -> None:
+    path = settings.store("model", "qwen3-4b")
+    path.write_text("# mine\n" + path.read_text())
+    settings.store("temperature", "0.2")
+    assert path.read_text().startswith("# mine\n")
+    assert tomllib.loads(path.read_text()) == {"model": "qwen3-4b", "temperature": 0.2}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    settings.store("model", None)
+    assert tomllib.loads(path.read_text()) == {"temperature": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("threads", "many"), ("threads", "0"), ("top_p", "2"), ("offline", "perhaps"), ("context", "1e3")],
+)
+def test_bad_values_are_refused_and_nothing_is_written(isolated: Path, name: str, text: str) -> None:
+    with pytest.raises(UsageError):
+        settings.store(name, text)
+    assert not settings.folders().config_file.exists()
+
+
+def test_unknown_names(isolated: Path) -> None:
+    with pytest.raises(NotFound, match="colour"):
+        settings.store("colour", "red")
+
+
+@given(st.binary())
+def test_any_config_file_is_read_or_refused(content: bytes) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.toml"
+        path.write_bytes(content)
+        try:
+            assert set(settings.read_file(path)) <= set(settings.KEYS)
+        except UsageError as error:
+            assert error.message.count(str(path))
+
+
+def test_offline_by_any_of_its_names() -> None:
+    assert not settings.offline({})
+    assert settings.offline({"LOCALAI_OFFLINE": "1"})
+    assert settings.offline({"HF_HUB_OFFLINE": "true"})
+    assert not settings.offline({"LOCALAI_OFFLINE": "0", "HF_HUB_OFFLINE": "0"})
+
+
+@pytest.mark.parametrize(
+    ("environ", "folder"),
+    [
+        ({"HF_HUB_CACHE": "/a"}, "/a"),
+        ({"HF_HOME": "/b"}, "/b/hub"),
+        ({"XDG_CACHE_HOME": "/c"}, "/c/huggingface/hub"),
+    ],
+)
+def test_the_hub_cache_is_where_the_client_says(environ: dict[str, str], folder: str) -> None:
+    assert settings.hub_cache(environ) == Path(folder)
+
+
+def test_config_commands(cli: Cli) -> None:
+    assert cli("config", "get", "threads").returncode == 3
+    assert cli("config", "set", "threads", "2").returncode == 0
+    assert cli("config", "get", "threads").stdout == "2\n"
+    assert cli("config", "set", "threads", "lots").returncode == 2
+    listed = json.loads(cli("config", "list", "--json").stdout)
+    assert {"name": "threads", "value": 2, "source": "file", "variable": "LOCALAI_THREADS"} in listed["settings"]
+    assert Path(cli("config", "path").stdout.strip()).read_text() == "threads = 2\n"
+    assert cli("config", "unset", "threads").returncode == 0
+    assert cli("config", "get", "threads").returncode == 3
+
+
+def test_a_broken_config_file_is_named_and_can_be_found(cli: Cli) -> None:
+    path = Path(cli("config", "path").stdout.strip())
+    path.parent.mkdir(parents=True)
+    path.write_text("threads = [")
+    result = cli("config", "list")
+    assert result.returncode == 2
+    assert str(path) in result.stderr
+    assert "Traceback" not in result.stderr
+    assert cli("config", "path").returncode == 0
