@@ -1,0 +1,294 @@
+"""Every use of huggingface_hub: what a repository holds, who may read it, and the pointers in its cache.
+
+Only `repository()` and `link()` open connections, and only to the configured endpoint; the bytes are `transfer`'s.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit
+
+from localai import naming, settings
+from localai.domain import RemoteFile
+from localai.errors import AccessDenied, HashMismatch, LocalaiError, NetworkError, NotFound, UsageError
+from localai.hub_cache import blob_path, pointer_path, remember_revision
+from localai.partial import disk_error
+
+T = TypeVar("T")
+
+LISTING_SECONDS = 12.0  # everything included: name lookup, every address of the host, a Hub that drips
+_CONNECT_SECONDS = 10.0
+_LINK_SECONDS = 120.0
+_LONGEST_RETRY_AFTER = 5.0
+_MOST_FILES = 100_000
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SWITCHED_OFF = (
+    "HF_HUB_DISABLE_TELEMETRY",
+    "HF_HUB_DISABLE_UPDATE_CHECK",
+    "HF_HUB_DISABLE_XET",
+    "HF_HUB_DISABLE_PROGRESS_BARS",
+    "HF_HUB_DISABLE_SYMLINKS_WARNING",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """A model repository of the Hub at one commit. Every name in `files` is safe to write."""
+
+    repo: str
+    commit: str
+    files: tuple[RemoteFile, ...]
+    gated: bool
+
+
+def _client() -> ModuleType:
+    """huggingface_hub, imported with everything switched off that no user asked for, and silent."""
+    for name in _SWITCHED_OFF:
+        os.environ[name] = "1"
+    import huggingface_hub
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it would print to the terminal, the server's own words included
+    return huggingface_hub
+
+
+def endpoint(environ: Mapping[str, str] = os.environ) -> str:
+    """The address of the Hub, `HF_ENDPOINT` or the public one. Raises UsageError if it is none."""
+    text = (environ.get("HF_ENDPOINT") or naming.DEFAULT_ENDPOINT).rstrip("/")
+    try:
+        parts = urlsplit(text)
+        if parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0:
+            return text
+    except ValueError:
+        pass
+    raise UsageError(f"HF_ENDPOINT is not an address: {text!r}", "unset HF_ENDPOINT, or set it to https://…")
+
+
+def file_url(repo: str, commit: str, name: str) -> str:
+    """Where one file of a repository is downloaded from."""
+    return f"{endpoint()}/{repo}/resolve/{quote(commit, safe='')}/{quote(name)}"
+
+
+def token() -> str | None:
+    """The token of `HF_TOKEN` or `hf auth login`; None without one, or where `HF_HUB_DISABLE_IMPLICIT_TOKEN` is set."""
+    if os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        return None
+    found = _client().get_token()
+    return found if isinstance(found, str) else None
+
+
+def auth_headers() -> dict[str, str]:
+    """The header that carries the token, {} without one. For the endpoint's own origin only."""
+    found = token()
+    return {"Authorization": f"Bearer {found}"} if found else {}
+
+
+def require_online(doing: str) -> None:
+    """Raises NetworkError, naming what forbids it, where connections are forbidden; `doing` is a noun phrase."""
+    if not settings.offline():
+        return
+    setting = settings.load()["offline"]
+    if not setting.value:
+        hint = "unset HF_HUB_OFFLINE to allow it"
+    elif setting.source == "environment":
+        hint = f"leave out --offline, or unset {setting.key.variable}"
+    else:
+        hint = "localai config set offline false"
+    raise NetworkError(f"{doing} needs the network, which offline mode forbids", hint)
+
+
+def repository(repo: str, revision: str | None = None) -> Repository:
+    """What a repository holds at a revision (None: its main branch). Answers or fails within 15 seconds.
+
+    Raises NetworkError (also in offline mode, before any connection), NotFound, AccessDenied.
+    """
+    naming.check_repo(repo)
+    require_online(f"looking up {repo}")
+    hub, base, secret = _client(), endpoint(), token()
+
+    def ask() -> Any:
+        api = hub.HfApi(endpoint=base, token=secret or False)
+        return api.model_info(repo, revision=revision, files_metadata=True, timeout=_CONNECT_SECONDS)
+
+    deadline = time.monotonic() + LISTING_SECONDS
+    while True:
+        try:
+            return _checked(repo, _within(deadline - time.monotonic(), ask))
+        except Exception as error:
+            wait_s = _retry_after_s(error)
+            if wait_s is None or time.monotonic() + wait_s > deadline - 1:
+                raise _translated(error, repo, revision) from error
+            time.sleep(wait_s)
+
+
+def _within(seconds: float, call: Callable[[], T]) -> T:
+    """`call()`, given up after `seconds`: no time-out of the client covers name lookup and every address of a host."""
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            outcome.append(call())
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
+            failure.append(error)
+
+    thread = threading.Thread(target=work, name="localai-hub", daemon=True)
+    thread.start()
+    thread.join(max(0.0, seconds))
+    if failure:
+        raise failure[0]
+    if not outcome:
+        raise TimeoutError("no answer in time")
+    return outcome[0]
+
+
+def _checked(repo: str, info: Any) -> Repository:
+    """The Hub's answer as `Repository`; whatever is not as it must be is a NetworkError."""
+    commit = getattr(info, "sha", None)
+    siblings = getattr(info, "siblings", None)
+    if not isinstance(commit, str) or not _COMMIT.fullmatch(commit) or not isinstance(siblings, list):
+        raise _nonsense(repo)
+    if len(siblings) > _MOST_FILES:
+        raise NetworkError(f"{repo} lists {len(siblings)} files, too many", "give another repository")
+    files = []
+    for sibling in siblings:
+        name, size = sibling.rfilename, sibling.size
+        sha256 = sibling.lfs.sha256 if sibling.lfs is not None else None
+        if not isinstance(name, str):
+            raise _nonsense(repo)
+        try:
+            naming.check_filename(name)
+        except UsageError as error:
+            if not name.lower().endswith(".gguf"):
+                continue  # never touched, so its name does no harm
+            raise NetworkError(
+                f"{repo} holds a file whose name is not safe: {name[:80]!r}", "nothing was written"
+            ) from error
+        if not isinstance(size, int) or size < 0 or not (sha256 is None or _SHA256.fullmatch(sha256)):
+            if name.lower().endswith(".gguf"):
+                raise _nonsense(repo)
+            continue
+        files.append(RemoteFile(name, size, sha256))
+    return Repository(repo, commit, tuple(files), bool(info.gated))
+
+
+def _nonsense(repo: str) -> NetworkError:
+    return NetworkError(f"{endpoint()} gives no sensible answer about {repo}", "check HF_ENDPOINT, or try again later")
+
+
+def _retry_after_s(error: BaseException) -> float | None:
+    """Seconds after which to ask again, None where that would not help."""
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    if response is None or not (status == 429 or (isinstance(status, int) and status >= 500)):
+        return None
+    text = str(response.headers.get("Retry-After", "1")).strip()
+    return min(float(text), _LONGEST_RETRY_AFTER) if text.isdecimal() and len(text) < 10 else 1.0
+
+
+def _translated(error: Exception, repo: str, revision: str | None) -> Exception:
+    """The client's exception as one of ours; a bug stays what it is."""
+    import httpx2
+    from huggingface_hub import errors
+
+    if isinstance(error, LocalaiError):
+        return error
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        return _translated(error.__cause__, repo, revision)
+    if isinstance(error, errors.RevisionNotFoundError):
+        return NotFound(f"{repo} has no revision {revision!r}", f"see {endpoint()}/{repo}/tree/main")
+    if isinstance(error, errors.HfHubHTTPError):
+        headers = {name.lower(): value for name, value in error.response.headers.items()}
+        return refusal(repo, error.response.status_code, headers)
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return NetworkError("offline mode forbids connections", "unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE")
+    if isinstance(error, TimeoutError | httpx2.TimeoutException):
+        return _unreachable("no answer in time")
+    if isinstance(error, httpx2.HTTPError):
+        return _unreachable(str(error).splitlines()[0] if str(error) else type(error).__name__)
+    if isinstance(error, errors.EntryNotFoundError | ConnectionError):
+        return _unreachable("the connection failed")
+    if isinstance(error, httpx2.InvalidURL):
+        return UsageError(f"HF_ENDPOINT is not an address: {endpoint()!r}", "unset HF_ENDPOINT")
+    if isinstance(error, errors.FileMetadataError | ValueError | TypeError | KeyError | AttributeError):
+        return _nonsense(repo)  # answers of another shape than a Hub's, among them what is not JSON
+    if isinstance(error, OSError):
+        return disk_error(error, settings.hub_cache())
+    return error
+
+
+def _unreachable(reason: str) -> NetworkError:
+    return NetworkError(
+        f"cannot reach {endpoint()}: {reason}",
+        "check the network, its proxy and HF_ENDPOINT; installed models work without: localai list",
+    )
+
+
+def refusal(repo: str, status: int, headers: Mapping[str, str]) -> LocalaiError:
+    """What a status of the Hub means for a repository; `headers` have lower-case names."""
+    code, said = headers.get("x-error-code", ""), headers.get("x-error-message", "").lower()
+    if code == "GatedRepo":
+        return gated(repo)
+    if status == 401 and (("invalid" in said and "credential" in said) or (not code and token() is not None)):
+        return AccessDenied("the Hub does not accept your token", "run: hf auth login (or set HF_TOKEN anew)")
+    if code == "EntryNotFound":
+        return NotFound(f"{repo} no longer has this file", "pull again to see what it has now")
+    if status in {401, 404, 410}:  # without a token the Hub says 401 for what does not exist, too
+        return NotFound(
+            f"{repo} does not exist, or is private", "check the spelling; for a private repository run: hf auth login"
+        )
+    if status == 403:
+        return AccessDenied(f"the Hub refuses access to {repo}", f"see {endpoint()}/{repo}, then run: hf auth login")
+    if status == 429:
+        return NetworkError("the Hub says: too many requests", "wait a few minutes, or run: hf auth login")
+    return NetworkError(f"the Hub answers {status} for {repo}", "try again later")
+
+
+def gated(repo: str) -> AccessDenied:
+    """The error for a repository whose owner gives access one by one."""
+    return AccessDenied(
+        f"{repo} is gated: its owner must give you access first", f"ask at {endpoint()}/{repo}, then run: hf auth login"
+    )
+
+
+def link(repo: str, commit: str, file: RemoteFile, revision: str | None = None) -> Path:
+    """Add the cache's pointer to a blob that is in place and verified; returns the pointer.
+
+    `revision` is the branch or tag that `commit` was found under (None: main); the cache remembers it, so that other
+    tools find the file offline. Raises HashMismatch if the Hub now names other bytes, else as `repository` does.
+    """
+    assert file.sha256 is not None
+    hub, base, secret = _client(), endpoint(), token()
+    blob = blob_path(repo, file.sha256)
+    pointer = pointer_path(repo, commit, file.name)
+
+    def add_pointer() -> Any:
+        return hub.hf_hub_download(
+            repo, file.name, revision=commit, cache_dir=settings.hub_cache(), endpoint=base, token=secret or False
+        )
+
+    try:
+        # The client trusts any pointer that is there: one that leads elsewhere, or is a file, must go first.
+        if os.path.lexists(pointer) and not (pointer.is_symlink() and pointer.resolve() == blob.resolve()):
+            pointer.unlink()
+        path = Path(os.path.abspath(_within(_LINK_SECONDS, add_pointer)))
+        if not path.is_symlink():  # a file system without links: the client copied; one verified file is enough
+            os.replace(blob, path)
+        elif path.resolve() != blob.resolve():
+            raise HashMismatch(
+                f"the Hub names other bytes for {file.name} than it did before",
+                "pull again: it starts from the new answer",
+            )
+        remember_revision(repo, commit, revision or "main")
+    except Exception as error:
+        raise _translated(error, repo, commit) from error
+    return path

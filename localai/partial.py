@@ -1,0 +1,204 @@
+"""A file on its way to the disk: one partial file for each blob, hashed as it grows, durable before it has its name."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from localai.errors import DoesNotFit, LocalaiError
+
+CHUNK_BYTES = 1 << 20
+_QUEUED_CHUNKS = 4  # bounds the memory between the network and the hash
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+
+
+def disk_error(error: OSError, path: Path) -> LocalaiError:
+    """The error to raise for what the disk refused: DoesNotFit when it is full, else LocalaiError with the reason."""
+    if error.errno in _FULL:
+        return DoesNotFit(f"the disk is full: {path.parent}", "free some space and pull again; it goes on from there")
+    if error.errno in _FORBIDDEN:
+        return LocalaiError(
+            f"may not write to {path.parent}", "check the folder's owner and permissions, or set HF_HOME"
+        )
+    return LocalaiError(f"cannot write {path}: {error.strerror or error}", "check the disk, then pull again")
+
+
+def sha256_of(path: Path, progress: Callable[[int], None] | None = None) -> str:
+    """The SHA-256 of a file in hexadecimal; `progress` is told the bytes read so far. Raises OSError."""
+    digest = hashlib.sha256()
+    done = 0
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    with open(path, "rb", buffering=0) as stream:
+        while count := stream.readinto(buffer):
+            digest.update(buffer[:count])
+            done += count
+            if progress:
+                progress(done)
+    return digest.hexdigest()
+
+
+class _Digest:
+    """SHA-256 in a thread of its own, so that hashing and receiving overlap (hashlib releases the GIL)."""
+
+    def __init__(self) -> None:
+        self._queue: queue.Queue[bytes | None] = queue.Queue(_QUEUED_CHUNKS)
+        self._sha256 = hashlib.sha256()
+        self._thread = threading.Thread(target=self._work, name="localai-sha256", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        while (chunk := self._queue.get()) is not None:
+            self._sha256.update(chunk)
+
+    def update(self, chunk: bytes) -> None:
+        self._queue.put(chunk)
+
+    def finish(self) -> str:
+        """Wait for what is queued and return the hexadecimal digest. Idempotent."""
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+        return self._sha256.hexdigest()
+
+
+class PartialFile:
+    """What has come of a blob so far. Use as a context manager, with the blob's lock held.
+
+    The partial file and the ETag it belongs to stand beside `destination` and outlive the process.
+    Every method raises DoesNotFit or LocalaiError for what the disk refuses; what was written stays.
+    """
+
+    def __init__(self, destination: Path) -> None:
+        self._destination = destination
+        self.path = partial_path(destination)
+        self._etag_path = destination.with_name(f"{destination.name}.localai.etag")
+        self._descriptor = -1
+        self._digest = _Digest()
+        self.position = 0
+
+    def __enter__(self) -> PartialFile:
+        try:
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | _NO_FOLLOW, 0o666)
+        except OSError as error:
+            self._digest.finish()
+            raise disk_error(error, self.path) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._digest.finish()
+        self._close()
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def resume(self, size_bytes: int, progress: Callable[[int], None]) -> None:
+        """Hash what an earlier process left; more than `size_bytes` cannot be right and is thrown away."""
+        try:
+            if os.fstat(self._descriptor).st_size > size_bytes:
+                os.ftruncate(self._descriptor, 0)
+            while chunk := os.read(self._descriptor, CHUNK_BYTES):
+                self._digest.update(chunk)
+                self.position += len(chunk)
+                progress(self.position)
+        except OSError as error:
+            raise disk_error(error, self.path) from error
+
+    @property
+    def etag(self) -> str | None:
+        """The strong ETag of the response that the partial file comes from, None where none was given."""
+        try:
+            text = self._etag_path.read_text("ascii")
+        except (OSError, UnicodeDecodeError):
+            return None
+        return text if is_strong_etag(text) else None
+
+    def restart(self, etag: str | None) -> None:
+        """Throw away what is there and begin anew with the bytes of the response that has this ETag."""
+        self._digest.finish()
+        self._digest = _Digest()
+        try:
+            os.ftruncate(self._descriptor, 0)
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
+            self.position = 0
+            # Emptied first, named after: a crash between the two leaves nothing that belongs to another ETag.
+            if etag is not None and is_strong_etag(etag):
+                self._etag_path.write_text(etag, "ascii")
+            else:
+                self._etag_path.unlink(missing_ok=True)
+        except OSError as error:
+            raise disk_error(error, self.path) from error
+
+    def write(self, chunk: bytes) -> None:
+        """Append `chunk`, at once visible to the next process should this one be killed."""
+        self._digest.update(chunk)
+        rest = memoryview(chunk)
+        try:
+            while rest:
+                written = os.write(self._descriptor, rest)
+                rest = rest[written:]
+                self.position += written
+        except OSError as error:
+            raise disk_error(error, self.path) from error
+
+    def sha256(self) -> str:
+        """The SHA-256 of everything up to `position`; nothing may be written after."""
+        return self._digest.finish()
+
+    def discard(self) -> None:
+        """Remove the partial file: its bytes are not to be trusted."""
+        self._close()
+        self.path.unlink(missing_ok=True)
+        self._etag_path.unlink(missing_ok=True)
+
+    def publish(self) -> None:
+        """Give the verified bytes their name, durably: file synced, renamed, folder synced."""
+        try:
+            os.fsync(self._descriptor)
+            self._close()  # Windows does not rename an open file
+            os.replace(self.path, self._destination)
+            sync_folder(self._destination.parent)
+            self._etag_path.unlink(missing_ok=True)
+        except OSError as error:
+            raise disk_error(error, self.path) from error
+
+
+def partial_path(destination: Path) -> Path:
+    """Where the bytes of a blob gather until they are all there and verified."""
+    return destination.with_name(f"{destination.name}.localai.partial")
+
+
+def discard_partial(destination: Path) -> None:
+    """Remove what an unfinished download of this blob left, if anything."""
+    partial_path(destination).unlink(missing_ok=True)
+    destination.with_name(f"{destination.name}.localai.etag").unlink(missing_ok=True)
+
+
+def is_strong_etag(text: str) -> bool:
+    """Whether `If-Range` may carry this ETag (RFC 9110, 13.1.5: never a weak one); also bounds a hostile one."""
+    return 2 < len(text) <= 512 and text[0] == text[-1] == '"' and text.isascii() and text.isprintable()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` survive a power loss, where the system can (Windows cannot open folders)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # file systems that do not sync folders say so with this
+            raise
+    finally:
+        os.close(descriptor)

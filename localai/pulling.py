@@ -1,0 +1,223 @@
+"""Bringing a model from the Hub to this disk: what it would take, said before the first byte, and then the doing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from localai import catalog, hub, hub_cache, library, naming, quantization, recommend, records, settings, transfer
+from localai.domain import GIB, MIB, InstalledFile, InstalledModel, Machine, Plan, RemoteFile, Variant
+from localai.errors import DoesNotFit, HashMismatch, NotFound
+
+_DISK_RESERVE_BYTES = 256 * MIB  # what a system needs to stay usable
+
+
+@dataclass(frozen=True, slots=True)
+class PullPlan:
+    """What a pull would do. With `already_installed` there is nothing to do and nothing was asked of the Hub.
+
+    `files` is everything to have on the disk, `download_bytes` its size, `already_bytes` what of it is here.
+    `plan` None: nothing is known to plan with. `why` says how the quantization was chosen, "" where the user chose it.
+    """
+
+    model: str
+    repo: str
+    commit: str
+    revision: str | None
+    variant: Variant
+    projector: RemoteFile | None
+    files: tuple[RemoteFile, ...]
+    download_bytes: int
+    already_bytes: int
+    free_bytes_after: int | None
+    plan: Plan | None
+    already_installed: InstalledModel | None
+    why: str
+    warnings: tuple[str, ...]
+
+
+def plan_pull(text: str, machine: Machine) -> PullPlan:
+    """Find out what `localai pull TEXT` takes. Without a connection where the model is installed already.
+
+    Raises NotFound, UsageError, NetworkError, AccessDenied (gated, no token), HashMismatch (the Hub gives no hash),
+    DoesNotFit where the disk is too small. Whether it fits the memory is in `plan`, for the caller to decide on.
+    """
+    wanted = library.meaning(text)
+    models = library.installed()
+    here = library.selected(library.matching(wanted, models), wanted)
+    if here:
+        return _nothing_to_do(max(here, key=lambda model: (model.last_used_at or "", model.size_bytes)))
+    if wanted.repo is None:
+        raise library.unknown(text, models)
+    found = hub.repository(wanted.repo, wanted.revision)
+    variant, plan, why = _choose(text, wanted, found, machine)
+    projector = next(iter(naming.projectors(found.files)), None)
+    files = (*variant.files, *([projector] if projector else []))
+    for file in files:
+        if file.sha256 is None:
+            raise HashMismatch(
+                f"the Hub gives no SHA-256 for {file.name}, so it cannot be verified", "take another file"
+            )
+    total = sum(file.size_bytes for file in files)
+    already = sum(hub_cache.bytes_at_hand(found.repo, file) for file in files)
+    if found.gated and already < total and hub.token() is None:
+        raise hub.gated(found.repo)
+    return PullPlan(
+        model=wanted.model,
+        repo=found.repo,
+        commit=found.commit,
+        revision=wanted.revision,
+        variant=variant,
+        projector=projector,
+        files=files,
+        download_bytes=total,
+        already_bytes=already,
+        free_bytes_after=_checked_disk(variant, total - already),
+        plan=plan,
+        already_installed=None,
+        why=why,
+        warnings=_warnings(variant, plan),
+    )
+
+
+def _nothing_to_do(model: InstalledModel) -> PullPlan:
+    remote = tuple(RemoteFile(file.name, file.size_bytes, file.sha256) for file in model.files)
+    return PullPlan(
+        model=model.model,
+        repo=model.repo or "",
+        commit=model.commit or "",
+        revision=None,
+        variant=Variant(model.quantization, remote),
+        projector=None,
+        files=remote,
+        download_bytes=model.size_bytes,
+        already_bytes=model.size_bytes,
+        free_bytes_after=None,
+        plan=None,
+        already_installed=model,
+        why="",
+        warnings=(),
+    )
+
+
+def _choose(text: str, wanted: library.Meaning, found: hub.Repository, machine: Machine) -> tuple[Variant, Plan, str]:
+    """The variant to take: the one asked for, else the best that fits; with how it would run here."""
+    variants = naming.variants(found.files)
+    if not variants:
+        raise NotFound(f"{found.repo} holds no GGUF files", "look for a repository whose name ends in -GGUF")
+    shape = wanted.known.shape if wanted.known else None
+    if wanted.selector is None:
+        variant, plan, reason = recommend.choose_variant(variants, shape, machine)
+        return variant, plan, f"taking {variant.quantization}: {reason}"
+    chosen = [
+        each
+        for each in variants
+        if library.selects(wanted.selector, each.quantization, [file.name for file in each.files])
+    ]
+    if not chosen:
+        raise _no_such_variant(wanted, found.repo, variants)
+    if len(chosen) > 1:  # of files with the same quantization, one in the repository's top folder is the plain one
+        top = [each for each in chosen if "/" not in each.files[0].name]
+        chosen = top if len(top) == 1 else chosen
+    if len(chosen) > 1:
+        names = ", ".join(each.files[0].name for each in chosen[:6])
+        raise NotFound(
+            f"{text} could be any of {len(chosen)} files", f"give one by name, as in {found.repo}:FILE: {names}"
+        )
+    return chosen[0], recommend.choose_variant(chosen, shape, machine)[1], ""
+
+
+def _no_such_variant(wanted: library.Meaning, repo: str, variants: Sequence[Variant]) -> NotFound:
+    have = ", ".join(dict.fromkeys(each.quantization for each in variants))
+    others = [other for other in (wanted.known.alternative_repos if wanted.known else ()) if other != repo]
+    hint = f"it has {have}" + (f"; or: localai pull {others[0]}:{wanted.selector}" if others else "")
+    return NotFound(f"{repo} has no {wanted.selector}", hint)
+
+
+def _warnings(variant: Variant, plan: Plan | None) -> tuple[str, ...]:
+    warnings = list(plan.warnings) if plan else []
+    low = quantization.is_low_bit(variant.quantization)
+    if low and not any("bit" in each for each in warnings):
+        warnings.append(f"{variant.quantization} has under 4 bits per weight: expect more hallucination")
+    return tuple(warnings)
+
+
+def _checked_disk(variant: Variant, missing_bytes: int) -> int:
+    """Free bytes after the download. Raises DoesNotFit where too little would be left."""
+    folder = settings.hub_cache().absolute()
+    while not folder.exists():
+        folder = folder.parent
+    after = shutil.disk_usage(folder).free - missing_bytes
+    if after < (_DISK_RESERVE_BYTES if missing_bytes else 0):
+        raise DoesNotFit(
+            f"{variant.quantization} needs {missing_bytes / GIB:.1f} GiB more on the disk of {folder},"
+            f" {(after + missing_bytes) / GIB:.1f} GiB are free",
+            "free some space (localai rm), take a smaller model, or set HF_HOME to a folder on another disk",
+        )
+    return after
+
+
+def pull(
+    plan: PullPlan,
+    progress: Callable[[int], None] = lambda done_bytes: None,
+    on_retry: Callable[[str], None] = lambda line: None,
+    patience: transfer.Patience | None = None,
+) -> InstalledModel:
+    """Download what `plan` says, verify every byte, and record the model as installed.
+
+    `progress` is told the bytes at hand of `plan.download_bytes`; `on_retry` each hitch, one line each. Interrupted at
+    any point, the next pull goes on from there. Raises HashMismatch, NetworkError, AccessDenied, NotFound, DoesNotFit.
+    """
+    if plan.already_installed is not None:
+        return plan.already_installed
+    hub.require_online(f"pulling {plan.model}")
+    done = 0
+    for file in plan.files:
+        _fetch(plan, file, lambda so_far, before=done: progress(before + so_far), on_retry, patience)  # type: ignore[misc]
+        done += file.size_bytes
+        progress(done)
+    paths = {file.name: hub.link(plan.repo, plan.commit, file, plan.revision) for file in plan.files}
+    known = catalog.by_repo(plan.repo)
+    model = InstalledModel(
+        model=known.id if known else plan.repo,
+        repo=plan.repo,
+        commit=plan.commit,
+        quantization=plan.variant.quantization,
+        files=tuple(_installed(file, paths[file.name]) for file in plan.variant.files),
+        projector=_installed(plan.projector, paths[plan.projector.name]) if plan.projector else None,
+        verified_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        source="hub",
+    )
+    records.save(model)
+    return model
+
+
+def _fetch(
+    plan: PullPlan,
+    file: RemoteFile,
+    progress: Callable[[int], None],
+    on_retry: Callable[[str], None],
+    patience: transfer.Patience | None,
+) -> None:
+    assert file.sha256 is not None
+    transfer.download(
+        hub.file_url(plan.repo, plan.commit, file.name),
+        hub_cache.blob_path(plan.repo, file.sha256),
+        size_bytes=file.size_bytes,
+        sha256=file.sha256,
+        lock=hub_cache.lock_path(plan.repo, file.sha256),
+        headers=hub.auth_headers(),
+        progress=progress,
+        on_retry=on_retry,
+        on_wait=lambda: on_retry(f"another program is downloading {file.name}; waiting for it"),
+        refusal=lambda status, headers: hub.refusal(plan.repo, status, headers),
+        patience=patience,
+    )
+
+
+def _installed(file: RemoteFile, path: Path) -> InstalledFile:
+    assert file.sha256 is not None
+    return InstalledFile(file.name, path, file.size_bytes, file.sha256)

@@ -1,0 +1,357 @@
+"""A Hub on loopback for the real client: repositories, redirects to a storage server, an access log, and faults.
+
+`HubOnLoopback` is one server; a second one plays the storage that files are redirected to. What a request meets is
+decided by `faults`: each is used up by the requests it strikes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+COMMIT = "c0ffee0123456789c0ffee0123456789c0ffee01"
+
+
+@dataclass
+class Repo:
+    """What one repository holds: names and contents. `sha256` overrides what the Hub says of a file."""
+
+    files: dict[str, bytes]
+    commit: str = COMMIT
+    gated: bool = False
+    token: str | None = None  # who may read it; None is everybody
+    sha256: dict[str, str | None] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    etags: dict[str, str] = field(default_factory=dict)
+
+    def sha256_of(self, name: str) -> str | None:
+        return self.sha256.get(name, hashlib.sha256(self.files[name]).hexdigest())
+
+
+@dataclass
+class Fault:
+    """What goes wrong with the next `times` requests for bytes (GET of a file)."""
+
+    times: int = 1
+    drop_at: int | None = None  # the connection is closed before this byte of the file
+    reset: bool = False  # ... and that with a reset, which also costs bytes on the way
+    end_at: int | None = None  # the body ends before this byte, its length not announced
+    flip_at: int | None = None  # this byte has one bit flipped
+    hang_at: int | None = None  # nothing comes from this byte on, until the server closes
+    status: int | None = None
+    retry_after: str | None = None
+    announce: int | None = None  # the length that is announced instead of the real one
+    extra: int = 0  # bytes sent beyond the end
+    ignore_range: bool = False
+    content_range: str | None = None
+    location: str | None = None  # redirect to there instead
+    gate: threading.Event | None = None  # set: go on; the request waits for it before its body
+
+
+@dataclass
+class Seen:
+    """One line of the access log, there from the moment that the request came; `sent` grows."""
+
+    method: str
+    path: str
+    range: str | None
+    if_range: str | None
+    authorization: str | None
+    status: int
+    sent: int
+
+
+class HubOnLoopback:
+    """A server and its log. Use `running()`."""
+
+    def __init__(self) -> None:
+        self.repos: dict[str, Repo] = {}
+        self.faults: list[Fault] = []
+        self.listing_faults: list[Fault] = []
+        self.log: list[Seen] = []
+        self.storage: HubOnLoopback | None = None
+        self.is_storage = False
+        self.sent = 0
+        self.closing = threading.Event()
+        self.began = threading.Condition()
+        self.lock = threading.Lock()
+        hub = self
+
+        class Handler(_Handler):
+            pass
+
+        Handler.hub = hub
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def add(self, repo: str, files: dict[str, bytes], **options: Any) -> Repo:
+        self.repos[repo] = Repo(files, **options)
+        return self.repos[repo]
+
+    def fault(self, **what: Any) -> Fault:
+        """The next request for bytes goes wrong like this (of a storage server, where there is one)."""
+        fault = Fault(**what)
+        (self.storage or self).faults.append(fault)
+        return fault
+
+    def downloads(self) -> list[Seen]:
+        """The requests for bytes, storage server included, oldest first."""
+        with self.lock:
+            mine = [
+                seen
+                for seen in self.log
+                if seen.method == "GET" and "/resolve/" in seen.path and seen.status in {200, 206}
+            ]
+        return mine + (self.storage.downloads() if self.storage else [])
+
+    def requests(self) -> list[Seen]:
+        with self.lock:
+            return list(self.log)
+
+    def wait_until_sent(self, count: int, timeout: float = 30) -> bool:
+        """Block until the server has sent that many bytes of some file."""
+        with self.began:
+            return self.began.wait_for(lambda: self.sent >= count, timeout)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self.closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@contextmanager
+def running(storage: bool = False) -> Iterator[HubOnLoopback]:
+    """A Hub, with a storage server of its own where asked for, for the time of a test."""
+    hub = HubOnLoopback()
+    hub.start()
+    if storage:
+        hub.storage = HubOnLoopback()
+        hub.storage.repos = hub.repos
+        hub.storage.is_storage = True
+        hub.storage.start()
+    try:
+        yield hub
+    finally:
+        if hub.storage:
+            hub.storage.close()
+        hub.close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: HubOnLoopback
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def answer(self) -> None:
+        authorization = self.headers.get("Authorization")
+        self.seen = Seen(
+            self.command, self.path, self.headers.get("Range"), self.headers.get("If-Range"), authorization, 0, 0
+        )
+        with self.hub.lock:
+            self.hub.log.append(self.seen)
+        try:
+            self.route()
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
+
+    def route(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        if path.startswith("/api/models/"):
+            self.listing(path.removeprefix("/api/models/"))
+        elif "/resolve/" in path:
+            repo, _, rest = path.lstrip("/").partition("/resolve/")
+            _, _, name = rest.partition("/")
+            self.file(repo, name)
+        else:
+            self.refuse(404, "")
+
+    # ----------------------------------------------------------------------------------------------- the listing
+
+    def listing(self, path: str) -> None:
+        name, _, revision = path.partition("/revision/")
+        if self.hub.listing_faults:
+            fault = self.hub.listing_faults.pop(0)
+            if fault.hang_at is not None:
+                self.hub.closing.wait()
+                self.close_connection = True
+                return
+            self.refuse(fault.status or 500, "", retry_after=fault.retry_after)
+            return
+        repo = self.hub.repos.get(name)
+        if repo is None:
+            self.refuse(404 if self.headers.get("Authorization") else 401, "RepoNotFound")
+            return
+        if repo.token is not None and not repo.gated and self.headers.get("Authorization") != f"Bearer {repo.token}":
+            self.refuse(401, "RepoNotFound")
+            return
+        if revision and revision not in {"main", repo.commit}:
+            self.refuse(404, "RevisionNotFound")
+            return
+        blobs = "blobs" in parse_qs(urlsplit(self.path).query)
+        self.send_json(listing_of(name, repo, blobs))
+
+    def send_json(self, value: object) -> None:
+        body = json.dumps(value).encode()
+        self.start(200, {"Content-Type": "application/json", "Content-Length": str(len(body))})
+        self.wfile.write(body)
+
+    # ------------------------------------------------------------------------------------------------- the files
+
+    def file(self, repo_name: str, name: str) -> None:
+        repo = self.hub.repos.get(repo_name)
+        if repo is None:
+            self.refuse(401, "RepoNotFound")
+            return
+        has_token = repo.token is None or self.headers.get("Authorization") == f"Bearer {repo.token}"
+        if not has_token and not self.hub.is_storage:
+            self.refuse(
+                403 if self.headers.get("Authorization") else 401, "GatedRepo" if repo.gated else "RepoNotFound"
+            )
+            return
+        if name not in repo.files:
+            self.refuse(404, "EntryNotFound")
+            return
+        sha256 = repo.sha256_of(name) or hashlib.sha1(repo.files[name]).hexdigest()
+        headers = {
+            "X-Repo-Commit": repo.commit,
+            "X-Linked-Size": str(len(repo.files[name])),
+            "X-Linked-Etag": f'"{sha256}"',
+            "Accept-Ranges": "bytes",
+        }
+        if self.hub.storage is not None:
+            self.start(302, {**headers, "Location": f"{self.hub.storage.url}{self.path}", "Content-Length": "0"})
+        else:
+            self.bytes_of(repo, name, {**headers, "ETag": repo.etags.get(name, f'"{sha256[:16]}"')})
+
+    def bytes_of(self, repo: Repo, name: str, headers: dict[str, str]) -> None:
+        content = repo.files[name]
+        if self.command == "HEAD":
+            self.start(200, {**headers, "Content-Length": str(len(content))})
+            return
+        fault = self.next_fault()
+        if fault.location is not None:
+            self.start(302, {"Location": fault.location, "Content-Length": "0"})
+            return
+        if fault.status is not None:
+            self.refuse(fault.status, "", retry_after=fault.retry_after)
+            return
+        start = 0
+        if (wanted := self.headers.get("Range")) and not fault.ignore_range:
+            start = int(wanted.removeprefix("bytes=").rstrip("-"))
+            if self.headers.get("If-Range") not in {None, headers["ETag"]}:
+                start = 0
+            elif start >= len(content):
+                self.start(416, {"Content-Range": f"bytes */{len(content)}", "Content-Length": "0"})
+                return
+        if start:
+            headers["Content-Range"] = fault.content_range or f"bytes {start}-{len(content) - 1}/{len(content)}"
+        if fault.end_at is None and not fault.extra:
+            headers["Content-Length"] = str(fault.announce or len(content) - start)
+        else:
+            headers["Connection"] = "close"
+        self.start(206 if start else 200, headers)
+        self.body(content, start, fault)
+
+    def next_fault(self) -> Fault:
+        with self.hub.lock:
+            if not self.hub.faults:
+                return Fault()
+            fault = self.hub.faults[0]
+            fault.times -= 1
+            if fault.times <= 0:
+                self.hub.faults.pop(0)
+            return fault
+
+    def body(self, content: bytes, start: int, fault: Fault) -> None:
+        if fault.gate is not None:
+            fault.gate.wait(30)
+        if fault.flip_at is not None:
+            content = content[: fault.flip_at] + bytes([content[fault.flip_at] ^ 1]) + content[fault.flip_at + 1 :]
+        stops = [stop for stop in (fault.drop_at, fault.end_at, fault.hang_at) if stop is not None]
+        end = max(start, min([len(content), *stops]))
+        for at in range(start, end, 1 << 16):
+            piece = content[at : min(end, at + (1 << 16))]
+            self.wfile.write(piece)
+            self.seen.sent += len(piece)
+            with self.hub.began:
+                self.hub.sent += len(piece)
+                self.hub.began.notify_all()
+        if fault.extra:
+            self.wfile.write(b"x" * fault.extra)
+        if fault.hang_at is not None:
+            self.hub.closing.wait()
+        if stops or fault.extra:
+            self.close_connection = True
+        if fault.reset:
+            with suppress(OSError):
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    # ---------------------------------------------------------------------------------------------------- answers
+
+    def start(self, status: int, headers: dict[str, str]) -> None:
+        self.seen.status = status
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def refuse(self, status: int, code: str, retry_after: str | None = None) -> None:
+        headers = {"Content-Length": "0"}
+        if code:
+            headers["X-Error-Code"] = code
+        if retry_after is not None:
+            headers["Retry-After"] = retry_after
+        self.start(status, headers)
+
+
+def listing_of(name: str, repo: Repo, blobs: bool = True) -> dict[str, Any]:
+    """What the Hub's API says of a repository."""
+    siblings = []
+    for file, content in repo.files.items():
+        entry: dict[str, Any] = {"rfilename": file}
+        if blobs:
+            size = repo.sizes.get(file, len(content))
+            entry |= {"size": size, "blobId": hashlib.sha1(content).hexdigest()}
+            if (sha256 := repo.sha256_of(file)) is not None:
+                entry["lfs"] = {"sha256": sha256, "size": size, "pointerSize": 134}
+        siblings.append(entry)
+    return {
+        "_id": "0" * 24,
+        "id": name,
+        "modelId": name,
+        "sha": repo.commit,
+        "private": False,
+        "gated": "auto" if repo.gated else False,
+        "disabled": False,
+        "downloads": 1,
+        "likes": 1,
+        "tags": ["gguf"],
+        "siblings": siblings,
+    }

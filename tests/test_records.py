@@ -1,0 +1,142 @@
+"""The index of installed models: nothing is lost, nothing damaged is believed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from localai import records
+from localai.domain import InstalledFile, InstalledModel
+
+
+def model(name: str = "qwen3-4b", number: int = 0) -> InstalledModel:
+    file = InstalledFile(f"m-{number}.gguf", Path(f"/models/m-{number}.gguf").absolute(), 7 + number, "a" * 64)
+    return InstalledModel(name, "Qwen/x", "c" * 40, "Q4_K_M", (file,), None, "2026-11-21T00:00:00Z", "hub")
+
+
+def test_what_is_saved_is_there() -> None:
+    plain = model()
+    seeing = replace(model("b", 1), projector=InstalledFile("mmproj.gguf", Path("/p.gguf").absolute(), 9, "b" * 64))
+    records.save(plain)
+    records.save(seeing)
+    assert records.load() == (seeing, plain)
+    records.forget(plain)
+    records.forget(plain)
+    assert records.load() == (seeing,)
+
+
+def test_a_newer_pull_of_the_same_file_replaces_the_older() -> None:
+    records.save(model())
+    newer = replace(model(), commit="d" * 40)
+    records.save(newer)
+    assert records.load() == (newer,)
+
+
+def test_last_used_is_remembered() -> None:
+    records.save(model())
+    assert records.load()[0].last_used_at is None
+    records.touch(model())
+    assert records.load()[0].last_used_at == records.last_used_at(model())
+    assert (records.last_used_at(model()) or "").endswith("Z")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
+def test_only_the_user_can_read_them() -> None:
+    before = os.umask(0)
+    try:
+        records.save(model())
+        records.touch(model())
+    finally:
+        os.umask(before)
+    assert records.folder().stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in records.folder().iterdir()} == {0o600}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe",
+        b"[]",
+        b"{}",
+        b'{"schema_version": 2}',
+        b"[" * 100_000,
+        b'{"schema_version": 1, "files": []}',
+        b'{"schema_version": 1, "model": "x", "quantization": "Q", "source": "hub", "files": [7]}',
+        b'{"schema_version": 1, "model": "x", "quantization": "Q", "source": "hub",'
+        b' "files": [{"name": "a", "path": "../a", "size_bytes": 1, "sha256": "x"}]}',
+        b'{"schema_version": 1, "model": "x", "quantization": "Q", "source": "hub",'
+        b' "files": [{"name": "a", "path": "/a", "size_bytes": true, "sha256": "x"}]}',
+    ],
+)
+def test_a_damaged_record_is_left_out_and_told(content: bytes) -> None:
+    records.save(model())
+    (records.folder() / "bad.json").write_bytes(content)
+    told: list[str] = []
+    assert records.load(told.append) == (model(),)
+    assert len(told) == 1
+    assert "bad.json" in told[0]
+
+
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda inner: (
+            st.lists(inner)
+            | st.dictionaries(
+                st.sampled_from(["model", "files", "name", "path", "size_bytes", "sha256", "source", "repo"]), inner
+            )
+        ),
+    )
+)
+def test_any_json_is_read_or_left_out(value: object) -> None:
+    records.folder().mkdir(parents=True, exist_ok=True)
+    if isinstance(value, dict):
+        value = {"schema_version": 1, **value}
+    (records.folder() / "any.json").write_text(json.dumps(value))
+    records.load()
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "C:\\x", "x" * 500, "é 模型", ".", "\ud800"])
+def test_any_name_of_a_model_is_a_safe_file_name(name: str) -> None:
+    records.save(model(name))
+    assert records.load()[0].model == name
+    assert {path.parent for path in records.folder().parent.rglob("*.json")} == {records.folder()}
+
+
+def test_two_processes_at_once_lose_nothing() -> None:
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[2]); from test_records import model, records\n"
+        "for number in range(40): records.save(model(number=int(sys.argv[1]) + number))"
+    )
+    here = str(Path(__file__).parent)
+    both = [subprocess.Popen([sys.executable, "-c", script, str(first), here]) for first in (0, 100)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert len(records.load()) == 80
+
+
+def test_a_save_that_was_cut_off_is_not_seen() -> None:
+    records.save(model())
+    (records.folder() / ".half.json.1.tmp").write_bytes(b'{"schema')
+    told: list[str] = []
+    assert records.load(told.append) == (model(),)
+    assert told == []
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_can_be_listed() -> None:
+    records.save(model())
+    records.folder().chmod(0o500)
+    records.touch(model())
+    assert records.load() == (model(),)
+    records.folder().chmod(0o700)
