@@ -1,0 +1,41 @@
+"""Intel graphics through the xe and i915 drivers' sysfs files."""
+
+from __future__ import annotations
+
+from localai.domain import Gpu
+from localai.probes import drm
+from localai.probes.source import Source
+
+VENDOR_ID = 0x8086
+
+
+def gpus(source: Source) -> tuple[Gpu, ...]:
+    """Intel's cards; one without local memory is integrated and shares the system's."""
+    return tuple(_gpu(source, card) for card in drm.cards(source, VENDOR_ID))
+
+
+def _gpu(source: Source, card: drm.Card) -> Gpu:
+    total, free, origin = _local_memory(source, card)
+    kind = "Arc graphics" if total else "graphics"
+    return Gpu(
+        vendor="Intel",
+        name=f"Intel {kind} ({card.pci_id})",
+        vram_total_bytes=total,
+        vram_free_bytes=free,
+        shared_memory=total is None,
+        driver=card.driver,
+        source=origin,
+    )
+
+
+def _local_memory(source: Source, card: drm.Card) -> tuple[int | None, int | None, str]:
+    """(total, free, file) of the card's own memory: xe names it for each tile, i915 once for the card."""
+    tiles = source.glob(f"{card.device}/tile[0-9]*/physical_vram_size_bytes")
+    total = sum(source.integer(path) or 0 for path in tiles)
+    if total:
+        return total, None, tiles[0]
+    for folder in (card.folder, card.device):
+        if total := source.integer(f"{folder}/lmem_total_bytes") or 0:
+            free = source.integer(f"{folder}/lmem_avail_bytes")
+            return total, None if free is None else min(free, total), f"{folder}/lmem_total_bytes"
+    return None, None, card.device

@@ -1,0 +1,165 @@
+"""RAM that is really there: the system's figures, and under Linux what the control groups allow of them.
+
+Available = min(MemAvailable, limit − usage) over the process's control group and all its parents, v1 and v2; file cache
+that can be dropped (`inactive_file`) does not count as usage, as in `docker stats` and the kubelet's working set.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from localai.domain import SystemMemory
+from localai.probes.source import Source
+
+
+def memory(source: Source) -> SystemMemory | None:
+    """The memory of the machine behind `source`, None where its system does not say it in a way known here."""
+    match source.system:
+        case "Linux":
+            return _linux(source)
+        case "Darwin":
+            return _macos(source)
+    return None
+
+
+def memory_of_psutil() -> SystemMemory:
+    """This machine's memory as psutil tells it, for systems without a way of their own here."""
+    import psutil
+
+    found = psutil.virtual_memory()
+    try:
+        swap = psutil.swap_memory().total
+    except (OSError, RuntimeError):
+        swap = 0
+    return SystemMemory(found.total, found.available, None, swap, "psutil")
+
+
+# -------------------------------------------------------------------------------------------------------- Linux
+
+
+def _linux(source: Source) -> SystemMemory | None:
+    figures = {
+        name: int(number) * 1024
+        for name, number in re.findall(r"^(\w+):\s+(\d{1,15}) kB", source.text("/proc/meminfo") or "", re.M)
+    }
+    total = figures.get("MemTotal")
+    if not total:
+        return None
+    available = figures.get("MemAvailable")
+    origin = "/proc/meminfo"
+    if available is None:  # kernels before 3.14
+        available = sum(figures.get(name, 0) for name in ("MemFree", "Buffers", "Cached"))
+    available = min(available, total)
+    limit = None
+    for level in _levels(source):
+        if level.limit >= total:
+            continue
+        limit = level.limit if limit is None else min(limit, level.limit)
+        if level.available < available:
+            available, origin = level.available, level.path
+    if limit is not None and origin == "/proc/meminfo":
+        origin = "/proc/meminfo, within the control group's limit"
+    return SystemMemory(total, available, limit, figures.get("SwapTotal", 0), origin)
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """One control group with a limit."""
+
+    path: str
+    limit: int
+    available: int
+
+
+_LevelReader = Callable[[Source, str], _Level | None]
+
+
+def _levels(source: Source) -> Iterator[_Level]:
+    """Every limited control group from this process's own up to the root, of both versions."""
+    groups = (source.text("/proc/self/cgroup") or "").splitlines()
+    for line in groups:
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" and not controllers:
+            yield from _walk(source, _mounts(source, "cgroup2"), path, _level_v2)
+        elif "memory" in controllers.split(","):
+            yield from _walk(source, _mounts(source, "cgroup"), path, _level_v1)
+
+
+def _mounts(source: Source, kind: str) -> list[tuple[str, str]]:
+    """(mount point, which group is its root) of the hierarchies that can hold memory limits."""
+    found = []
+    for line in (source.text("/proc/self/mountinfo") or "").splitlines():
+        before, _, after = line.partition(" - ")
+        fields, tail = before.split(" "), after.split(" ")
+        if len(fields) < 5 or tail[0] != kind:
+            continue
+        if kind == "cgroup" and "memory" not in tail[-1].split(","):
+            continue
+        found.append((fields[4], fields[3]))
+    if found:
+        return found
+    if kind == "cgroup":
+        return [("/sys/fs/cgroup/memory", "/")]
+    return [("/sys/fs/cgroup", "/"), ("/sys/fs/cgroup/unified", "/")]
+
+
+def _walk(source: Source, mounts: list[tuple[str, str]], path: str, level: _LevelReader) -> Iterator[_Level]:
+    """The group's levels under each mount. A container may see its own group as the mount's root, under any name."""
+    names = [name for name in path.split("/") if name not in ("", ".", "..")]
+    for mount, root in mounts:
+        above = [name for name in root.split("/") if name]
+        inside = names[len(above) :] if names[: len(above)] == above else []
+        for depth in range(min(len(inside), 64), -1, -1):
+            if found := level(source, str(PurePosixPath(mount, *inside[:depth]))):
+                yield found
+
+
+def _level_v2(source: Source, folder: str) -> _Level | None:
+    limit = source.integer(f"{folder}/memory.max")  # "max" is no number: no limit
+    if limit is None:
+        return None
+    usage = source.integer(f"{folder}/memory.current") or 0
+    cache = _statistic(source, folder, "inactive_file")
+    return _Level(f"{folder}/memory.max", limit, max(limit - max(usage - cache, 0), 0))
+
+
+def _level_v1(source: Source, folder: str) -> _Level | None:
+    limits = [source.integer(f"{folder}/memory.limit_in_bytes")]
+    # The tightest limit above, also where a container cannot see its parents.
+    limits.append(_statistic(source, folder, "hierarchical_memory_limit") or None)
+    known = [limit for limit in limits if limit is not None]
+    if not known:
+        return None
+    usage = source.integer(f"{folder}/memory.usage_in_bytes") or 0
+    cache = _statistic(source, folder, "total_inactive_file")
+    limit = min(known)
+    return _Level(f"{folder}/memory.limit_in_bytes", limit, max(limit - max(usage - cache, 0), 0))
+
+
+def _statistic(source: Source, folder: str, name: str) -> int:
+    found = re.search(rf"^{name} (\d{{1,19}})$", source.text(f"{folder}/memory.stat") or "", re.M)
+    return int(found.group(1)) if found else 0
+
+
+# -------------------------------------------------------------------------------------------------------- macOS
+
+
+def _macos(source: Source) -> SystemMemory | None:
+    """`hw.memsize`; available are the pages that macOS can give out without swapping (as psutil counts them)."""
+    try:
+        total = int(source.output("sysctl", "-n", "hw.memsize") or "")
+    except ValueError:
+        return None
+    pages = source.output("vm_stat") or ""
+    size = re.search(r"page size of (\d{1,9}) bytes", pages)
+    counts = {name: int(count) for name, count in re.findall(r"^Pages ([\w -]+):\s+(\d{1,15})\.", pages, re.M)}
+    if not size or "free" not in counts or not 0 < total < 2**63:
+        return None
+    available = (counts["free"] + counts.get("inactive", 0)) * int(size.group(1))
+    swap = re.search(r"total = (\d{1,9}(?:\.\d+)?)M", source.output("sysctl", "-n", "vm.swapusage") or "")
+    swap_bytes = int(float(swap.group(1)) * 1024**2) if swap else 0
+    return SystemMemory(total, min(available, total), None, swap_bytes, "vm_stat")

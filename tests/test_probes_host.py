@@ -1,0 +1,246 @@
+"""The processor, the system's name and the memory, on captured machines."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from machines import captured
+
+from localai.domain import GIB, Cpu, SystemMemory
+from localai.probes import amd, host, intel, memory, nvidia
+from localai.probes.source import Source, run_command
+
+KIB = 1024
+
+
+@pytest.mark.parametrize(
+    ("name", "system", "cpu"),
+    [
+        ("this-vm", "Debian GNU/Linux 12 (bookworm)", Cpu("AMD EPYC", "x86_64", 2, 2)),
+        (
+            "laptop-intel",
+            "Ubuntu 24.04.1 LTS",
+            Cpu("11th Gen Intel(R) Core(TM) i5-1135G7 @ 2.40GHz", "x86_64", 4, 8),
+        ),
+        (
+            "raspberry-pi-5",
+            "Debian GNU/Linux 12 (bookworm)",
+            Cpu("Cortex-A76 (Raspberry Pi 5 Model B Rev 1.0)", "aarch64", 4, 4),
+        ),
+        ("rk3588", "Linux", Cpu("Cortex-A55 + Cortex-A76 (Radxa ROCK 5B)", "aarch64", 2, 2)),
+        ("macbook-air-m2", "macOS 14.6.1", Cpu("Apple M2", "arm64", 8, 8)),
+    ],
+)
+def test_the_system_and_its_processor(name: str, system: str, cpu: Cpu, tmp_path: Path) -> None:
+    source, _ = captured(name, tmp_path)
+    assert host.os_name(source) == system
+    assert host.cpu(source) == cpu
+
+
+def test_windows_names_its_processor_and_version(tmp_path: Path) -> None:
+    source, _ = captured("windows-laptop", tmp_path)
+    assert host.os_name(source) == "Windows 10.0.22631.4317"
+    assert host.cpu(source).name == "AMD Ryzen 7 7840U w/ Radeon 780M Graphics"
+
+
+def test_an_unknown_arm_core_shows_its_numbers(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text("processor : 0\nCPU implementer : 0x99\nCPU part : 0xabc\n")
+    source = Source(tmp_path, lambda command, seconds: None, "Linux", "aarch64")
+    assert host.cpu(source).name == "ARM core 0x99:0xabc"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("this-vm", SystemMemory(24684092 * KIB, 24359096 * KIB, None, 0, "/proc/meminfo")),
+        ("laptop-intel", SystemMemory(16058124 * KIB, 10485760 * KIB, None, 2097148 * KIB, "/proc/meminfo")),
+        ("raspberry-pi-5", SystemMemory(8255280 * KIB, 7340032 * KIB, None, 204796 * KIB, "/proc/meminfo")),
+        # 4 GiB − (3 GiB − 2 GiB of file cache)
+        (
+            "container-v1",
+            SystemMemory(65829888 * KIB, 3 * GIB, 4 * GIB, 0, "/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        ),
+        # 2 GiB − (1 GiB − 256 MiB)
+        ("container-v2", SystemMemory(65829888 * KIB, 1280 * KIB**2, 2 * GIB, 0, "/sys/fs/cgroup/memory.max")),
+        # the slice: 6 − 5
+        (
+            "container-nested",
+            SystemMemory(65829888 * KIB, GIB, 6 * GIB, 0, "/sys/fs/cgroup/kubepods.slice/memory.max"),
+        ),
+        ("macbook-air-m2", SystemMemory(16 * GIB, 340000 * 16384, None, 2 * GIB, "vm_stat")),
+        ("nothing", None),
+    ],
+)
+def test_memory_that_is_really_there(name: str, expected: SystemMemory | None, tmp_path: Path) -> None:
+    source, _ = captured(name, tmp_path)
+    assert memory.memory(source) == expected
+
+
+def test_a_limit_that_is_looser_than_the_free_memory_is_still_named(tmp_path: Path) -> None:
+    source, _ = captured("container-v2", tmp_path)
+    (tmp_path / "sys/fs/cgroup/memory.max").write_text(str(32 * GIB))
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 67108864 kB\nMemAvailable: 1048576 kB\n")
+    found = memory.memory(source)
+    assert found == SystemMemory(64 * GIB, GIB, 32 * GIB, 0, "/proc/meminfo, within the control group's limit")
+
+
+def test_a_group_over_its_limit_leaves_nothing(tmp_path: Path) -> None:
+    source, _ = captured("container-v2", tmp_path)
+    (tmp_path / "sys/fs/cgroup/memory.current").write_text(str(9 * GIB))
+    found = memory.memory(source)
+    assert found is not None
+    assert found.available_bytes == 0
+
+
+def test_a_container_that_sees_only_its_own_group_knows_the_limit_above(tmp_path: Path) -> None:
+    source, _ = captured("container-v1", tmp_path)
+    (tmp_path / "sys/fs/cgroup/memory/memory.limit_in_bytes").write_text("9223372036854771712")
+    found = memory.memory(source)
+    assert found is not None
+    assert found.limit_bytes == 4 * GIB  # hierarchical_memory_limit
+
+
+def test_a_group_path_cannot_lead_out_of_the_mount(tmp_path: Path) -> None:
+    source, _ = captured("container-v2", tmp_path)
+    (tmp_path / "proc/self/cgroup").write_text("0::/../../../../etc\n")
+    found = memory.memory(source)
+    assert found is not None
+    assert found.limit_bytes == 2 * GIB
+
+
+def test_an_old_kernel_without_memavailable(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 2048 kB\nMemFree: 100 kB\nBuffers: 20 kB\nCached: 300 kB\n")
+    found = memory.memory(Source(tmp_path, lambda command, seconds: None, "Linux", "x86_64"))
+    assert found is not None
+    assert found.available_bytes == 420 * KIB
+
+
+def test_this_machine_agrees_with_psutil() -> None:
+    source = Source()
+    found = memory.memory(source) or memory.memory_of_psutil()
+    assert found.total_bytes == psutil.virtual_memory().total
+    assert 0 <= found.available_bytes <= found.total_bytes
+    cpu = host.cpu(source)
+    assert cpu.physical_cores is None or 1 <= cpu.physical_cores <= cpu.logical_cores
+
+
+# ---------------------------------------------------------------------------------------------------- the source
+
+
+def test_a_source_reads_regular_files_only(tmp_path: Path) -> None:
+    source = Source(tmp_path)
+    (tmp_path / "long").write_text("x" * 100)
+    assert source.text("/long", 10) == "x" * 10
+    assert source.text("/") is None
+    assert source.text("/absent") is None
+    assert source.text("/nul\0") is None
+    assert source.integer("/long") is None
+    if sys.platform != "win32":
+        os.mkfifo(tmp_path / "pipe")
+        assert source.text("/pipe") is None
+
+
+@pytest.mark.parametrize(("text", "value"), [("12", 12), ("0x10", 16), ("-1", None), ("max", None), (str(2**64), None)])
+def test_a_source_reads_numbers(text: str, value: int | None, tmp_path: Path) -> None:
+    (tmp_path / "number").write_text(text)
+    assert Source(tmp_path).integer("number") == value
+
+
+def test_commands_never_raise() -> None:
+    assert run_command([sys.executable, "-c", "print('é')"], 30) is not None
+    assert run_command([sys.executable, "-c", "raise SystemExit(1)"], 30) is None
+    assert run_command(["no-such-command-anywhere"], 1) is None
+    assert run_command([sys.executable, "-c", "import time; time.sleep(60)"], 0.05) is None
+    assert run_command(["nul\0"], 1) is None
+
+
+# ---------------------------------------------------------------------------------------------------- any machine
+
+_PATHS = (
+    "proc/meminfo",
+    "proc/cpuinfo",
+    "proc/self/cgroup",
+    "proc/self/mountinfo",
+    "proc/device-tree/model",
+    "etc/os-release",
+    "sys/fs/cgroup/memory.max",
+    "sys/fs/cgroup/memory.current",
+    "sys/fs/cgroup/memory.stat",
+    "sys/fs/cgroup/memory/memory.limit_in_bytes",
+    "sys/devices/system/cpu/online",
+    "sys/devices/system/cpu/cpu0/topology/thread_siblings_list",
+    "sys/class/drm/card0/device/vendor",
+    "sys/class/drm/card0/device/device",
+    "sys/class/drm/card0/device/uevent",
+    "sys/class/drm/card0/device/mem_info_vram_total",
+    "sys/class/drm/card0/device/mem_info_vram_used",
+    "sys/class/drm/card0/device/mem_info_gtt_total",
+    "sys/class/drm/card0/device/tile0/physical_vram_size_bytes",
+    "sys/class/drm/card0/lmem_total_bytes",
+    "proc/driver/nvidia/gpus/x/information",
+    "proc/driver/nvidia/version",
+)
+_WORDS = st.sampled_from(
+    [
+        b"MemTotal: 100 kB\n",
+        b"MemAvailable: 9999 kB\n",
+        b"0::/a/b\n",
+        b"4:memory:/x\n",
+        b"0x8086",
+        b"0x1002",
+        b"max",
+        b"-5",
+        b"processor : 0\n",
+        b"CPU part : 0xd0b\n",
+        b"model name :\n",
+        b"Model: \n",
+        b"0-99999999",
+        b"9" * 400,
+        b"\xff\x00\n",
+        b"1 2 3:4 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
+        b"17179869184",
+        b"DRIVER=x\n",
+        b"1 2 3 4 5 - cgroup\n",
+    ]
+)
+_CONTENTS = st.one_of(st.binary(max_size=40), st.lists(_WORDS, max_size=6).map(b"".join), st.none())
+_OUTPUTS = st.one_of(st.none(), st.text(max_size=40), st.sampled_from(["8", "Pages free: 5.", "page size of 9 bytes"]))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    files=st.fixed_dictionaries(dict.fromkeys(_PATHS, _CONTENTS)),
+    output=_OUTPUTS,
+    system=st.sampled_from(["Linux", "Linux", "Linux", "Darwin", "Windows", ""]),
+)
+def test_no_probe_raises_on_any_tree(
+    files: dict[str, bytes | None], output: str | None, system: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = tmp_path_factory.mktemp("tree")
+    for path, content in files.items():
+        place = root / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if content is None:
+            place.mkdir()
+        else:
+            place.write_bytes(content)
+    source = Source(root, lambda command, seconds: output, system, "x86_64")
+    assert host.os_name(source)
+    cpu = host.cpu(source)
+    assert cpu.name
+    assert cpu.logical_cores >= 1
+    if found := memory.memory(source):
+        assert 0 <= found.available_bytes <= found.total_bytes
+        assert found.limit_bytes is None or found.limit_bytes < found.total_bytes
+    for card in (*amd.gpus(source), *intel.gpus(source), *nvidia.gpus(source, None)):
+        total, free = card.vram_total_bytes, card.vram_free_bytes
+        assert total is None or total > 0
+        assert free is None or (total is not None and 0 <= free <= total)
