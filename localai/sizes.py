@@ -1,0 +1,119 @@
+"""Weights and dimensions of a model whose header has not been read, from the catalog's facts or from its size alone."""
+
+from __future__ import annotations
+
+from localai import quantization
+from localai.catalog import CatalogModel
+from localai.domain import Shape, Weights
+
+
+def weights_from_catalog(model: CatalogModel, quant: str) -> Weights:
+    """Weights of a catalog model at a quantization: its file's size where known, else its parts at their real bits.
+
+    Within about 3 % of the published sizes. Raises ValueError for a quantization whose bits nobody knows.
+    """
+    shape = model.shape or shape_from_params(model.params_b, model.active_params_b)
+    file = model.file(quant)
+    tied = _is_tied(model)
+    embedding, output, rest = _parts(round(model.params_b * 1e9), shape, quant, tied)
+    if file is not None and file.size_bytes is not None:
+        rest = max(0, file.size_bytes - embedding - output)
+        embedding = min(embedding, file.size_bytes)
+    return _weights(embedding, output, rest, shape)
+
+
+def weights_from_size(size_bytes: int, shape: Shape, quant: str) -> Weights:
+    """Weights of a file whose header has not been read: all of its bytes, split as the shape suggests."""
+    tied = shape.params < 5e9
+    embedding, output, _ = _parts(shape.params, shape, quant if quantization.bits(quant) else "Q8_0", tied)
+    embedding, output = min(embedding, size_bytes // 2), min(output, size_bytes // 4)
+    return _weights(embedding, output, size_bytes - embedding - output, shape)
+
+
+def _weights(embedding: int, output: int, rest: int, shape: Shape) -> Weights:
+    read = rest * (shape.active_params / shape.params if shape.active_params else 1) + (output or embedding)
+    return Weights(rest + embedding + output, round(min(read, rest + (output or embedding))), embedding, output)
+
+
+def _is_tied(model: CatalogModel) -> bool:
+    """Whether the output is the embedding: so in every Gemma and LFM2, and in other models of less than 5B."""
+    if model.untied_embedding is not None:
+        return not model.untied_embedding
+    return model.architecture.startswith(("gemma", "lfm2")) or model.params_b < 5
+
+
+# Tensor types of the embedding and the output (llama-quant.cpp, llama_tensor_get_type): the output, also a tied
+# embedding, is Q6_K, but Q8_0 in Q8_0 files; another embedding has the file's main type.
+_OUTPUT_BITS = 6.5625
+_MAIN_BITS = {2: 2.625, 3: 3.4375, 4: 4.5, 5: 5.5, 6: 6.5625, 8: 8.5}
+_MEASURED_PARAMS, _MEASURED_EMBEDDING = 8.0303e9, 128256 * 4096  # Llama 3.1 8B, whose averages quantization.bits gives
+
+
+def _parts(params: int, shape: Shape, quant: str, tied: bool) -> tuple[int, int, int]:
+    """Bytes of the embedding, the output (0 if tied) and all the rest."""
+    average = quantization.bits(quant)
+    if average is None:
+        raise ValueError(f"unknown quantization {quant!r}")
+    if average >= 16:
+        main = output = body = average
+    else:
+        main = _MAIN_BITS.get(_digit(quant), average)
+        output = max(_OUTPUT_BITS, main) if average > 4 else main
+        body = (average * _MEASURED_PARAMS - _MEASURED_EMBEDDING * (main + output)) / (
+            _MEASURED_PARAMS - 2 * _MEASURED_EMBEDDING
+        )
+        if quant.upper().startswith("MXFP4"):  # only the experts are; the rest is Q8_0 (convert_hf_to_gguf.py)
+            main, output, body = 8.5, 8.5, average
+        elif (shape.embedding_length or 256) % 256:  # K-quants fall back (llama-quant.cpp): Q4_K to Q5_0, Q6_K to Q8_0
+            body, output = body + (0.7 if "_K" in quant.upper() else 0), 8.5
+    vocabulary = (shape.vocab_size or 0) * (shape.embedding_length or 0)
+    others = max(0, params - vocabulary * (1 if tied else 2))
+    if tied:
+        return round(vocabulary * output / 8), 0, round(others * body / 8)
+    return round(vocabulary * main / 8), round(vocabulary * output / 8), round(others * body / 8)
+
+
+def _digit(quant: str) -> int:
+    return next((int(character) for character in quant if character.isdigit()), 0)
+
+
+# Dimensions typical of released models of at least that many billions: layers, width, KV heads, head size. The widest
+# common choice of each size, so that the cache is over- rather than underestimated.
+_TYPICAL = (
+    (100, 94, 8192, 8, 128),
+    (50, 80, 8192, 8, 128),
+    (30, 64, 5120, 8, 128),
+    (17, 48, 5120, 8, 128),
+    (11, 40, 5120, 8, 128),
+    (6, 36, 4096, 8, 128),
+    (3.2, 36, 2560, 8, 128),
+    (1.5, 28, 2048, 8, 128),
+    (0.8, 24, 1536, 4, 128),
+    (0.4, 28, 1024, 4, 128),
+    (0.2, 24, 1024, 4, 64),
+    (0.0, 30, 576, 3, 64),
+)
+_TYPICAL_VOCABULARY = 128256
+
+
+def shape_from_params(params_b: float, active_params_b: float | None = None) -> Shape:
+    """Cautious dimensions of a model of which only the size is known (billions); basis "size"."""
+    layers, width, heads, length = next(row[1:] for row in _TYPICAL if params_b >= row[0])
+    return Shape(
+        architecture="unknown",
+        params=round(params_b * 1e9),
+        n_layers=layers,
+        embedding_length=width,
+        vocab_size=min(_TYPICAL_VOCABULARY, round(params_b * 1e9 / width / 3)),
+        kv_heads=(heads,) * layers,
+        key_length=length,
+        value_length=length,
+        context_length=None,
+        active_params=round(active_params_b * 1e9) if active_params_b else None,
+        basis="size",
+    )
+
+
+def shape_from_size(size_bytes: int, quant: str) -> Shape:
+    """Cautious dimensions of a file that neither the catalog nor a header describes, from its size; basis "size"."""
+    return shape_from_params(max(size_bytes, 1) * 8 / (quantization.bits(quant) or 4.5) / 1e9)

@@ -1,0 +1,134 @@
+"""How fast a model reads and writes on a machine: a roofline over memory bandwidth and compute, always a range."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from localai import tiers
+from localai.buffers import UBATCH, kv_cache_bytes, typical_width
+from localai.domain import Gpu, Machine, Shape, SpeedRange, Weights
+
+# Share of the nominal memory bandwidth that decoding reaches, and seconds a layer takes beside its bytes. CPU: solving
+# SmolLM2-135M Q4_1 (170 t/s) and a Qwen3-0.6B shape Q4_K_M (73 t/s) on the same 2 cores gives 80 µs. GPU: 46–88 µs
+# measured. Mixtures of experts launch about twice as many kernels a layer.
+_EFFICIENCY = 0.8
+_CPU_LAYER_S = 80e-6
+_GPU_LAYER_S = 60e-6
+_EXPERT_LAYERS = 2.0
+_DEPTH = 1024  # tokens already in the cache that a decode speed is given for
+
+# Prompt speed of a CPU core in FLOP/s: the two models above reach 57 and 216 GFLOP/s a core with AVX-512; laptops with
+# AVX2 and Apple's cores are between; a Cortex-A76 (Raspberry Pi 5) is nearer 25.
+_CPU_CORE_FLOPS = 80e9
+_ARM_CORE_FLOPS = 25e9
+# Prompt FLOP per byte of a GPU's bandwidth: RTX 3090 60 (8B Q5_0, 3,500 t/s; llama.cpp PR 7676), RTX 2080 Ti 63
+# (13B Q4_K, 1,494 t/s), P40 36 (7B Q4_0, 935 t/s; PR 4766), Apple M-series about 28 (discussion 4167).
+_GPU_FLOP_PER_BYTE = 60.0
+_APPLE_FLOP_PER_BYTE = 28.0
+_PCIE_BYTES_S = 16e9  # PCIe 4.0 x8, over which weights on the CPU reach the GPU for long prompts
+_GPU_GBPS = 300.0  # a mid-range card (RTX 4060 272, RTX 3060 360), where neither card nor tier says
+
+
+@dataclass(frozen=True, slots=True)
+class _Rates:
+    """Bytes per second of RAM and GPU, how far off they may be, and how they are known."""
+
+    ram: float
+    gpu: float
+    low: float
+    high: float
+    basis: str
+
+
+def _rates(machine: Machine, gpus: Sequence[Gpu], only_gpu: bool) -> _Rates:
+    gbps, source = machine.bandwidth.gbps, machine.bandwidth.source
+    tier = None
+    if gbps is None:
+        tier = tiers.tier(machine)
+        gbps, source = tier.typical_ram_gbps, "typical for the tier"
+    known = [gpu.bandwidth_gbps for gpu in gpus if gpu.bandwidth_gbps]
+    if gpus and not known:
+        tier = tier or tiers.tier(machine)
+    of_gpu = min(known) if known else ((tier.typical_vram_gbps if tier else None) or _GPU_GBPS)
+    if only_gpu:
+        real = known and all(gpu.source != "assumed" for gpu in gpus)
+        source = "spec sheet" if real else "typical for the tier"
+        shown = of_gpu
+    else:
+        shown = gbps
+    if "measured" in source.lower():
+        low, high = 0.7, 1.2
+    elif "typical" in source.lower() or "assumed" in source.lower():
+        low, high = 0.5, 1.7
+    else:
+        low, high = 0.6, 1.3
+    efficiency = 1.0 if "measured" in source.lower() and not only_gpu else _EFFICIENCY
+    return _Rates(gbps * 1e9 * efficiency, of_gpu * 1e9 * _EFFICIENCY, low, high, f"{source}: {shown:.0f} GB/s")
+
+
+def decode_speed(
+    shape: Shape, weights: Weights, machine: Machine, gpu_layers: int = 0, depth: int = _DEPTH, kv_type: str = "f16"
+) -> SpeedRange:
+    """Tokens per second of writing: bytes read over bandwidth, plus a constant a layer, over CPU and GPU."""
+    gpus = engine_gpus(machine)
+    share = _gpu_share(shape, gpu_layers) if gpus else 0.0
+    rates = _rates(machine, gpus, share == 1)
+    read = weights.read_per_token_bytes + kv_cache_bytes(shape, min(depth, shape.context_length or depth), kv_type)
+    per_layer = _EXPERT_LAYERS if _has_experts(shape) else 1.0
+    layers = shape.n_layers * per_layer
+    on_gpu = share * (read / rates.gpu + layers * _GPU_LAYER_S)
+    on_cpu = (1 - share) * (read / rates.ram + layers * _CPU_LAYER_S)
+    return _range(1 / max(on_gpu + on_cpu, 1e-9), rates.low, rates.high, rates.basis)
+
+
+def prompt_speed(shape: Shape, weights: Weights, machine: Machine, gpu_layers: int = 0) -> SpeedRange:
+    """Tokens per second of reading, at one micro-batch: max(2·P_active·u / FLOPS, bytes / bandwidth)."""
+    gpus = engine_gpus(machine)
+    share = _gpu_share(shape, gpu_layers) if gpus else 0.0
+    rates = _rates(machine, gpus, share == 1)
+    active = shape.active_params or shape.params
+    width = shape.embedding_length or typical_width(shape)
+    flop = 2 * active * UBATCH + 2 * UBATCH * UBATCH * width * sum(1 for heads in shape.kv_heads if heads)
+    per_byte = _APPLE_FLOP_PER_BYTE if gpus and all(gpu.shared_memory for gpu in gpus) else _GPU_FLOP_PER_BYTE
+    gpu_flops = rates.gpu / _EFFICIENCY * per_byte
+    on_gpu = share * max(flop / gpu_flops, weights.total_bytes / rates.gpu)
+    if gpus and share:
+        on_cpu = (1 - share) * (weights.total_bytes / _PCIE_BYTES_S + flop / gpu_flops)
+    else:
+        core = _ARM_CORE_FLOPS if _is_small_arm(machine) else _CPU_CORE_FLOPS
+        on_cpu = max(flop / (core * cores(machine)), weights.total_bytes / rates.ram)
+    basis = "the cards' bandwidth" if share else f"{cores(machine)} CPU cores of a typical kind"
+    return _range(UBATCH / max(on_gpu + on_cpu, 1e-9), 0.35, 2.5 if share else 3.0, basis)
+
+
+def _range(mid: float, low: float, high: float, basis: str) -> SpeedRange:
+    return SpeedRange(mid * low, mid, mid * high, basis)
+
+
+def _has_experts(shape: Shape) -> bool:
+    return shape.expert_count > 0 or (shape.active_params is not None and shape.active_params < 0.3 * shape.params)
+
+
+def _gpu_share(shape: Shape, gpu_layers: int) -> float:
+    return min(gpu_layers, shape.n_layers + 1) / (shape.n_layers + 1)
+
+
+def cores(machine: Machine) -> int:
+    """Threads to compute with: the physical cores, since two threads of one core share its arithmetic."""
+    return machine.cpu.physical_cores or max(1, machine.cpu.logical_cores // 2)
+
+
+def _is_small_arm(machine: Machine) -> bool:
+    arm = machine.cpu.architecture.lower().startswith(("aarch", "arm"))
+    return arm and "apple" not in machine.cpu.name.lower() and machine.os.lower() not in ("darwin", "macos")
+
+
+def engine_gpus(machine: Machine) -> tuple[Gpu, ...]:
+    """The GPUs that a model can be put on: usable by the engine, with memory of their own or (Apple, GB10) unified.
+
+    An integrated GPU is not among them: its memory is the system's, counted once, and the CPU reads it as fast.
+    """
+    usable = [gpu for gpu in machine.gpus if gpu.usable_by_engine]
+    dedicated = tuple(gpu for gpu in usable if not gpu.shared_memory and gpu.vram_free_bytes)
+    return dedicated or tuple(gpu for gpu in usable if gpu.shared_memory and gpu.vendor.lower() in ("apple", "nvidia"))

@@ -1,0 +1,215 @@
+"""What is recommended on machines that people have, and which file of a repository is taken."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from localai import catalog, estimate, quantization, recommend
+from localai.domain import GIB, Machine, Placement, RemoteFile, Variant
+from localai.errors import NotFound, UsageError
+from localai.hardware import hypothetical
+
+MODELS = catalog.load()
+PAGE = Path(__file__).parent.parent / "docs" / "recommending.md"
+
+
+def rank(machine: Machine, **wishes: object) -> tuple[recommend.Recommendation, ...]:
+    return recommend.rank(machine, MODELS, **wishes)  # type: ignore[arg-type]
+
+
+def test_a_laptop_of_8_gib_gets_small_models() -> None:
+    rows = rank(hypothetical(8))
+    assert len(rows) == 10
+    assert all(row.params_b < 4 for row in rows[:3])
+    assert all(row.placement is Placement.CPU for row in rows)
+
+
+def test_a_card_of_24_gib_gets_a_model_of_13_to_35_billion_first() -> None:
+    first = rank(hypothetical(64, 24))[0]
+    assert 13 <= first.params_b <= 35
+    assert first.placement is Placement.GPU
+
+
+def test_2_gib_get_a_model_of_less_than_a_billion() -> None:
+    assert any(row.params_b < 1 for row in rank(hypothetical(2)))
+
+
+def test_a_workstation_gets_models_that_nothing_smaller_holds() -> None:
+    rows = rank(hypothetical(128, 48))
+    assert rows[0].params_b > 25
+    assert any(row.params_b > 100 for row in rows[:5])
+
+
+def test_a_laptop_of_32_gib_gets_a_mixture_of_experts_near_the_top() -> None:
+    assert any((row.active_params_b or row.params_b) < row.params_b / 4 for row in rank(hypothetical(32))[:3])
+
+
+def test_a_machine_with_no_memory_to_speak_of_gets_nothing() -> None:
+    assert rank(hypothetical(0.2)) == ()
+    assert recommend.best(hypothetical(0.2)) is None
+
+
+@given(st.floats(1, 512), st.sampled_from([0, 4, 8, 12, 16, 24, 48, 96]), st.sampled_from(sorted(recommend.TASKS)))
+@settings(deadline=None, max_examples=40)
+def test_rows_always_fit_are_ranked_and_never_low_bit(ram: float, vram: int, task: str) -> None:
+    machine = hypothetical(ram, vram)
+    rows = rank(machine, task=task)
+    assert [row.rank for row in rows] == list(range(1, len(rows) + 1))
+    assert len({row.model for row in rows}) == len(rows)
+    for row in rows:
+        assert row.fits
+        assert not quantization.is_low_bit(row.quantization)
+        assert task in row.tasks
+        assert row.download_bytes > 0
+        assert row.memory.total_bytes < machine.memory.available_bytes + vram * GIB
+    light = [row for row in rows if row.starter]
+    assert len(light) <= 1
+    assert all(row.download_bytes < recommend.STARTER_BYTES for row in light)
+
+
+@pytest.mark.parametrize(("ram", "vram"), [(8, 0), (16, 0), (64, 24), (128, 48)])
+def test_a_light_one_is_marked_wherever_one_fits(ram: int, vram: int) -> None:
+    assert [row.download_bytes < 4e9 for row in rank(hypothetical(ram, vram)) if row.starter] == [True]
+
+
+def test_limit_bounds_the_rows() -> None:
+    assert len(rank(hypothetical(16), limit=3)) == 3
+    assert len(rank(hypothetical(16), limit=1)) == 1
+    best = recommend.best(hypothetical(16))
+    assert best is not None
+    assert best.model == rank(hypothetical(16))[0].model
+
+
+def test_embedding_models_are_for_embedding_only() -> None:
+    chat = {row.model for row in rank(hypothetical(16), limit=100)}
+    embedding = {row.model for row in rank(hypothetical(16), task="embedding", limit=100)}
+    assert "bge-m3" in embedding
+    assert not chat & embedding
+
+
+@pytest.mark.parametrize(("task", "capability"), [("vision", "vision"), ("reasoning", "reasoning")])
+def test_a_task_is_given_models_that_can_do_it(task: str, capability: str) -> None:
+    for row in rank(hypothetical(32, 12), task=task):
+        model = catalog.resolve_name(row.model)
+        assert model is not None
+        assert capability in model.capabilities
+
+
+def test_an_unknown_task_names_those_there_are() -> None:
+    with pytest.raises(UsageError) as caught:
+        rank(hypothetical(16), task="juggling")
+    assert "translation" in caught.value.hint
+
+
+def test_the_context_asked_for_is_held_by_every_row() -> None:
+    for row in rank(hypothetical(32), context=60_000):
+        model = catalog.resolve_name(row.model)
+        assert model is not None
+        assert row.context >= 60_000
+        assert model.context_length is None or model.context_length >= 60_000
+
+
+def test_min_speed_is_held_by_every_row() -> None:
+    rows = rank(hypothetical(16), min_speed=30)
+    assert rows
+    assert all(row.decode_tps is not None and row.decode_tps.mid >= 30 for row in rows)
+
+
+def test_a_language_moves_models_that_speak_it_up() -> None:
+    french = [row.model for row in rank(hypothetical(8), language="fr_FR")]
+    other = [row.model for row in rank(hypothetical(8))]
+    assert french != other
+    speaks = [catalog.resolve_name(name) for name in french[:3]]
+    assert all(model is not None and model.french for model in speaks)
+
+
+def test_low_bit_only_where_it_is_asked_for() -> None:
+    model = catalog.resolve_name("llama-3.1-8b")
+    assert model is not None
+    low = replace(model.files[0], quantization="Q3_K_M", names=("x-Q3_K_M.gguf",), size_bytes=None)
+    only_low = replace(model, files=(low,))
+    machine = hypothetical(16)
+    assert recommend.rank(machine, [only_low]) == ()
+    (row,) = recommend.rank(machine, [only_low], allow_low_bit=True)
+    assert any("under 4 bits" in warning for warning in row.warnings)
+
+
+def test_the_page_says_what_the_code_does() -> None:
+    page = PAGE.read_text("utf-8")
+    for name, task in recommend.TASKS.items():
+        decode = f"{task.decode_tps:g}" if task.decode_tps else "–"
+        assert f"| {name} | {decode} | {task.prompt_tps:g} | {task.context:,} |" in page
+    for quant in ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K"):
+        assert f"{quant} {1 - quantization.loss(quant):.3f}" in page
+
+
+# ----------------------------------------------------------------------------------------- one of a repository
+
+
+def variants(**gigabytes: float) -> list[Variant]:
+    return [
+        Variant(quant, (RemoteFile(f"m-{quant}.gguf", int(size * 1e9), None),)) for quant, size in gigabytes.items()
+    ]
+
+
+def test_the_balance_of_quality_and_speed_is_taken() -> None:
+    repo = variants(Q2_K=3.2, Q3_K_M=4.0, Q4_K_M=5.0, Q5_K_M=5.8, Q6_K=6.7, Q8_0=8.7, F16=16.4)
+    variant, plan, why = recommend.choose_variant(repo, None, hypothetical(16))
+    assert variant.quantization in {"Q4_K_M", "Q5_K_M"}
+    assert plan.fits
+    assert "fits here" in why
+
+
+def test_a_small_fast_model_is_taken_with_more_bits_but_not_16() -> None:
+    repo = variants(Q4_K_M=0.4, Q8_0=0.64, F16=1.2)
+    variant, _, _ = recommend.choose_variant(repo, None, hypothetical(64, 24))
+    assert variant.quantization == "Q8_0"
+
+
+def test_less_than_four_bits_is_not_taken_to_make_it_fit() -> None:
+    variant, plan, why = recommend.choose_variant(variants(Q2_K=3.2, Q4_K_M=40, Q8_0=80), None, hypothetical(8))
+    assert (variant.quantization, plan.fits) == ("Q4_K_M", False)
+    assert "does not fit" in why
+
+
+def test_less_than_four_bits_is_taken_where_there_is_nothing_else() -> None:
+    variant, plan, why = recommend.choose_variant(variants(IQ2_XS=2.5, Q3_K_M=4.0), None, hypothetical(16))
+    assert (variant.quantization, plan.fits) == ("Q3_K_M", True)
+    assert "made-up" in why
+
+
+def test_the_only_one_is_taken_whatever_it_is() -> None:
+    shape = estimate.shape_from_params(0.5)
+    variant, plan, why = recommend.choose_variant(variants(F16=1.0), shape, hypothetical(16))
+    assert (variant.quantization, plan.fits, why) == ("F16", True, "the only one there is")
+
+
+def test_a_repository_without_models_is_said() -> None:
+    with pytest.raises(NotFound):
+        recommend.choose_variant([], None, hypothetical(16))
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["Q2_K", "Q4_0", "Q4_K_M", "Q8_0", "BF16", "unknown"]), st.floats(0.001, 400), min_size=1
+    ),
+    st.floats(1, 256),
+)
+@settings(deadline=None)
+def test_some_variant_is_always_chosen(sizes: dict[str, float], ram: float) -> None:
+    repo = variants(**sizes)
+    variant, plan, why = recommend.choose_variant(repo, None, hypothetical(ram))
+    assert variant in repo
+    assert why
+    if any(not quantization.is_low_bit(name) for name in sizes):
+        assert not quantization.is_low_bit(variant.quantization)
+    assert plan.fits or all(
+        not recommend.choose_variant([each], None, hypothetical(ram))[1].fits
+        for each in repo
+        if not quantization.is_low_bit(each.quantization)
+    )
