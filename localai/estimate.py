@@ -89,7 +89,7 @@ def plan(
         decode_tps=decode,
         prompt_tps=prompt_speed(shape, weights, machine, best.gpu_layers),
     )
-    return replace(placed, warnings=tuple(_warnings(placed, shape, quant)))
+    return replace(placed, warnings=tuple(_warnings(placed, shape, quant, context or want_context)))
 
 
 def _contexts(shape: Shape, want: int) -> list[int]:
@@ -178,12 +178,12 @@ def _layers_that_fit(items: Sequence[int], budgets: Iterable[int]) -> int:
     return len(items) - len(rest)
 
 
-def _warnings(placed: Plan, shape: Shape, quant: str | None) -> Iterable[str]:
+def _warnings(placed: Plan, shape: Shape, quant: str | None, wanted: int) -> Iterable[str]:
     if quant is not None and quantization.is_low_bit(quant):
         yield f"{quant} is under 4 bits: expect more made-up answers"
     if shape.context_length is not None and placed.context > padded(shape.context_length):
         yield f"a context of {placed.context} tokens is beyond the {shape.context_length} that the model was made for"
-    elif placed.context < 4096 and placed.context < (shape.context_length or 4096):
+    elif placed.context < min(wanted, shape.context_length or wanted):
         yield f"memory leaves room for a context of {placed.context} tokens only"
     if placed.placement is Placement.SPLIT:
         yield f"{placed.gpu_layers} of {shape.n_layers + 1} layers fit on the GPU; the rest runs on the CPU"

@@ -214,7 +214,8 @@ def _translated(error: Exception, repo: str, revision: str | None) -> Exception:
     if isinstance(error, TimeoutError | httpx2.TimeoutException):
         return _unreachable("no answer in time")
     if isinstance(error, httpx2.HTTPError):
-        return _unreachable(str(error).splitlines()[0] if str(error) else type(error).__name__)
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return _unreachable(re.sub(r"^\[Errno -?\d+\] ", "", reason))
     if isinstance(error, errors.EntryNotFoundError | ConnectionError):
         return _unreachable("the connection failed")
     if isinstance(error, httpx2.InvalidURL):

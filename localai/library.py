@@ -225,8 +225,8 @@ def unknown(text: str, models: Iterable[InstalledModel] = ()) -> NotFound:
     here = {model.model.casefold(): model.model for model in models}
     near = [here[name] for name in difflib.get_close_matches(text[:200].casefold(), here, n=2)]
     near += [name for name in catalog.nearest(text) if name not in near]
-    hint = f"did you mean {', '.join(near[:3])}?" if near else "localai recommend and localai list show names"
-    return NotFound(f"there is no model called {text!r}", f"{hint} A Hub repository is given as owner/repo")
+    hint = f"did you mean {', '.join(near[:3])}?" if near else "localai recommend and localai list show names;"
+    return NotFound(f"there is no model called {text!r}", f"{hint} a Hub repository is given as owner/repo")
 
 
 # --------------------------------------------------------------------------------------------- changing what is here

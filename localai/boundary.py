@@ -1,0 +1,114 @@
+"""The error boundary: runs the command line, and turns whatever it raises into two lines and an exit code.
+
+A `LocalaiError` is something a user can cause: one line says what happened, one what to do next. Everything else is a
+bug and keeps its traceback. Under `--json` (or `--output json`) the error is an object on stdout.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+
+from localai import render
+from localai.errors import ExitCode, LocalaiError, PipeClosed, UsageError
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run `localai ARGUMENTS` and return the exit code; nothing that a user can cause leaves here as an exception."""
+    arguments, switches = hoist(arguments)
+    if "--offline" in switches:
+        os.environ["LOCALAI_OFFLINE"] = "1"  # for this process and its children, like the variable itself
+    debug = "--debug" in switches
+    render.use_tolerant_streams()
+    try:
+        code = invoke(arguments)
+        render.flush()
+    except PipeClosed:
+        return quiet_end()
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except LocalaiError as error:
+        return report(error, arguments, debug)
+    except Exception as error:  # noqa: BLE001  this is the place where a bug is told of
+        return report_bug(error, arguments)
+    return code
+
+
+def hoist(arguments: Sequence[str]) -> tuple[list[str], set[str]]:
+    """Take `--debug` and `--offline` out of the words before any `--`: they work before and after the command."""
+    words = list(arguments)
+    end = words.index("--") if "--" in words else len(words)
+    switches = {word for word in words[:end] if word in ("--debug", "--offline")}
+    return [word for word in words[:end] if word not in switches] + words[end:], switches
+
+
+def invoke(arguments: Sequence[str]) -> int:
+    """Run the Typer application; its own usage errors become ours."""
+    from localai.cli import app
+
+    try:
+        result = app(args=list(arguments), prog_name="localai", standalone_mode=False)
+    except typer.exceptions.Abort:
+        return ExitCode.INTERRUPTED
+    except typer.exceptions.TyperException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "localai"
+        message = " ".join(error.format_message().split())
+        raise UsageError(message[:1].lower() + message[1:].rstrip("."), f"{command} --help shows the usage") from error
+    return result if isinstance(result, int) else ExitCode.DONE
+
+
+def report(error: LocalaiError, arguments: Sequence[str], debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    try:
+        if wants_json(arguments):
+            render.json_object(
+                {
+                    "error": {
+                        "code": error.code,
+                        "exit_code": int(error.exit_code),
+                        "message": error.message,
+                        "hint": error.hint or None,
+                    }
+                }
+            )
+        else:
+            render.error(error.message, error.hint)
+        render.flush()
+    except PipeClosed:
+        quiet_end()
+    return int(error.exit_code)
+
+
+def report_bug(error: Exception, arguments: Sequence[str]) -> int:
+    traceback.print_exception(error)
+    bug = LocalaiError(f"unexpected: {type(error).__name__}: {error}", "this is a bug in localai; please report it")
+    return report(bug, arguments, debug=False)
+
+
+def wants_json(arguments: Sequence[str]) -> bool:
+    """Whether the command was told to answer in JSON; looked up in its words, since they may not parse."""
+    words = list(arguments)
+    words = words[: words.index("--")] if "--" in words else words
+    pairs = zip(words, [*words[1:], ""], strict=True)
+    return any(
+        word in ("--json", "--output=json", "--output=ndjson")
+        or (word in ("--output", "-o") and following in ("json", "ndjson"))
+        for word, following in pairs
+    )
+
+
+def quiet_end() -> int:
+    """Our reader is gone: give the interpreter's own last flush somewhere to write to."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            os.dup2(null, stream.fileno())
+        except (OSError, ValueError, AttributeError):
+            continue
+    return ExitCode.PIPE_CLOSED

@@ -1,0 +1,133 @@
+"""A conversation with a model: what was said, what still fits the context, the next answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from localai.domain import (
+    AnswerEnd,
+    AnswerText,
+    ChatEngine,
+    Event,
+    GenerationRequest,
+    Message,
+    Sampling,
+    TurnsDropped,
+)
+
+ANSWER_RESERVE = 512  # tokens kept free for an answer whose length nobody has said
+RESERVE_SHARE = 4  # but at most a quarter of the context, so that a small one still holds a conversation
+
+
+def _never() -> bool:
+    return False
+
+
+class Conversation:
+    """Messages in turn, and the settings that every answer is made with; they may be changed between answers.
+
+    A turn is a question with its answer. `messages` holds the finished ones, the system text first where there is one.
+    """
+
+    def __init__(
+        self,
+        engine: ChatEngine,
+        system: str | None = None,
+        sampling: Sampling | None = None,
+        max_tokens: int | None = None,
+        stop: tuple[str, ...] = (),
+        think: bool | None = None,
+    ) -> None:
+        self.engine = engine
+        self.system = system
+        self.sampling = sampling or Sampling()
+        self.max_tokens = max_tokens
+        self.stop = stop
+        self.think = think
+        self._turns: list[Message] = []
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """Everything said so far that the model will read again."""
+        return (*self._head(), *self._turns)
+
+    def _head(self) -> tuple[Message, ...]:
+        return (Message("system", self.system),) if self.system else ()
+
+    def clear(self) -> None:
+        """Forget what was said; the system text stays."""
+        self._turns.clear()
+
+    def set_system(self, text: str | None) -> None:
+        """Give another system text from the next answer on; None or "" takes it away."""
+        self.system = text or None
+
+    def count_tokens(self) -> int:
+        """Tokens of the context that the conversation takes now; 0 before anything is said."""
+        return self.engine.count_tokens(self.messages, self.think) if self.messages else 0
+
+    def ask(self, text: str, *, cancelled: Callable[[], bool] = _never) -> Iterator[Event]:
+        """Yield the answer's events, the last an `AnswerEnd`; a `TurnsDropped` comes first where turns had to go.
+
+        The turn is kept when the answer is done, and as far as it was said when it is interrupted or the iterator is
+        closed; where nothing was said yet, or an error is raised, the conversation stays as it was. Raises
+        ContextOverflow when the question does not fit even alone, EngineError.
+        """
+        question = Message("user", text)
+        kept = self._that_fit(question)
+        if dropped := (len(self._turns) - len(kept)) // 2:
+            yield TurnsDropped(dropped)
+        request = GenerationRequest(
+            (*self._head(), *kept, question), self.sampling, self.max_tokens, self.stop, self.think
+        )
+        said: list[str] = []
+        end: AnswerEnd | None = None
+        events = self.engine.generate(request, cancelled)
+        try:
+            for event in events:
+                if isinstance(event, AnswerText):
+                    said.append(event.text)
+                elif isinstance(event, AnswerEnd):
+                    end = event
+                    self._keep(kept, question, event)
+                yield event
+        except GeneratorExit:
+            if end is None and said:
+                self._turns = [*kept, question, Message("assistant", "".join(said))]
+            raise
+
+    def _keep(self, kept: list[Message], question: Message, end: AnswerEnd) -> None:
+        if end.text or end.finish_reason != "interrupted":
+            self._turns = [*kept, question, Message("assistant", end.text)]
+
+    def _that_fit(self, question: Message) -> list[Message]:
+        """The turns that the next prompt can hold beside an answer: all, or the newest.
+
+        Once some must go, so many go that half of the context is free: each loss makes the model read everything
+        again, so it should be rare.
+        """
+        context = self.engine.context
+        reserve = min(self.max_tokens or ANSWER_RESERVE, context // RESERVE_SHARE)
+
+        def tokens(turns: list[Message]) -> int:
+            return self.engine.count_tokens((*self._head(), *turns, question), self.think)
+
+        kept = list(self._turns)
+        if tokens(kept) + reserve <= context:
+            return kept
+        target = min(context - reserve, context // 2)
+        while kept and tokens(kept) > target:
+            kept = kept[2:]
+        return kept or self._last_that_fits(tokens, context - reserve)
+
+    def _last_that_fits(self, tokens: Callable[[list[Message]], int], room: int) -> list[Message]:
+        """The newest turn, where it alone is larger than half of the context and yet fits."""
+        newest = self._turns[-2:]
+        return newest if newest and tokens(newest) <= room else []
+
+    def with_engine(self, engine: ChatEngine) -> Conversation:
+        """The same conversation with another model."""
+        other = Conversation(engine, self.system, replace(self.sampling), self.max_tokens, self.stop, self.think)
+        other._turns = list(self._turns)
+        return other

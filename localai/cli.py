@@ -1,0 +1,59 @@
+"""The command line: the Typer application, its global options, and which command is which function."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from localai.commands import answer, config, machine, models
+
+HELP = "Run language models on your own computer: know what fits, download it safely, chat, and use it in pipelines."
+
+EPILOG = (
+    "Nothing you type leaves this computer. --offline and --debug work before and after any command. "
+    "Exit codes: 0 done, 1 failure, 2 usage, 3 not found, 4 does not fit, 5 network, 6 engine, "
+    "7 context overflow, 8 schema incomplete, 9 access denied, 130 interrupted, 141 pipe closed."
+)
+
+app = typer.Typer(
+    name="localai",
+    help=HELP,
+    epilog=EPILOG,
+    rich_markup_mode=None,  # plain help: readable at any width, in any locale, and quick
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        from localai import __version__, render
+
+        render.out(f"localai {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=show_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Forbid every connection.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of any error.")] = False,
+) -> None:
+    # --offline and --debug are taken out of the words at the boundary, wherever they stand; here they are documented.
+    if context.invoked_subcommand is None:
+        answer.first_run(context)
+
+
+app.command()(machine.hardware)
+app.command()(machine.recommend)
+app.command()(models.show)
+app.command()(models.pull)
+app.command(name="list")(models.list_models)
+app.command(name="rm")(models.remove)
+app.command()(answer.chat)
+app.command()(answer.run)
+app.add_typer(config.app, name="config")

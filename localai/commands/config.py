@@ -1,0 +1,62 @@
+"""`localai config`: the settings, what they are and where they come from."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from localai import render, settings
+from localai.commands.options import JsonFlag, complete_setting
+from localai.errors import NotFound
+
+app = typer.Typer(help="Show and change the settings.", rich_markup_mode=None, no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="the setting", autocompletion=complete_setting)]
+
+
+def text_of(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
+
+
+@app.command(name="list")
+def list_settings(as_json: JsonFlag = False) -> None:
+    """Show every setting, its value and where the value comes from."""
+    found = settings.load().values()
+    if as_json:
+        content = [
+            {"name": each.key.name, "value": each.value, "source": each.source, "variable": each.key.variable}
+            for each in found
+        ]
+        render.json_object({"settings": content, "path": str(settings.folders().config_file)})
+        return
+    rows = [(each.key.name, text_of(each.value) or "-", each.source, each.key.help) for each in found]
+    render.out(render.columns(("SETTING", "VALUE", "SOURCE", "WHAT IT DOES"), rows))
+
+
+@app.command()
+def get(name: Name) -> None:
+    """Print one setting's value; exit 3 where it is not set."""
+    found = settings.load()[settings.key(name).name]
+    if found.value is None:
+        raise NotFound(f"{found.key.name} is not set", f"localai config set {found.key.name} VALUE")
+    render.out(text_of(found.value))
+
+
+@app.command(name="set")
+def set_setting(name: Name, value: Annotated[str, typer.Argument(help="its new value")]) -> None:
+    """Keep a setting in the config file."""
+    path = settings.store(name, value)
+    render.note(f"kept in {path}")
+
+
+@app.command()
+def unset(name: Name) -> None:
+    """Take a setting out of the config file."""
+    settings.store(name, None)
+
+
+@app.command()
+def path() -> None:
+    """Print where the config file is."""
+    render.out(str(settings.folders().config_file))

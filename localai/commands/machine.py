@@ -1,0 +1,163 @@
+"""`localai hardware` and `localai recommend`: what a machine is, and what runs on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from localai import render, schema
+from localai.commands.options import JsonFlag
+from localai.domain import Gpu, Machine, SpeedRange, Tier
+from localai.errors import NotFound, UsageError
+
+if TYPE_CHECKING:
+    from localai.recommend import Recommendation
+
+
+def hardware(as_json: JsonFlag = False) -> None:
+    """Show what this machine has, and what the installed engine can use of it."""
+    from localai import hardware as service
+
+    machine = service.detect()
+    tier = service.tier(machine)
+    if as_json:
+        render.json_object(schema.machine(machine, tier))
+        return
+    render.out(render.facts(machine_facts(machine, tier)))
+
+
+def machine_facts(machine: Machine, tier: Tier) -> list[tuple[str, str]]:
+    """The lines of `localai hardware`."""
+    cpu, ram, engine = machine.cpu, machine.memory, machine.engine
+    cores = f"{cpu.physical_cores} cores, " if cpu.physical_cores else ""
+    limit = f", limited to {render.memory(ram.limit_bytes)} (cgroup)" if ram.limit_bytes is not None else ""
+    swap = f", swap {render.memory(ram.swap_total_bytes)}" if ram.swap_total_bytes else ", no swap"
+    bandwidth = f"{machine.bandwidth.gbps:.0f} GB/s, " if machine.bandwidth.gbps else ""
+    lines = [
+        ("System", f"{machine.os}, {cpu.architecture}"),
+        ("CPU", f"{cpu.name} ({cores}{cpu.logical_cores} threads)"),
+        ("Memory", f"{render.memory(ram.total_bytes)}, {render.memory(ram.available_bytes)} available{limit}{swap}"),
+        ("Bandwidth", bandwidth + machine.bandwidth.source),
+        *[("GPU", gpu_text(gpu)) for gpu in machine.gpus or ()],
+        *([] if machine.gpus else [("GPU", "none found")]),
+        *[
+            ("NPU", f"{npu.name}" + ("" if npu.usable_by_engine else ", not usable by the engine"))
+            for npu in machine.npus
+        ],
+        ("Disk", f"{render.size(machine.disk.free_bytes)} free for models in {machine.disk.path}"),
+    ]
+    if engine.version is None:
+        lines.append(("Engine", "llama-cpp-python is not installed or does not load"))
+    else:
+        offload = "can use the GPU" if engine.gpu_offload else "runs on the CPU only"
+        lines.append(("Engine", f"llama-cpp-python {engine.version}: {', '.join(engine.backends)}; {offload}"))
+    lines.append(("Tier", f"{tier.size} models: {'; '.join(tier.tasks)}"))
+    lines += [("Note", note) for note in machine.notes]
+    return lines
+
+
+def gpu_text(gpu: Gpu) -> str:
+    if gpu.shared_memory:
+        memory = "shares the system's memory"
+    else:
+        free = f", {render.memory(gpu.vram_free_bytes)} free" if gpu.vram_free_bytes is not None else ""
+        memory = f"{render.memory(gpu.vram_total_bytes)}{free}"
+    return f"{gpu.name}: {memory}; {'used' if gpu.usable_by_engine else 'not usable'} by the installed engine"
+
+
+def recommend(
+    task: Annotated[str | None, typer.Option("--task", help="What it is for: chat, code, translation, ...")] = None,
+    context: Annotated[
+        int | None, typer.Option("--context", "-c", min=256, help="Tokens of context it must hold.")
+    ] = None,
+    min_speed: Annotated[
+        float | None, typer.Option("--min-speed", min=0, help="Tokens per second it must at least reach.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Rows to show.")] = 10,
+    language: Annotated[str | None, typer.Option("--language", help="Prefer models that speak it: en, fr, ...")] = None,
+    ram: Annotated[float | None, typer.Option("--ram", help="For another machine: its RAM in GiB, in total.")] = None,
+    vram: Annotated[
+        float | None, typer.Option("--vram", help="For another machine: its VRAM in GiB, in total.")
+    ] = None,
+    bandwidth: Annotated[
+        float | None, typer.Option("--bandwidth", help="For another machine: its memory bandwidth in GB/s.")
+    ] = None,
+    allow_low_bit: Annotated[
+        bool, typer.Option("--allow-low-bit", help="Also quantizations under 4 bits, which hallucinate more.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Rank the models that run well here (or on another machine) with their memory and speed."""
+    from localai import catalog, library, recommend
+    from localai import hardware as service
+
+    if ram is None and (vram is not None or bandwidth is not None):
+        raise UsageError("--vram and --bandwidth describe another machine, which needs --ram too", "add --ram GIB")
+    elsewhere = ram is not None
+    machine = service.hypothetical(ram, vram or 0.0, bandwidth) if ram is not None else service.detect()
+    rows = recommend.rank(
+        machine,
+        catalog.load(),
+        task=task,
+        context=context,
+        min_speed=min_speed,
+        limit=limit,
+        language=language,
+        allow_low_bit=allow_low_bit,
+    )
+    installed = set() if elsewhere else {(each.model, each.quantization) for each in library.installed()}
+    tier = service.tier(machine)
+    if as_json:
+        found = [schema.recommendation(row, (row.model, row.quantization) in installed) for row in rows]
+        render.json_object(
+            {"machine": schema.machine(machine, tier), "tier": schema.tier_row(tier), "recommendations": found}
+        )
+        return
+    if not rows:
+        raise NotFound("no model of the catalog meets all of that here", "ask for less: --context, --min-speed, --task")
+    show_recommendations(machine, tier, rows, installed)
+
+
+def show_recommendations(
+    machine: Machine, tier: Tier, rows: tuple[Recommendation, ...], installed: set[tuple[str, str]]
+) -> None:
+    """The table, and under it what the marks mean and what to type next."""
+    render.out(render.facts([("Tier", f"{tier.size} models: {'; '.join(tier.tasks)}")]))
+    for note in machine.notes:
+        render.out(render.facts([("Note", note)]))
+    render.out()
+    table = []
+    for row in rows:
+        marks = ("*" if row.starter else "") + ("+" if (row.model, row.quantization) in installed else "")
+        table.append(
+            (
+                str(row.rank),
+                row.model + marks,
+                row.quantization,
+                render.size(row.download_bytes),
+                render.memory(row.memory.total_bytes),
+                f"{row.context:,}",
+                str(row.placement),
+                speed_text(row.decode_tps),
+            )
+        )
+    headers = ("", "MODEL", "QUANT", "DOWNLOAD", "MEMORY", "CONTEXT", "ON", "TOKENS/S")
+    render.out(render.columns(headers, table, right=(0, 3, 4, 5, 7)))
+    render.out()
+    if any(row.starter for row in rows):
+        render.out("* a light one to start with")
+    if installed & {(row.model, row.quantization) for row in rows}:
+        render.out("+ installed")
+    for warning in dict.fromkeys(warning for row in rows for warning in row.warnings):
+        render.out(f"! {warning}")
+    if rows[0].decode_tps is not None:
+        render.out(f"Speeds are predicted ({rows[0].decode_tps.basis}).")
+    render.out(f"Next: localai pull {rows[0].model}")
+
+
+def speed_text(speed: SpeedRange | None) -> str:
+    if speed is None:
+        return "unknown"
+    low, high = (f"{value:.0f}" if value >= 9.5 else f"{value:.1f}" for value in (speed.low, speed.high))
+    return low if low == high else f"{low}-{high}"

@@ -1,0 +1,114 @@
+"""The options that several commands share, and what becomes of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from localai import settings
+from localai.domain import Sampling
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Installed models that begin as typed, for the shell's completion."""
+    from localai import library
+
+    names = {model.model for model in library.installed()}
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+def complete_setting(incomplete: str) -> list[str]:
+    return [name for name in settings.KEYS if name.startswith(incomplete)]
+
+
+MODEL_HELP = "a catalog name (qwen3-4b), a Hub repository (owner/repo), or a .gguf file; with :QUANT or :FILENAME"
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", metavar="MODEL", help=f"Use this model: {MODEL_HELP}.", autocompletion=complete_model
+    ),
+]
+ModelArgument = Annotated[
+    str | None, typer.Argument(metavar="[MODEL]", help=MODEL_HELP.capitalize(), autocompletion=complete_model)
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Answer with one JSON object on stdout.")]
+YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="Take every question as answered with yes.")]
+
+SystemOption = Annotated[str | None, typer.Option("--system", "-s", metavar="TEXT", help="The system text.")]
+TemperatureOption = Annotated[
+    float | None, typer.Option("--temperature", min=0, max=10, help="0 is greedy; higher is more varied.")
+]
+TopKOption = Annotated[int | None, typer.Option("--top-k", min=0, help="Draw from the k likeliest tokens; 0 is all.")]
+TopPOption = Annotated[
+    float | None, typer.Option("--top-p", min=0, max=1, help="Draw from the likeliest tokens that add up to p.")
+]
+MinPOption = Annotated[
+    float | None, typer.Option("--min-p", min=0, max=1, help="Drop tokens under this share of the likeliest.")
+]
+RepeatPenaltyOption = Annotated[
+    float | None, typer.Option("--repeat-penalty", min=0.01, max=10, help="1 is none; higher repeats less.")
+]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", min=0, max=2**32 - 2, help="The same seed draws the same answer.")
+]
+MaxTokensOption = Annotated[
+    int | None,
+    typer.Option("--max-tokens", min=1, help="The longest answer, in tokens; default: what the context holds."),
+]
+ThinkOption = Annotated[
+    bool | None, typer.Option("--think/--no-think", help="Let a thinking model think, or not; default: as it does.")
+]
+ContextOption = Annotated[
+    int | None,
+    typer.Option("--context", "-c", min=1, metavar="TOKENS", help="Tokens of context instead of the plan's."),
+]
+GpuLayersOption = Annotated[
+    int | None, typer.Option("--gpu-layers", min=0, help="Layers to put on the GPU instead of the plan's.")
+]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", "-t", min=1, help="CPU threads instead of the plan's.")]
+KvTypeOption = Annotated[
+    str | None, typer.Option("--kv-type", metavar="TYPE", help="Type of the KV cache: f16 (default), q8_0, q4_0, ...")
+]
+
+
+SamplingFlags = dict[str, Any]
+
+
+def sampling_flags(
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    repeat_penalty: float | None,
+    seed: int | None,
+) -> SamplingFlags:
+    """The sampling flags that were given, by the names of the fields of `Sampling`."""
+    given = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repeat_penalty": repeat_penalty,
+        "seed": seed,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def sampling(model_name: str, flags: SamplingFlags) -> Sampling:
+    """How to draw tokens: the flags, else the settings, else what the model's makers recommend, else llama.cpp's."""
+    from localai import catalog
+
+    known = catalog.resolve_name(model_name)
+    chosen: dict[str, Any] = dict(known.sampling) if known else {}
+    stored = settings.load()
+    for name in ("temperature", "top_k", "top_p", "min_p", "repeat_penalty"):
+        if stored[name].value is not None:
+            chosen[name] = stored[name].value
+    return Sampling(**{**chosen, **flags})
+
+
+def setting(name: str, flag: Any) -> Any:
+    """The flag where it was given, else the setting of that name."""
+    return flag if flag is not None else settings.load()[name].value

@@ -1,0 +1,166 @@
+"""A llama.cpp context of one sequence: what its KV cache holds, and evaluating more."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from localai.domain import Plan
+from localai.engine import library
+from localai.errors import DoesNotFit, EngineError
+
+# enum ggml_type of ggml.h: the types a KV cache can have
+KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "iq4_nl": 20, "bf16": 30}
+
+_ABORTED = 2  # llama_decode's answer when the abort callback said so
+
+
+class Cancelled(Exception):
+    """The evaluation was broken off; the cache is as it was before its last part. Caught in this package."""
+
+
+class SequenceCache:
+    """The KV cache of one conversation. `tokens` is what it holds, whatever was cancelled or failed."""
+
+    def __init__(self, api: Any, model: Any, plan: Plan) -> None:
+        self._api = api
+        self.pointer: Any = _new_context(api, model, plan)
+        self._memory = api.llama_get_memory(self.pointer)
+        self._window = max(1, api.llama_model_n_swa(model))
+        self._step = max(1, min(plan.ubatch, plan.batch))
+        self.capacity = int(api.llama_n_ctx(self.pointer))
+        self.tokens: list[int] = []
+        self._token = (ctypes.c_int32 * self._step)()
+        self._output = (ctypes.c_int8 * self._step)()
+        self._batch = api.llama_batch(token=self._token, logits=self._output)
+        self._one_token = (ctypes.c_int32 * 1)()
+        self._one = api.llama_batch(n_tokens=1, token=self._one_token)
+        self._abort = api.ggml_abort_callback(self._should_abort)
+        self._cancelled: Callable[[], bool] = lambda: False
+        self._raised: BaseException | None = None
+
+    def keep_prefix(self, prompt: Sequence[int]) -> int:
+        """Drop what is not the beginning of `prompt`; returns how many of its tokens are kept, at most all but one."""
+        if self._api.llama_memory_seq_pos_max(self._memory, 0) + 1 != len(self.tokens):
+            self._repair()  # an exception came between a decode and its record
+        kept = 0
+        limit = min(len(self.tokens), len(prompt) - 1)
+        while kept < limit and self.tokens[kept] == prompt[kept]:
+            kept += 1
+        return self._truncate(kept)
+
+    def _truncate(self, length: int) -> int:
+        """Keep the first `length` tokens, or none where the model's memory cannot go back; returns how many."""
+        if length >= len(self.tokens):
+            return length
+        # a sliding window may have let go of cells that the next token must see; a recurrent state cannot go back
+        oldest = self._api.llama_memory_seq_pos_min(self._memory, 0)
+        can_go_back = 0 <= oldest <= max(0, length - self._window)
+        if length and can_go_back and self._api.llama_memory_seq_rm(self._memory, 0, length, -1):
+            del self.tokens[length:]
+        else:
+            self.clear()
+        return len(self.tokens)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._api.llama_memory_clear(self._memory, False)
+        self.tokens.clear()
+
+    def evaluate(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> Iterator[int]:
+        """Add `tokens` in micro-batches, yielding how many are done; the last one's logits can then be sampled.
+
+        Raises Cancelled within one node of llama.cpp's graph (on a GPU: one micro-batch), EngineError if it fails.
+        """
+        for start in range(0, len(tokens), self._step):
+            part = tokens[start : start + self._step]
+            done = start + len(part)
+            ctypes.memmove(self._token, (ctypes.c_int32 * len(part))(*part), 4 * len(part))
+            self._batch.n_tokens = len(part)
+            self._output[len(part) - 1] = done == len(tokens)
+            try:
+                self._decode_prompt(cancelled)
+            finally:
+                self._output[len(part) - 1] = 0
+            self.tokens += part
+            yield done
+
+    def _decode_prompt(self, cancelled: Callable[[], bool]) -> None:
+        self._check_open()
+        if cancelled():
+            raise Cancelled
+        self._cancelled, self._raised = cancelled, None
+        library.forget_log()
+        # asked at every node of the graph, too dear for a graph of one token: hence not while decoding
+        self._api.llama_set_abort_callback(self.pointer, self._abort, None)
+        try:
+            code = self._api.llama_decode(self.pointer, self._batch)
+        finally:
+            self._api.llama_set_abort_callback(self.pointer, self._api.ggml_abort_callback(), None)
+        if code == _ABORTED:
+            self._repair()
+            raise self._raised or Cancelled
+        if code:
+            self._fail(code)
+
+    def _should_abort(self, _: object) -> bool:
+        try:
+            return self._cancelled()
+        except BaseException as error:  # noqa: BLE001 - an exception cannot pass through C; it is raised again behind it
+            self._raised = error
+            return True
+
+    def decode(self, token: int) -> None:
+        """Add one token; its logits can then be sampled. Raises EngineError."""
+        self._check_open()
+        self._one_token[0] = token
+        code = self._api.llama_decode(self.pointer, self._one)
+        if code:
+            self._fail(code)
+        self.tokens.append(token)
+
+    def _repair(self) -> None:
+        """Take the cells of a broken-off batch out of the memory again, everything where that cannot be done."""
+        if not self.tokens or not self._api.llama_memory_seq_rm(self._memory, 0, len(self.tokens), -1):
+            self.clear()
+
+    def _fail(self, code: int) -> None:
+        self.clear()
+        because = library.reason() or f"llama_decode returned {code}"
+        raise EngineError(f"llama.cpp failed to evaluate: {because}", "try a smaller --context, or localai doctor")
+
+    def _check_open(self) -> None:
+        if self.pointer is None:  # llama.cpp would crash
+            raise RuntimeError("the engine is closed")
+
+    def close(self) -> None:
+        """Free it. Idempotent."""
+        pointer, self.pointer = self.pointer, None
+        if pointer is not None:
+            self._api.llama_free(pointer)
+
+
+def _new_context(api: Any, model: Any, plan: Plan) -> Any:
+    parameters = api.llama_context_default_params()
+    parameters.n_ctx = plan.context
+    parameters.n_batch = plan.batch
+    parameters.n_ubatch = plan.ubatch
+    parameters.n_seq_max = 1
+    parameters.n_outputs_max = 1
+    parameters.n_threads = parameters.n_threads_batch = plan.threads
+    parameters.flash_attn_type = 1 if plan.flash_attention else 0
+    parameters.type_k = parameters.type_v = KV_TYPES[plan.kv_type]
+    parameters.offload_kqv = True
+    parameters.swa_full = False
+    parameters.no_perf = True
+    library.forget_log()
+    context = api.llama_init_from_model(model, parameters)
+    if context:
+        return context
+    if library.out_of_memory():
+        raise DoesNotFit(
+            f"there is not enough memory for a context of {plan.context} tokens: {library.reason()}",
+            "ask for a smaller one with --context, or take a smaller model: localai recommend",
+        )
+    raise EngineError(f"llama.cpp cannot make a context: {library.reason()}", "try --kv-type f16, or another model")

@@ -1,0 +1,244 @@
+"""A model in memory that answers conversations: llama.cpp's C API, one context, every token sampled in C."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from localai.domain import Event, GenerationRequest, Message, Plan, PromptProgress
+from localai.engine import library, thinking
+from localai.engine.answer import Answer, Prompt
+from localai.engine.cache import Cancelled, SequenceCache
+from localai.engine.sampling import sampler_chain
+from localai.engine.templates import CHATML_END, ChatTemplate, Renderer
+from localai.engine.vocabulary import Vocabulary, unused_character
+from localai.errors import ContextOverflow, DoesNotFit, EngineError
+
+_MMAP, _NO_MMAP = 1, 0  # enum llama_load_mode
+
+
+def load(
+    path: Path,
+    plan: Plan,
+    progress: Callable[[float], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    notice: Callable[[str], None] | None = None,
+) -> LlamaEngine:
+    """Load the model of `path` (the first shard of several) as `plan` says.
+
+    `progress` is told the share that is read (0 to 1), `notice` a line the user should see when the model's chat
+    template cannot be used. Raises EngineError for a missing, corrupt or unsupported file, DoesNotFit when memory is
+    refused, KeyboardInterrupt when `cancelled` says so.
+    """
+    started = perf_counter()
+    _check_magic(path)
+    renderer = Renderer()  # starts while the model is read
+    model = cache = None
+    api = None
+    try:
+        api = library.api()
+        model = _load_model(api, path, plan, progress, cancelled)
+        cache = SequenceCache(api, model, plan)
+        engine = LlamaEngine(api, model, cache, renderer, plan.context, notice or (lambda text: None))
+    except BaseException:
+        renderer.close()
+        if cache is not None:
+            cache.close()
+        if model is not None and api is not None:
+            api.llama_model_free(model)
+        raise
+    engine.load_ms = (perf_counter() - started) * 1000
+    return engine
+
+
+def _check_magic(path: Path) -> None:
+    try:
+        with path.open("rb") as stream:
+            magic = stream.read(4)
+    except OSError as error:
+        raise EngineError(
+            f"cannot read {path}: {error.strerror}", "localai list shows the models on this disk"
+        ) from error
+    if magic != b"GGUF":
+        raise EngineError(f"{path.name} is not a GGUF model file", "localai pull MODEL fetches one")
+
+
+def _load_model(
+    api: Any,
+    path: Path,
+    plan: Plan,
+    progress: Callable[[float], None] | None,
+    cancelled: Callable[[], bool] | None,
+) -> Any:
+    raised: list[BaseException] = []
+
+    def go_on(share: float, _: object) -> bool:
+        try:
+            if progress is not None:
+                progress(share)
+            return not (cancelled is not None and cancelled())
+        except BaseException as error:  # noqa: BLE001 - an exception cannot pass through C; it is raised again behind it
+            raised.append(error)
+            return False
+
+    callback = api.llama_progress_callback(go_on)
+    parameters = api.llama_model_default_params()
+    parameters.n_gpu_layers = plan.gpu_layers
+    parameters.load_mode = _MMAP if plan.use_mmap else _NO_MMAP
+    parameters.progress_callback = callback
+    library.forget_log()
+    model = api.llama_model_load_from_file(os.fsencode(path), parameters)
+    if not model:
+        if raised:
+            raise raised[0]
+        if cancelled is not None and cancelled():
+            raise KeyboardInterrupt
+        if library.out_of_memory():
+            raise DoesNotFit(
+                f"there is not enough memory for {path.name}: {library.reason()}",
+                "take a smaller model or quantization: localai recommend",
+            )
+        raise EngineError(
+            f"llama.cpp cannot load {path.name}: {library.reason() or 'it gives no reason'}",
+            "if it is damaged, localai pull fetches it again; if it is newer than the engine, update llama-cpp-python",
+        )
+    if api.llama_model_has_encoder(model) or not api.llama_vocab_type(api.llama_model_get_vocab(model)):
+        api.llama_model_free(model)
+        raise EngineError(f"{path.name} is not a model that chats", "localai recommend names some that do")
+    return model
+
+
+class LlamaEngine:
+    """A loaded model, made by `load`; implements `domain.ChatEngine`."""
+
+    load_ms: float = 0.0
+
+    def __init__(
+        self,
+        api: Any,
+        model: Any,
+        cache: SequenceCache,
+        renderer: Renderer,
+        context: int,
+        notice: Callable[[str], None],
+    ) -> None:
+        self._api = api
+        self._model = model
+        self._cache = cache
+        self._renderer = renderer
+        self.context = min(context, cache.capacity)
+        source = (api.llama_model_chat_template(model, None) or b"").decode("utf-8", "replace")
+        self._vocabulary = Vocabulary(api, model, source)
+        self._vocabulary.show(thinking.MARKERS)
+        self._template = ChatTemplate(
+            source,
+            renderer,
+            bos=self._vocabulary.text(self._vocabulary.bos),
+            eos=self._vocabulary.text(self._vocabulary.eos),
+            chatml=self._vocabulary.single(CHATML_END) is not None,
+            notice=notice,
+        )
+        self._border = unused_character([source])
+        self._asked: tuple[tuple[Message, ...], bool | None, Prompt] | None = None
+        self._told: tuple[str, list[int]] = ("", [])  # the last prompt and answer, as text and as tokens
+
+    def count_tokens(self, messages: Sequence[Message], think: bool | None = None) -> int:
+        """Tokens that the rendered conversation takes, the opening of the answer included."""
+        return len(self.prompt_tokens(messages, think))
+
+    def prompt_tokens(self, messages: Sequence[Message], think: bool | None = None) -> Sequence[int]:
+        """The tokens of the rendered conversation, the opening of the answer included."""
+        return self._prompt(tuple(messages), think).tokens
+
+    def forget(self) -> None:
+        """Empty the KV cache: the next prompt is evaluated whole."""
+        self._cache.clear()
+
+    def _prompt(self, messages: tuple[Message, ...], think: bool | None) -> Prompt:
+        if self._asked is not None and self._asked[:2] == (messages, think):
+            return self._asked[2]
+        contents = [message.content for message in messages]
+        if any(self._border in content for content in contents):
+            self._border = unused_character(contents)
+        protect = self._vocabulary.protected
+        safe = [Message(message.role, protect(message.content, self._border)) for message in messages]
+        rendered = self._template.render(safe, think)
+        text, tokens = self._told
+        if text and rendered.text.startswith(text):
+            # the model's own tokens, which need not be those that its text would be split into
+            tokens = tokens + self._vocabulary.encode(rendered.text[len(text) :], self._border)
+        else:
+            tokens = self._vocabulary.with_bos(self._vocabulary.encode(rendered.text, self._border))
+        prompt = Prompt(rendered.text, tokens or [max(self._vocabulary.bos, 0)], rendered.stops)
+        self._asked = (messages, think, prompt)
+        return prompt
+
+    def generate(self, request: GenerationRequest, cancelled: Callable[[], bool]) -> Iterator[Event]:
+        """Yield events, the last an `AnswerEnd`; `cancelled` is asked at every token and inside the prompt.
+
+        Closing the iterator early is safe. Raises ContextOverflow before anything is evaluated, EngineError if
+        llama.cpp fails.
+        """
+        self._check_open()
+        started = perf_counter()
+        prompt = self._prompt(request.messages, request.think)
+        total = len(prompt.tokens)
+        if total + 1 > self.context:
+            raise ContextOverflow(
+                f"the conversation takes {total} tokens, the context has {self.context}",
+                f"ask for a larger one with --context {total + (request.max_tokens or 512)}, or shorten the input",
+            )
+        kept = self._cache.keep_prefix(prompt.tokens)
+        answer = Answer(self._vocabulary, prompt, request, self.load_ms, kept, started)
+        yield PromptProgress(kept, total)
+        try:
+            for done in self._cache.evaluate(prompt.tokens[kept:], cancelled):
+                yield PromptProgress(kept + done, total)
+                self._check_open()
+        except Cancelled:
+            answer.finish_reason = "interrupted"
+        else:
+            answer.prompt_done()
+            try:
+                yield from self._decode(request, prompt, answer, cancelled)
+            finally:
+                self._told = (prompt.text + answer.raw, prompt.tokens + answer.tokens)
+        yield from answer.finish()
+
+    def _decode(
+        self, request: GenerationRequest, prompt: Prompt, answer: Answer, cancelled: Callable[[], bool]
+    ) -> Iterator[Event]:
+        cache, vocabulary, sample = self._cache, self._vocabulary, self._api.llama_sampler_sample
+        room = self.context - len(prompt.tokens)
+        limit = room if request.max_tokens is None else min(room, request.max_tokens)
+        with sampler_chain(self._api, vocabulary.pointer, request.sampling, prompt.tokens) as chain:
+            while len(answer.tokens) < limit:
+                if cancelled():
+                    answer.finish_reason = "interrupted"
+                    return
+                token = sample(chain, cache.pointer, -1)
+                answer.sampled()
+                if vocabulary.is_end(token):
+                    answer.finish_reason = "stop"
+                    return
+                yield from answer.add(token)
+                if answer.finish_reason:
+                    return
+                if len(answer.tokens) < limit:
+                    cache.decode(token)
+        answer.finish_reason = "length"
+
+    def _check_open(self) -> None:
+        if self._model is None:
+            raise RuntimeError("the engine is closed")
+
+    def close(self) -> None:
+        """Free the model's memory. Idempotent."""
+        self._renderer.close()
+        self._cache.close()
+        model, self._model = self._model, None
+        if model is not None:
+            self._api.llama_model_free(model)

@@ -1,0 +1,183 @@
+"""From a conversation to the text a model was trained to continue: its own chat template, or a plain fallback."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from localai.domain import Message
+
+START_LIMIT_S = 20.0  # for a process to start on a machine that is busy loading a model
+TIME_LIMIT_S = 5.0  # for one rendering; real templates take milliseconds
+MAX_TEMPLATE_CHARS = 1_000_000  # the longest of the well-known ones has 20,000
+
+CHATML_END = "<|im_end|>"
+
+
+class TemplateFailed(Exception):
+    """The template cannot be rendered; the text says why. Caught in this package."""
+
+
+class Renderer:
+    """The process that renders (`renderer.py`), started at once, asked later, killed when it takes too long."""
+
+    def __init__(self, time_limit_s: float = TIME_LIMIT_S) -> None:
+        self._time_limit_s = time_limit_s
+        self._ready = False
+        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._process: subprocess.Popen[str] | None = None
+        # -P: a file called jinja2.py in the current folder must not be imported
+        with contextlib.suppress(OSError):
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(Path(__file__).with_name("renderer.py"))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                encoding="ascii",  # json.dumps escapes everything else
+                errors="surrogateescape",
+                process_group=0 if os.name == "posix" else None,  # the terminal's Ctrl-C is not for it
+            )
+            threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True).start()
+
+    def _listen(self, stream: Any) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            for line in stream:
+                self._answers.put(line)
+        self._answers.put("")
+
+    def render(self, template: str, variables: dict[str, Any], limit: int) -> str:
+        """The rendered text, of at most `limit` characters. Raises TemplateFailed."""
+        if self._process is None or self._process.stdin is None:
+            raise TemplateFailed("no process to render it in")
+        try:
+            if not self._ready:
+                self._answer(START_LIMIT_S)
+                self._ready = True
+            self._process.stdin.write(json.dumps({"template": template, "variables": variables, "limit": limit}) + "\n")
+            self._process.stdin.flush()
+            answer = self._answer(self._time_limit_s)
+        except (OSError, ValueError) as error:
+            self.close()
+            raise TemplateFailed("it ended the process that renders it") from error
+        if "text" not in answer:
+            raise TemplateFailed(str(answer.get("error")))
+        return str(answer["text"])
+
+    def _answer(self, limit_s: float) -> dict[str, Any]:
+        try:
+            line = self._answers.get(timeout=limit_s)
+        except queue.Empty:
+            self.close()
+            raise TemplateFailed(f"it takes more than {limit_s:g} s") from None
+        answer = json.loads(line)
+        if not isinstance(answer, dict):
+            raise ValueError(line)
+        return answer
+
+    def close(self) -> None:
+        """End the process. Idempotent."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                with contextlib.suppress(OSError):
+                    if stream is not None:
+                        stream.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """The prompt's text, and the strings besides the end token at which an answer to it ends."""
+
+    text: str
+    stops: tuple[str, ...] = ()
+
+
+class ChatTemplate:
+    """A model's chat template, with what models without a system role or without a template need."""
+
+    def __init__(
+        self,
+        source: str | None,
+        renderer: Renderer,
+        *,
+        bos: str = "",
+        eos: str = "",
+        chatml: bool = False,
+        notice: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._renderer = renderer
+        self._tokens = {"bos_token": bos, "eos_token": eos}
+        self._chatml = chatml
+        self._notice = notice
+        self._source = source
+        if not source:
+            self._fall_back("the model has no chat template")
+        elif len(source) > MAX_TEMPLATE_CHARS:
+            self._fall_back("the model's chat template is too long")
+
+    def render(self, messages: Sequence[Message], think: bool | None = None) -> Rendered:
+        """The conversation as text, ending where the answer begins. Never fails: at worst it is plain."""
+        if self._source is not None:
+            attempts = [messages]
+            if messages and messages[0].role == "system":
+                attempts.append(merge_system(messages))
+            reason = ""
+            for attempt in attempts:
+                try:
+                    text = self._apply(attempt, think)
+                except TemplateFailed as error:
+                    reason = reason or str(error)
+                    continue
+                # a template without a system role refuses it or leaves it out; neither is what the user asked for
+                if attempt is not attempts[-1] and attempt[0].content.strip() not in text:
+                    continue
+                return Rendered(text)
+            self._fall_back(f"the model's chat template fails ({reason})")
+        return plain(messages, chatml=self._chatml)
+
+    def _apply(self, messages: Sequence[Message], think: bool | None) -> str:
+        variables: dict[str, Any] = {
+            "messages": [{"role": message.role, "content": message.content} for message in messages],
+            "add_generation_prompt": True,
+            **self._tokens,
+        }
+        if think is not None:
+            variables["enable_thinking"] = variables["thinking"] = think
+        said = sum(len(message.content) for message in messages)
+        return self._renderer.render(self._source or "", variables, 2 * said + 1_000_000)
+
+    def _fall_back(self, why: str) -> None:
+        self._source = None
+        form = "ChatML" if self._chatml else "User:/Assistant:"
+        self._notice(f"{why}: a plain {form} form is used, answers may be worse")
+
+
+def merge_system(messages: Sequence[Message]) -> list[Message]:
+    """The conversation with its system text at the head of the first user turn."""
+    system, rest = messages[0].content, list(messages[1:])
+    for index, message in enumerate(rest):
+        if message.role == "user":
+            rest[index] = Message("user", f"{system}\n\n{message.content}")
+            return rest
+    return [Message("user", system), *rest]
+
+
+def plain(messages: Sequence[Message], *, chatml: bool) -> Rendered:
+    """The conversation without a template of the model's: ChatML where its tokens exist, else bare names."""
+    if chatml:
+        turns = "".join(f"<|im_start|>{message.role}\n{message.content}{CHATML_END}\n" for message in messages)
+        return Rendered(f"{turns}<|im_start|>assistant\n")
+    names = {"system": "", "user": "User: ", "assistant": "Assistant: "}
+    turns = "".join(f"{names.get(message.role, '')}{message.content}\n\n" for message in messages)
+    return Rendered(f"{turns}Assistant:", stops=("\nUser:", "\nAssistant:"))

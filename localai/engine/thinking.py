@@ -1,0 +1,147 @@
+"""Tells what a model says to itself from what it answers, in a text that arrives in pieces.
+
+Two customs are known: a pair of tags around the thoughts, before the answer (`<think>` of DeepSeek and Qwen, and its
+kin), and the channels of gpt-oss ("harmony"). Tags count only at the very beginning: an answer may speak of them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from localai.domain import AnswerText, ThinkingText
+from localai.engine.text import held_back
+
+Piece = ThinkingText | AnswerText
+
+TAGS: tuple[tuple[str, str], ...] = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("[THINK]", "[/THINK]"),
+    ("<mm:think>", "</mm:think>"),
+    ("<seed:think>", "</seed:think>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|channel>thought", "<channel|>"),
+)
+START, CHANNEL, MESSAGE, END = "<|start|>", "<|channel|>", "<|message|>", "<|end|>"
+
+# Control tokens that must be seen in the text, where ordinary ones are not shown.
+MARKERS: tuple[str, ...] = (*(tag for pair in TAGS for tag in pair), "<|channel>", START, CHANNEL, MESSAGE, END)
+
+
+class Splitter(Protocol):
+    """Takes text as it comes, gives pieces of thought and answer; `finish` gives what was held back."""
+
+    def feed(self, text: str) -> list[Piece]: ...
+
+    def finish(self) -> list[Piece]: ...
+
+
+def splitter(prompt: str) -> Splitter:
+    """The splitter for an answer to the rendered `prompt`, whose end may itself open the thoughts."""
+    end = prompt.rstrip()
+    if end.endswith(START + "assistant"):
+        return ChannelSplitter()
+    return TagSplitter(next((close for opening, close in TAGS if end.endswith(opening)), None))
+
+
+class TagSplitter:
+    """`<think>thoughts</think>answer`; with `closing`, the prompt has opened the thoughts already.
+
+    White space around the thoughts belongs to neither them nor the answer.
+    """
+
+    def __init__(self, closing: str | None = None) -> None:
+        self._closing = closing or ""
+        self._part: Literal["beginning", "thoughts", "answer"] = "thoughts" if closing else "beginning"
+        self._trim = True
+        self._pending = ""
+
+    def feed(self, text: str) -> list[Piece]:
+        if self._part == "answer" and not self._trim:
+            return [AnswerText(text)] if text else []
+        self._pending += text
+        pieces: list[Piece] = []
+        if self._part == "beginning":
+            self._begin()
+        if self._part == "thoughts" and (thought := self._think()):
+            pieces.append(ThinkingText(thought))
+        if self._part == "answer" and (answer := self._answer()):
+            pieces.append(AnswerText(answer))
+        return pieces
+
+    def _begin(self) -> None:
+        start = self._pending.lstrip()
+        for opening, closing in TAGS:
+            if start.startswith(opening):
+                self._part, self._closing, self._pending = "thoughts", closing, start[len(opening) :]
+                return
+        if start and not any(opening.startswith(start) for opening, _ in TAGS):
+            self._part, self._trim = "answer", False
+
+    def _think(self) -> str:
+        if self._trim:
+            self._pending = self._pending.lstrip()
+        thought, found, rest = self._pending.partition(self._closing)
+        if found:
+            self._part, self._trim = "answer", True
+        else:
+            thought = thought[: len(thought) - held_back(thought, (self._closing,))]
+            self._trim = self._trim and not thought
+            rest = self._pending[len(thought.rstrip()) :]  # white space may turn out to be the last
+        self._pending = rest
+        return thought.rstrip()
+
+    def _answer(self) -> str:
+        answer, self._pending = self._pending.lstrip() if self._trim else self._pending, ""
+        self._trim = self._trim and not answer
+        return answer
+
+    def finish(self) -> list[Piece]:
+        rest, self._pending = self._pending, ""
+        if self._part == "thoughts":
+            return [ThinkingText(rest.rstrip())] if rest.strip() else []
+        return [AnswerText(rest)] if rest else []
+
+
+class ChannelSplitter:
+    """gpt-oss: `<|channel|>NAME<|message|>text<|end|>…`; the channel "final" is the answer, any other is thought."""
+
+    def __init__(self) -> None:
+        self._pending = ""
+        self._header = True
+        self._final = False
+
+    def feed(self, text: str) -> list[Piece]:
+        self._pending += text
+        pieces: list[Piece] = []
+        while self._pending:
+            if self._header:
+                header, found, rest = self._pending.partition(MESSAGE)
+                if not found:
+                    break
+                self._final = header.rpartition(CHANNEL)[2].strip().startswith("final")
+                self._header, self._pending = False, rest
+                continue
+            ends = [at for marker in (END, START, CHANNEL) if (at := self._pending.find(marker)) >= 0]
+            keep = 0 if ends else held_back(self._pending, (END, START, CHANNEL))
+            upto = min(ends, default=len(self._pending) - keep)
+            self._give(pieces, self._pending[:upto])
+            self._pending = self._pending[upto:]
+            if not ends:
+                break
+            self._header = True
+        return pieces
+
+    def _give(self, pieces: list[Piece], text: str) -> None:
+        if text:
+            pieces.append(AnswerText(text) if self._final else ThinkingText(text))
+
+    def finish(self) -> list[Piece]:
+        """What is left; a text without any channel was a plain answer."""
+        rest, self._pending = self._pending, ""
+        if self._header:
+            return [] if not rest or CHANNEL in rest or END in rest or START in rest else [AnswerText(rest)]
+        pieces: list[Piece] = []
+        self._give(pieces, rest)
+        return pieces

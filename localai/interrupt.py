@@ -1,0 +1,37 @@
+"""Ctrl-C as a question that work in progress can ask, instead of an exception in its middle."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+
+class Interrupts:
+    """While entered, the first Ctrl-C makes `requested()` true; a second one raises KeyboardInterrupt.
+
+    llama.cpp runs C code into which an exception cannot be thrown: generation asks between tokens instead.
+    """
+
+    def __init__(self) -> None:
+        self._flag = threading.Event()
+        self._before: object = None
+
+    def requested(self) -> bool:
+        return self._flag.is_set()
+
+    def __enter__(self) -> Interrupts:
+        self._flag.clear()
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._on_signal)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)  # type: ignore[arg-type]  # what signal() gave us
+            self._before = None
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._flag.is_set():
+            raise KeyboardInterrupt
+        self._flag.set()

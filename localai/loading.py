@@ -1,0 +1,87 @@
+"""From the name of a model to a loaded one: find it, read its header, plan for this machine, load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from localai import cards, estimate, gguf, hardware, library, shapes
+from localai.domain import GIB, ChatEngine, Plan
+from localai.errors import DoesNotFit
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the user wants other than the plan's own choice; None leaves it to the plan."""
+
+    context: int | None = None
+    gpu_layers: int | None = None
+    threads: int | None = None
+    kv_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model in memory. `note` is what to say plainly of it before anybody trusts its answers."""
+
+    name: str
+    engine: ChatEngine
+    plan: Plan
+    note: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A model that fits, and how it will be loaded."""
+
+    found: library.Found
+    plan: Plan
+    params: int
+
+
+def prepare(found: library.Found, wishes: Wishes, want_context: int | None = None) -> Prepared:
+    """Plan how `found` would be loaded here.
+
+    `want_context` is the number of tokens the job at hand needs, used where the user asked for no context of their own.
+    Raises EngineError for a file that is no model, DoesNotFit where it would swap or die.
+    """
+    header = gguf.read_model([file.path for file in found.model.files] if found.model else [found.path])
+    shape, weights = shapes.shape(header), shapes.weights(header)
+    plan = estimate.plan(
+        shape,
+        weights,
+        hardware.detect(),
+        context=wishes.context,
+        gpu_layers=wishes.gpu_layers,
+        threads=wishes.threads,
+        kv_type=wishes.kv_type or "f16",
+        want_context=want_context or estimate.DEFAULT_CONTEXT,
+    )
+    if not plan.fits:
+        need, free = plan.memory.total_bytes + plan.memory.overhead_bytes, plan.available_bytes
+        raise DoesNotFit(
+            f"{found.name} needs {need / GIB:.1f} GiB of memory with {plan.context} tokens of context,"
+            f" and {free / GIB:.1f} GiB are free",
+            "close other programs, ask for less (--context), or take a smaller model (localai recommend)",
+        )
+    return Prepared(found, plan, shape.params)
+
+
+def load(
+    prepared: Prepared,
+    progress: Callable[[float], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    notice: Callable[[str], None] | None = None,
+) -> Loaded:
+    """Load the model as planned and remember that it was used.
+
+    `progress` is told the share read, `notice` what the user should know of this model (no usable chat template,
+    for one). Raises EngineError, DoesNotFit, KeyboardInterrupt.
+    """
+    from localai.engine import model as engine
+
+    found = prepared.found
+    loaded = engine.load(found.path, prepared.plan, progress, cancelled, notice)
+    if found.model is not None:
+        library.touch(found.model)
+    return Loaded(found.name, loaded, prepared.plan, cards.size_note(prepared.params))

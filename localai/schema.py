@@ -1,0 +1,169 @@
+"""The JSON that commands answer with: the fixed keys of `docs/json.md`, from the dataclasses. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from localai.domain import (
+    AnswerEnd,
+    InstalledModel,
+    Machine,
+    MemoryNeed,
+    Plan,
+    SpeedRange,
+    Tier,
+)
+
+if TYPE_CHECKING:
+    from localai.cards import Card
+    from localai.recommend import Recommendation
+
+Json = dict[str, Any]
+
+
+def machine(found: Machine, tier: Tier) -> Json:
+    """`hardware --json`."""
+    return {
+        "os": found.os,
+        "cpu": asdict(found.cpu),
+        "memory": asdict(found.memory),
+        "bandwidth": asdict(found.bandwidth),
+        "gpus": [asdict(gpu) for gpu in found.gpus],
+        "npus": [asdict(npu) for npu in found.npus],
+        "disk": asdict(found.disk),
+        "engine": asdict(found.engine),
+        "tier": tier_row(tier),
+        "notes": list(found.notes),
+    }
+
+
+def tier_row(found: Tier) -> Json:
+    return {"id": found.id, "size": found.size, "hardware": found.hardware, "tasks": list(found.tasks)}
+
+
+def speed(found: SpeedRange | None) -> Json | None:
+    if found is None:
+        return None
+    return {
+        "low": round(found.low, 2),
+        "mid": round(found.mid, 2),
+        "high": round(found.high, 2),
+        "basis": found.basis,
+    }
+
+
+def memory(need: MemoryNeed) -> Json:
+    return {**asdict(need), "total_bytes": need.total_bytes}
+
+
+def fit(plan: Plan) -> Json:
+    """How a model would run here: the `fit` of `show --json`."""
+    return {
+        "context": plan.context,
+        "memory": memory(plan.memory),
+        "available_bytes": plan.available_bytes,
+        "placement": str(plan.placement),
+        "gpu_layers": plan.gpu_layers,
+        "fits": plan.fits,
+        "decode_tps": speed(plan.decode_tps),
+        "prompt_tps": speed(plan.prompt_tps),
+        "warnings": list(plan.warnings),
+    }
+
+
+def card(found: Card) -> Json:
+    """`show --json`; `fit` is at the top where the card is of one file."""
+    return {
+        "model": found.model,
+        "name": found.name,
+        "repo": found.repo,
+        "architecture": found.architecture,
+        "params_b": found.params_b,
+        "active_params_b": found.active_params_b,
+        "context_length": found.context_length,
+        "license": found.license,
+        "languages": list(found.languages),
+        "chat_template": found.has_chat_template,
+        "source": found.source,
+        "path": found.path,
+        "basis": found.basis,
+        "variants": [
+            {
+                "quantization": each.quantization,
+                "file": each.file,
+                "size_bytes": each.size_bytes,
+                "installed": each.installed,
+                "fit": None if each.plan is None else fit(each.plan),
+            }
+            for each in found.variants
+        ],
+        "fit": None if found.plan is None else fit(found.plan),
+    }
+
+
+def recommendation(row: Recommendation, installed: bool) -> Json:
+    """One row of `recommend --json`."""
+    return {
+        "rank": row.rank,
+        "model": row.model,
+        "name": row.name,
+        "repo": row.repo,
+        "file": row.file,
+        "quantization": row.quantization,
+        "bits_per_weight": row.bits_per_weight,
+        "params_b": row.params_b,
+        "active_params_b": row.active_params_b,
+        "context": row.context,
+        "download_bytes": row.download_bytes,
+        "memory": memory(row.memory),
+        "placement": str(row.placement),
+        "gpu_layers": row.gpu_layers,
+        "fits": row.fits,
+        "decode_tps": speed(row.decode_tps),
+        "prompt_tps": speed(row.prompt_tps),
+        "tasks": list(row.tasks),
+        "warnings": list(row.warnings),
+        "starter": row.starter,
+        "installed": installed,
+    }
+
+
+def installed_model(model: InstalledModel) -> Json:
+    """One entry of `list --json`; `sha256` is that of the first file, `files` has them all."""
+    files = [*model.files, *([model.projector] if model.projector else [])]
+    return {
+        "model": model.model,
+        "repo": model.repo,
+        "commit": model.commit,
+        "file": model.files[0].name,
+        "path": str(model.path),
+        "quantization": model.quantization,
+        "size_bytes": model.size_bytes,
+        "sha256": model.files[0].sha256,
+        "verified_at": model.verified_at,
+        "last_used_at": model.last_used_at,
+        "source": model.source,
+        "read_only": model.read_only,
+        "files": [
+            {"file": each.name, "path": str(each.path), "size_bytes": each.size_bytes, "sha256": each.sha256}
+            for each in files
+        ],
+    }
+
+
+def installed_models(models: Sequence[InstalledModel]) -> Json:
+    return {"models": [installed_model(model) for model in models]}
+
+
+def answer(model: str, end: AnswerEnd) -> Json:
+    """`run --output json`, and the last event of `ndjson`."""
+    return {
+        "model": model,
+        "text": end.text,
+        "thinking": end.thinking or None,
+        "usage": asdict(end.usage),
+        "timings": {name: None if value is None else round(value, 3) for name, value in asdict(end.timings).items()},
+        "finish_reason": end.finish_reason,
+    }

@@ -1,0 +1,177 @@
+"""Errors as a user meets them: two lines, an exit code, never a bare traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Cli
+
+from localai import boundary, errors
+
+
+def leaves(kind: type[errors.LocalaiError]) -> list[type[errors.LocalaiError]]:
+    return [kind, *(leaf for child in kind.__subclasses__() for leaf in leaves(child))]
+
+
+@pytest.mark.parametrize("kind", leaves(errors.LocalaiError))
+def test_every_error_has_its_code_and_hint(
+    kind: type[errors.LocalaiError], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(arguments: object) -> int:
+        raise kind("what happened", "what to do")
+
+    monkeypatch.setattr(boundary, "invoke", fail)
+    assert boundary.run(["list"]) == int(kind.exit_code)
+    assert capsys.readouterr().err == "error: what happened\nhint: what to do\n"
+    assert boundary.run(["list", "--json"]) == int(kind.exit_code)
+    told = json.loads(capsys.readouterr().out)
+    assert told["schema_version"] == 1
+    assert told["error"] == {
+        "code": kind.code,
+        "exit_code": int(kind.exit_code),
+        "message": "what happened",
+        "hint": "what to do",
+    }
+
+
+def test_the_codes_are_the_documented_ones() -> None:
+    table = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    for code in errors.ExitCode:
+        assert f"| {int(code)} |" in table or f"{int(code)}" in "130 / 141", code
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(arguments: object) -> int:
+        raise ZeroDivisionError("boom")
+
+    monkeypatch.setattr(boundary, "invoke", fail)
+    assert boundary.run(["list"]) == 1
+    told = capsys.readouterr().err
+    assert "Traceback" in told
+    assert "boom" in told
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--nosuch",),
+        ("nosuch",),
+        ("run", "--temperature", "hot", "hi"),
+        ("run", "--temperature", "-1", "hi"),
+        ("run", "--output", "xml", "hi"),
+        ("pull",),
+        ("rm",),
+        ("show",),
+        ("recommend", "--vram", "8"),
+        ("recommend", "--ram", "nan"),
+        ("recommend", "--ram", "-3"),
+        ("config", "nosuch"),
+        ("run",),
+        ("chat", "--seed", "x"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_two_lines_and_exit_2(cli: Cli, arguments: tuple[str, ...]) -> None:
+    result = cli(*arguments)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert lines[0].startswith("error: ")
+    assert lines[1].startswith("hint: ")
+    assert len(lines) == 2
+
+
+def test_wrong_usage_under_json_is_an_object(cli: Cli) -> None:
+    result = cli("recommend", "--json", "--limit", "none")
+    assert result.returncode == 2
+    assert json.loads(result.stdout)["error"]["exit_code"] == 2
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["list", "--json"], True),
+        (["run", "--output", "json", "hi"], True),
+        (["run", "-o", "ndjson"], True),
+        (["run", "--output=json"], True),
+        (["run", "--output", "text"], False),
+        (["run", "--", "--json"], False),
+    ],
+)
+def test_json_is_seen_in_words_that_may_not_parse(words: list[str], expected: bool) -> None:
+    assert boundary.wants_json(words) is expected
+
+
+def test_switches_work_anywhere_but_after_the_dashes() -> None:
+    assert boundary.hoist(["run", "--debug", "hi", "--", "--offline"]) == (
+        ["run", "hi", "--", "--offline"],
+        {"--debug"},
+    )
+
+
+@pytest.mark.parametrize("arguments", [("--debug", "show", "nosuch"), ("show", "nosuch", "--debug")], ids=str)
+def test_debug_shows_the_traceback_of_an_error(cli: Cli, arguments: tuple[str, ...]) -> None:
+    result = cli(*arguments)
+    assert result.returncode == 3
+    assert "Traceback" in result.stderr
+    assert "Traceback" not in cli("show", "nosuch").stderr
+
+
+def test_version_imports_nothing(cli: Cli) -> None:
+    assert cli("--version").stdout.startswith("localai 0.")
+    script = (
+        "import sys; before = set(sys.modules); sys.argv = ['localai', '--version']\n"
+        "from localai.__main__ import main; main()\n"
+        "assert not {m.split('.')[0] for m in set(sys.modules) - before} - {'localai', '__future__'}"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_without_a_terminal_a_bare_localai_is_the_help(cli: Cli) -> None:
+    result = cli()
+    assert result.returncode == 0
+    assert result.stdout == cli("--help").stdout
+    assert "recommend" in result.stdout
+
+
+def test_a_closed_pipe_ends_quietly(cli: Cli, isolated: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "localai", "config", "list"], stdout=write, stderr=subprocess.PIPE, text=True
+    )
+    os.close(write)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 141
+    assert told == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_under_stdout_is_told(cli: Cli) -> None:
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(
+            [sys.executable, "-m", "localai", "config", "list"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert process.returncode == 1
+    assert process.stderr.splitlines()[0] == "error: cannot write the output: No space left on device"
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize("locale", ["C", "fr_FR.ISO-8859-1", "fr_FR.UTF-8", "nosuch"])
+def test_any_locale_will_do(cli: Cli, locale: str) -> None:
+    for arguments in (["--help"], ["config", "list"], ["show", "naïveté-\udce9"]):
+        result = cli(*arguments, env={"LC_ALL": locale, "LANG": locale})
+        assert "Traceback" not in result.stderr
+        assert max(len(line) for line in (result.stdout + result.stderr).splitlines()) <= 100
+
+
+def test_help_fits_80_columns(cli: Cli) -> None:
+    for command in ("", "run", "chat", "pull", "recommend", "config"):
+        shown = cli(*command.split(), "--help", env={"COLUMNS": "80"}).stdout
+        assert max(len(line) for line in shown.splitlines()) <= 80

@@ -1,0 +1,129 @@
+"""`localai chat` as a person has it: at a pseudo-terminal, with the real small model."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pexpect = pytest.importorskip("pexpect")
+
+CONTROLS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]|\x1b[=>]|\r")
+
+
+class Terminal:
+    """A program at a pseudo-terminal: types lines, waits for what is seen."""
+
+    def __init__(self, *arguments: str, term: str = "xterm") -> None:
+        environment = {**os.environ, "TERM": term, "COLUMNS": "80", "LINES": "24", "PROMPT_TOOLKIT_NO_CPR": "1"}
+        self.process = pexpect.spawn(
+            sys.executable,
+            ["-m", "localai", *arguments],
+            env=environment,
+            encoding="utf-8",
+            timeout=60,
+            dimensions=(24, 80),
+        )
+
+    def type(self, line: str) -> None:
+        self.process.send(line + "\r")
+
+    def ready(self) -> None:
+        """Wait for the line editor: it switches bracketed paste on when it begins to read."""
+        self.process.expect_exact("\x1b[?2004h")
+        self.process.expect_exact(">>>")
+
+    def answering(self) -> None:
+        """Wait until the line editor is done: from here on keys are signals again."""
+        self.process.expect_exact("\x1b[?2004l")
+
+    def see(self, pattern: str) -> str:
+        self.process.expect(pattern)
+        return CONTROLS.sub("", self.process.before + self.process.after)
+
+    def ended(self) -> int:
+        self.process.expect(pexpect.EOF)
+        self.process.close()
+        return self.process.exitstatus
+
+
+@pytest.fixture
+def terminal(isolated: Path) -> Iterator[Terminal]:
+    session = Terminal("chat", "smollm2-135m", "--temperature", "0")
+    session.ready()
+    yield session
+    session.process.close(force=True)
+
+
+def test_a_conversation(terminal: Terminal) -> None:
+    terminal.type("Name the capital of France.")
+    terminal.see("Paris")
+    terminal.ready()
+    terminal.type("/stats")
+    terminal.see("answer tokens")
+    terminal.type("And of Italy?")
+    terminal.ready()
+    terminal.type("/stats")
+    terminal.see("cached")
+    terminal.type("/exit")
+    assert terminal.ended() == 0
+
+
+def test_the_slash_commands(terminal: Terminal) -> None:
+    for typed, seen in [
+        ("/help", "/clear"),
+        ("/system", "no system text"),
+        ("/system Answer in French.", "set"),
+        ("/system", "Answer in French"),
+        ("/clear", "empty"),
+        ("/stats", "nothing is answered"),
+        ("/model", r"\* smollm2-135m"),
+        ("/model nosuch", "no model called"),
+        ("/model smollm2-135m", "now smollm2-135m"),
+        ("/nosuch", "no command /nosuch"),
+    ]:
+        terminal.type(typed)
+        terminal.see(seen)
+        terminal.ready()
+    terminal.process.sendeof()
+    assert terminal.ended() == 0
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(terminal: Terminal) -> None:
+    terminal.type("Write a very long story about a river and its people.")
+    terminal.answering()
+    terminal.see(r"\w+ \w+ \w+ \w+")
+    terminal.process.sendintr()
+    terminal.see("stopped")
+    terminal.ready()
+    terminal.process.sendintr()
+    terminal.see("leaves")
+    terminal.ready()
+    terminal.type("/stats")
+    terminal.see("answer tokens")
+    terminal.ready()
+    terminal.process.sendeof()
+    assert terminal.ended() == 0
+
+
+def test_a_dumb_terminal_is_enough(isolated: Path) -> None:
+    session = Terminal("chat", "smollm2-135m", "--temperature", "0", term="dumb")
+    session.see(">>>")
+    session.process.sendline("Name the capital of France.")
+    shown = session.see("Paris")
+    assert "\x1b" not in shown
+    session.see(">>>")
+    session.process.sendline("/exit")
+    assert session.ended() == 0
+
+
+def test_it_says_what_the_embedded_model_is(isolated: Path) -> None:
+    session = Terminal("chat", "smollm2-135m")
+    session.see("very small model")
+    session.see(">>>")
+    session.process.sendeof()
+    assert session.ended() == 0

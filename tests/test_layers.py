@@ -1,0 +1,98 @@
+"""Imports point one way: fronts, services, adapters, leaves."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import localai
+
+PACKAGE = Path(localai.__file__).parent
+
+FRONT, SERVICE, ADAPTER, LEAF = "front", "service", "adapter", "leaf"
+ORDER = [LEAF, ADAPTER, SERVICE, FRONT]
+
+LAYERS = {
+    FRONT: {"__main__", "boundary", "cli", "commands", "repl", "render", "schema", "interrupt"},
+    SERVICE: {
+        "hardware",
+        "catalog",
+        "estimate",
+        "recommend",
+        "library",
+        "pulling",
+        "chat",
+        "loading",
+        "cards",
+        "shapes",
+        "sizes",
+        "speed",
+        "buffers",
+        "tiers",
+    },
+    ADAPTER: {"probes", "hub", "hub_cache", "embedded", "transfer", "records", "partial", "gguf", "engine"},
+    LEAF: {"domain", "settings", "errors", "quantization", "naming", "tensor_types", "__init__"},
+}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def layer_of(name: str) -> str:
+    """The layer of a module by the first part of its name inside the package."""
+    return next(layer for layer, names in LAYERS.items() if name.split(".")[0] in names)
+
+
+def imported(path: Path) -> set[str]:
+    """Names inside the package that a module imports, wherever in it: `engine.model`, `errors`, ..."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "localai":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("localai."):
+            found.add((node.module or "").removeprefix("localai."))
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.removeprefix("localai.") for alias in node.names if alias.name.startswith("localai.")}
+    return found - {"__version__"}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_imports_point_down(path: Path) -> None:
+    own = layer_of(path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."))
+    for name in imported(path):
+        assert ORDER.index(layer_of(name)) <= ORDER.index(own), f"{path.name} ({own}) imports {name} ({layer_of(name)})"
+
+
+def test_heavy_libraries_have_one_home() -> None:
+    homes = {"llama_cpp": "engine/", "huggingface_hub": "hub.py", "pynvml": "probes/", "rich": "render.py"}
+    for path in modules():
+        place = path.relative_to(PACKAGE).as_posix()
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                home = homes.get(name.split(".")[0])
+                assert home is None or place.startswith(home), f"{place} imports {name}: its home is {home}"
+
+
+def test_only_render_prints() -> None:
+    for path in modules():
+        if path.name in ("render.py", "__main__.py"):
+            continue
+        calls = [node.func for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)]
+        assert not any(isinstance(call, ast.Name) and call.id == "print" for call in calls), path
+
+
+def test_help_imports_no_heavy_library() -> None:
+    script = (
+        "import sys; sys.argv=['localai','--help']\n"
+        "from localai.__main__ import main; main()\n"
+        "heavy={'llama_cpp','huggingface_hub','numpy','rich','jinja2','psutil','prompt_toolkit','httpx2'}&set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=60)

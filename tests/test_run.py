@@ -1,0 +1,254 @@
+"""`localai run` through its real entry point, with the real small model: the pipeline contract."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Cli
+from real_model import model_file
+
+MODEL = ("-m", "smollm2-135m")
+QUESTION = "Name the capital of France."
+GREEDY = ("--temperature", "0")
+
+
+def test_the_answer_and_nothing_else(cli: Cli) -> None:
+    result = cli("run", *MODEL, *GREEDY, input=QUESTION + "\n")
+    assert result.returncode == 0
+    assert "Paris" in result.stdout
+    assert result.stdout.endswith("\n")
+    assert not result.stdout.endswith("\n\n")
+    assert "\x1b" not in result.stdout + result.stderr
+
+
+def test_arguments_and_stdin_are_joined_by_a_blank_line(cli: Cli) -> None:
+    joined = cli("run", *MODEL, *GREEDY, "--max-tokens", "8", input="Name the capital\n\nof France.\n")
+    both = cli("run", *MODEL, *GREEDY, "--max-tokens", "8", "Name the", "capital", input="of France.\n")
+    assert both.returncode == 0
+    assert both.stdout == joined.stdout
+
+
+def test_json_has_the_fixed_keys(cli: Cli) -> None:
+    result = cli("run", *MODEL, *GREEDY, "--max-tokens", "5", "--output", "json", QUESTION)
+    told = json.loads(result.stdout)
+    assert told["schema_version"] == 1
+    assert told["model"] == "smollm2-135m"
+    assert told["finish_reason"] == "length"
+    assert told["usage"]["completion_tokens"] == 5
+    assert told["usage"]["prompt_tokens"] > 5
+    assert set(told["timings"]) == {"load_ms", "prompt_ms", "first_token_ms", "prompt_tps", "decode_tps"}
+    assert all(value > 0 for value in told["timings"].values())
+    plain = cli("run", *MODEL, *GREEDY, "--max-tokens", "5", QUESTION)
+    assert plain.stdout.rstrip("\n") == told["text"].rstrip("\n")
+
+
+def test_ndjson_ends_with_the_whole(cli: Cli) -> None:
+    result = cli("run", *MODEL, *GREEDY, "--max-tokens", "6", "-o", "ndjson", QUESTION)
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [event["event"] for event in (events[0], events[-1])] == ["start", "end"]
+    assert "".join(event["text"] for event in events if event["event"] == "text") == events[-1]["text"]
+
+
+def test_a_seed_draws_the_same_again(cli: Cli) -> None:
+    first, second, other = (
+        cli("run", *MODEL, "--seed", seed, "--temperature", "1.5", "--max-tokens", "24", "Tell me a story.").stdout
+        for seed in ("7", "7", "8")
+    )
+    assert first == second
+    assert first != other
+
+
+def test_stop_ends_the_answer_before_its_text(cli: Cli) -> None:
+    result = cli("run", *MODEL, *GREEDY, "--stop", "Paris", QUESTION)
+    assert result.returncode == 0
+    assert "Paris" not in result.stdout
+
+
+def test_stats_are_on_stderr(cli: Cli) -> None:
+    result = cli("run", *MODEL, *GREEDY, "--max-tokens", "4", "--stats", QUESTION)
+    assert "4 answer tokens" in result.stderr
+    assert "tokens" not in result.stdout
+
+
+def test_without_a_model_it_says_which_it_takes(cli: Cli) -> None:
+    result = cli("run", *GREEDY, "--max-tokens", "4", QUESTION)
+    assert result.returncode == 0
+    assert "smollm2-135m" in result.stderr
+
+
+def test_the_configured_model_is_taken(cli: Cli) -> None:
+    result = cli("run", "hi", env={"LOCALAI_MODEL": "nosuch"})
+    assert result.returncode == 3
+
+
+def test_ollamas_habit_gets_a_hint(cli: Cli) -> None:
+    result = cli("run", "smollm2-135m", "hi", "--max-tokens", "2")
+    assert result.returncode == 0
+    assert "-m smollm2-135m" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["nosuch", "nosuch/nosuch", "smollm2-135m:q9_9", "./nosuch.gguf", "ünïcødé", ""])
+def test_a_model_that_is_not_here_exits_3(cli: Cli, name: str) -> None:
+    result = cli("run", "-m", name, "hi")
+    assert result.returncode == (2 if name == "" else 3)
+    assert result.stdout == ""
+    assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["error", "hint"]
+
+
+def test_nearest_names_are_offered(cli: Cli) -> None:
+    assert "smollm2-135m" in cli("run", "-m", "smolm2-135m", "hi").stderr
+
+
+def test_a_path_is_a_model(cli: Cli, isolated: Path) -> None:
+    folder = isolated / "un dossier à moi"
+    folder.mkdir()
+    (folder / "modèle.gguf").symlink_to(model_file())
+    result = cli("run", "-m", str(folder / "modèle.gguf"), *GREEDY, QUESTION)
+    assert result.returncode == 0
+    assert "Paris" in result.stdout
+
+
+@pytest.mark.parametrize("kind", ["random", "truncated", "empty", "text"])
+def test_a_broken_file_exits_6(cli: Cli, isolated: Path, kind: str) -> None:
+    path = isolated / "broken.gguf"
+    content = model_file().read_bytes()[:2_000_000]
+    path.write_bytes({"random": os.urandom(5000), "truncated": content, "empty": b"", "text": b"hello"}[kind])
+    result = cli("run", "-m", str(path), "hi")
+    assert result.returncode == 6
+    assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["error", "hint"]
+
+
+def test_an_input_longer_than_the_context_exits_7_with_both_counts(cli: Cli) -> None:
+    result = cli("run", *MODEL, "--context", "256", input="word " * 2000)
+    assert result.returncode == 7
+    assert result.stdout == ""
+    assert "256" in result.stderr
+    as_json = cli("run", *MODEL, "--context", "256", "-o", "json", input="word " * 2000)
+    assert json.loads(as_json.stdout)["error"]["exit_code"] == 7
+
+
+def test_a_context_beyond_the_memory_exits_4(cli: Cli) -> None:
+    result = cli("run", *MODEL, "--context", "2000000000", "hi")
+    assert result.returncode in (2, 4)
+    assert "Traceback" not in result.stderr
+
+
+def test_an_unknown_type_of_cache_is_wrong_usage(cli: Cli) -> None:
+    result = cli("run", *MODEL, "--kv-type", "q3_k", "hi")
+    assert result.returncode == 2
+    assert "q8_0" in result.stderr
+
+
+def test_an_empty_prompt_is_wrong_usage(cli: Cli) -> None:
+    for text in ("", "\n", "  \n"):
+        assert cli("run", *MODEL, input=text).returncode == 2
+
+
+def test_a_closed_stdin_is_no_prompt(cli: Cli, isolated: Path) -> None:
+    command = f"exec {sys.executable} -m localai run -m smollm2-135m --max-tokens 2 hi <&-"
+    assert subprocess.run(["sh", "-c", command], capture_output=True, timeout=60).returncode == 0
+
+
+def test_bytes_that_are_no_text_are_read(cli: Cli, isolated: Path) -> None:
+    process = subprocess.run(
+        [sys.executable, "-m", "localai", "run", *MODEL, "--max-tokens", "2"],
+        input=b"\xff\xfe\x00caf\xe9 \xf0\x9f",
+        capture_output=True,
+        timeout=60,
+    )
+    assert process.returncode == 0, process.stderr
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "localai", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+LONG = ("Write a very long story about a river.", "--temperature", "0", "--repeat-penalty", "1.2")
+
+
+def test_a_reader_that_leaves_ends_it_quietly(isolated: Path) -> None:
+    with start("run", *MODEL, *LONG) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read(1)
+        process.stdout.close()
+        assert process.wait(timeout=60) == 141
+        assert process.stderr.read() == ""
+
+
+def test_ctrl_c_keeps_what_was_said_and_exits_130(isolated: Path) -> None:
+    process = start("run", *MODEL, *LONG)
+    assert process.stdout is not None
+    begun = process.stdout.read(8)
+    process.send_signal(signal.SIGINT)
+    rest, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert len(begun) == 8
+    assert rest.endswith("\n")
+    assert "Traceback" not in told
+
+
+def test_ctrl_c_under_json_gives_what_there_is(isolated: Path) -> None:
+    process = start("run", *MODEL, *LONG, "-o", "ndjson")
+    assert process.stdout is not None
+    while '"text"' not in process.stdout.readline():
+        pass
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert json.loads(rest.splitlines()[-1])["finish_reason"] == "interrupted"
+
+
+def test_chat_without_a_terminal_answers_like_run(cli: Cli) -> None:
+    chatted = cli("chat", "smollm2-135m", *GREEDY, input=QUESTION)
+    ran = cli("run", *MODEL, *GREEDY, input=QUESTION)
+    assert chatted.returncode == 0
+    assert chatted.stdout == ran.stdout
+
+
+def no_network() -> list[str]:
+    """A command prefix that leaves a process without any network interface, where this system allows it."""
+    prefix = ["unshare", "--net", "--map-root-user"]
+    if shutil.which("unshare") and subprocess.run([*prefix, "true"], capture_output=True).returncode == 0:
+        return prefix
+    return []
+
+
+@pytest.mark.skipif(not no_network(), reason="needs unprivileged network namespaces")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("hardware", "--json"),
+        ("recommend", "--json"),
+        ("list", "--json"),
+        ("show", "smollm2-135m", "--json"),
+        ("pull", "smollm2-135m", "--json"),
+        ("run", *MODEL, "--output", "json", "--max-tokens", "4", QUESTION),
+        ("chat", "smollm2-135m", "--max-tokens", "4"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_everything_works_without_a_network(isolated: Path, arguments: tuple[str, ...]) -> None:
+    process = subprocess.run(
+        [*no_network(), sys.executable, "-m", "localai", *arguments],
+        input=QUESTION,
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert process.returncode == 0, process.stderr
+    if "json" in " ".join(arguments):
+        assert json.loads(process.stdout)["schema_version"] == 1

@@ -1,0 +1,199 @@
+"""Templates in the styles of the well-known models render as they should, hostile ones are stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from localai.domain import Message
+from localai.engine.templates import ChatTemplate, Renderer, TemplateFailed, merge_system, plain
+
+SYSTEM, HELLO = Message("system", "Be brief."), Message("user", "Hello")
+TALK = [SYSTEM, HELLO, Message("assistant", "Hi!"), Message("user", "Bye")]
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+LLAMA3 = """{{- bos_token }}
+{%- if not date_string is defined %}
+    {%- set date_string = strftime_now("%d %b %Y") %}
+{%- endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content']|trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system_message = "" %}
+{%- endif %}
+{{- "<|start_header_id|>system<|end_header_id|>\\n\\nToday Date: " + date_string + "\\n\\n" }}
+{{- system_message }}{{- "<|eot_id|>" }}
+{%- for message in messages %}
+    {%- if not (message.role == 'ipython' or 'tool_calls' in message) %}
+        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim }}
+        {{- '<|eot_id|>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}"""
+QWEN3 = """{%- set ns = namespace(last_query_index=messages|length - 1, found=false) %}
+{%- for message in messages[::-1] %}
+    {%- if message.role == "user" and not ns.found %}{%- set ns.found = true %}{%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- set content = message.content %}
+    {%- if message.role == "assistant" and '</think>' in content %}
+        {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
+    {%- endif %}
+    {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\\n\\n</think>\\n\\n' }}
+    {%- endif %}
+{%- endif %}"""
+GEMMA = """{{ bos_token }}
+{%- if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
+{%- for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
+{{- raise_exception('Conversation roles must alternate') }}{% endif %}
+{%- if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}
+{{- '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{'<start_of_turn>model\\n'}}{% endif %}"""
+MISTRAL = """{{ bos_token }}
+{%- for message in messages %}
+{%- if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}
+{%- elif message['role'] == 'assistant' %}
+{%- generation %}{{ ' ' + message['content'] + eos_token }}{% endgeneration %}
+{%- endif %}
+{%- endfor %}"""
+
+
+@pytest.fixture(scope="module")
+def renderer() -> Iterator[Renderer]:
+    made = Renderer()
+    yield made
+    made.close()
+
+
+def rendered(renderer: Renderer, source: str, messages: list[Message], think: bool | None = None) -> str:
+    notices: list[str] = []
+    template = ChatTemplate(source, renderer, bos="<s>", eos="</s>", notice=notices.append)
+    text = template.render(messages, think).text
+    assert notices == []
+    return text
+
+
+def test_chatml(renderer: Renderer) -> None:
+    assert rendered(renderer, CHATML, TALK[:2]) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_llama_3_trims_and_tells_the_date(renderer: Renderer) -> None:
+    text = rendered(renderer, LLAMA3, [SYSTEM, Message("user", "  Hello \n")])
+    assert text.startswith("<s><|start_header_id|>system<|end_header_id|>\n\nToday Date: ")
+    assert text.endswith(
+        "Be brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHello<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+
+
+def test_qwen_3_thinks_unless_told_not_to(renderer: Renderer) -> None:
+    assert rendered(renderer, QWEN3, [HELLO]).endswith("<|im_start|>assistant\n")
+    assert rendered(renderer, QWEN3, [HELLO], True).endswith("<|im_start|>assistant\n")
+    assert rendered(renderer, QWEN3, [HELLO], False).endswith("<think>\n\n</think>\n\n")
+    before = Message("assistant", "<think>\nHm.\n</think>\n\nHi!")
+    assert "Hm." not in rendered(renderer, QWEN3, [HELLO, before, HELLO])
+
+
+def test_gemma_refuses_a_system_role_and_gets_it_in_the_first_turn(renderer: Renderer) -> None:
+    assert rendered(renderer, GEMMA, TALK) == (
+        "<s><start_of_turn>user\nBe brief.\n\nHello<end_of_turn>\n<start_of_turn>model\nHi!<end_of_turn>\n"
+        "<start_of_turn>user\nBye<end_of_turn>\n<start_of_turn>model\n"
+    )
+
+
+def test_mistral_leaves_the_system_role_out_and_gets_it_in_the_first_turn(renderer: Renderer) -> None:
+    assert rendered(renderer, MISTRAL, TALK) == "<s>[INST] Be brief.\n\nHello [/INST] Hi!</s>[INST] Bye [/INST]"
+
+
+def test_tojson_keeps_letters_and_markup_and_loops_can_break(renderer: Renderer) -> None:
+    source = "{% for m in messages %}{{ m.content|tojson }}{% if loop.index == 1 %}{% break %}{% endif %}{% endfor %}"
+    assert rendered(renderer, source, [Message("user", 'é <b> "'), HELLO]) == '"é <b> \\""'
+    assert rendered(renderer, "{{ {'b': [1]}|tojson(indent=2) }}Hello", [HELLO]) == '{\n  "b": [\n    1\n  ]\n}Hello'
+
+
+def test_content_is_data_and_never_template(renderer: Renderer) -> None:
+    assert "{{ 7 * 7 }}{% raw %}" in rendered(renderer, CHATML, [Message("user", "{{ 7 * 7 }}{% raw %}")])
+
+
+FAILING = [
+    "{{ messages.__class__.__mro__[1].__subclasses__() }}",
+    "{{ ''.__class__.__base__ }}",
+    "{{ raise_exception.__globals__['sys'].exit() }}",
+    "{{ cycler.__init__.__globals__.os.system('true') }}",
+    "{% if %}",
+    "{{ messages[99].content }}",
+    "{{ 1 / 0 }}",
+    "{% include '/etc/passwd' %}",
+    "{{ messages.append(1) }}",
+    "{% for i in range(10**12) %}{% endfor %}",
+    "{% set ns = namespace(x='aaaaaaaaaa') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+    "{{ 'x' * 10**11 }}",
+    "{% for i in range(100) %}{{ 'x' * 100000 }}{% endfor %}",
+    "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+]
+
+
+@pytest.mark.parametrize("source", FAILING)
+def test_a_bad_template_is_announced_and_a_plain_form_used(renderer: Renderer, source: str) -> None:
+    notices: list[str] = []
+    template = ChatTemplate(source, renderer, notice=notices.append)
+    for _ in range(2):
+        assert template.render(TALK) == plain(TALK, chatml=False)
+    assert len(notices) == 1
+    assert "plain" in notices[0]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}"
+        "{% endfor %}{% endfor %}{% endfor %}",
+        "{{ 7 ** (7 ** 12) }}",
+    ],
+)
+def test_a_template_without_end_is_killed(source: str) -> None:
+    renderer = Renderer(time_limit_s=0.3)
+    process = renderer._process
+    assert process is not None
+    with pytest.raises(TemplateFailed, match=r"more than 0\.3 s"):
+        renderer.render(source, {}, 100)
+    assert process.returncode is not None
+    with pytest.raises(TemplateFailed):
+        renderer.render("still dead", {}, 100)
+    renderer.close()
+
+
+def test_no_template_uses_chatml_where_the_model_knows_it(renderer: Renderer) -> None:
+    notices: list[str] = []
+    template = ChatTemplate(None, renderer, chatml=True, notice=notices.append)
+    assert template.render([HELLO]).text == "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+    assert notices == ["the model has no chat template: a plain ChatML form is used, answers may be worse"]
+
+
+def test_the_plain_form_stops_where_the_model_would_go_on_for_the_user() -> None:
+    made = plain(TALK, chatml=False)
+    assert made.text == "Be brief.\n\nUser: Hello\n\nAssistant: Hi!\n\nUser: Bye\n\nAssistant:"
+    assert "\nUser:" in made.stops
+
+
+def test_a_system_text_alone_becomes_the_users() -> None:
+    assert merge_system([SYSTEM]) == [Message("user", "Be brief.")]
+
+
+def test_lone_surrogates_pass(renderer: Renderer) -> None:
+    assert "a\udc80b" in rendered(renderer, CHATML, [Message("user", "a\udc80b")])
