@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from localai.commands import answer, config, machine, models
+from localai.commands import answer, config, machine, models, pull
 
 HELP = "Run language models on your own computer: know what fits, download it safely, chat, and use it in pipelines."
 
@@ -51,7 +51,7 @@ def main(
 app.command()(machine.hardware)
 app.command()(machine.recommend)
 app.command()(models.show)
-app.command()(models.pull)
+app.command()(pull.pull)
 app.command(name="list")(models.list_models)
 app.command(name="rm")(models.remove)
 app.command()(answer.chat)

@@ -272,7 +272,7 @@ def need_a_model(name: str | None) -> None:
 def offered_model() -> str | None:
     """Where no model is installed, offer to download the recommended one; None leaves the choice to the library."""
     from localai import catalog, hardware, library, recommend
-    from localai.commands.models import pull_one
+    from localai.commands.pull import pull_one
 
     if library.installed():
         return None
@@ -292,7 +292,7 @@ def first_run(context: typer.Context) -> None:
         return
     from localai import catalog, hardware, library, recommend, repl
     from localai.commands.machine import machine_facts
-    from localai.commands.models import pull_one
+    from localai.commands.pull import pull_one
 
     machine = hardware.detect()
     render.out(render.facts(machine_facts(machine, hardware.tier(machine))))
