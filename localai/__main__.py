@@ -8,17 +8,31 @@ import sys
 def main() -> int:
     """Run the command line of this process and return its exit code."""
     arguments = sys.argv[1:]
-    if arguments in (["--version"], ["-V"]):
-        from localai import __version__
-
-        sys.stdout.write(f"localai {__version__}\n")
-        return 0
     try:
+        if arguments in (["--version"], ["-V"]):
+            return version()
         from localai.boundary import run
 
-        return run(arguments)
+        code = run(arguments)
     except KeyboardInterrupt:  # while importing; everything later is handled at the boundary
-        return 130
+        code = 130
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said: another Ctrl-C has nothing left to interrupt
+    return code
+
+
+def version() -> int:
+    from localai import __version__
+
+    try:
+        sys.stdout.write(f"localai {__version__}\n")
+        sys.stdout.flush()
+    except OSError:
+        from localai.boundary import quiet_end
+
+        return quiet_end()
+    return 0
 
 
 if __name__ == "__main__":

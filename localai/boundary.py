@@ -6,6 +6,10 @@ bug and keeps its traceback. Under `--json` (or `--output json`) the error is an
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import itertools
+import logging
 import os
 import sys
 import traceback
@@ -24,6 +28,7 @@ def run(arguments: Sequence[str]) -> int:
         os.environ["LOCALAI_OFFLINE"] = "1"  # for this process and its children, like the variable itself
     debug = "--debug" in switches
     render.use_tolerant_streams()
+    show_log(debug)
     try:
         code = invoke(arguments)
         render.flush()
@@ -33,9 +38,32 @@ def run(arguments: Sequence[str]) -> int:
         return ExitCode.INTERRUPTED
     except LocalaiError as error:
         return report(error, arguments, debug)
+    except SystemExit:  # Typer ends the process itself where the reader of a help page is gone
+        return quiet_end()
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            return quiet_end()
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG):
+            return report(render.cannot_write(error), arguments, debug)  # Typer writes help pages itself
+        return report_bug(error, arguments)
     except Exception as error:  # noqa: BLE001  this is the place where a bug is told of
         return report_bug(error, arguments)
     return code
+
+
+class NoteHandler(logging.Handler):
+    """Writes what the services log to stderr, a line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        render.note(f"debug: {record.getMessage()}")
+
+
+def show_log(shown: bool) -> None:
+    """Show what our own modules log, the probes that failed or hung for one; or nothing, as without `--debug`."""
+    log = logging.getLogger("localai")
+    log.setLevel(logging.DEBUG if shown else logging.CRITICAL)
+    log.propagate = False
+    log.handlers = [NoteHandler()] if shown else []
 
 
 def hoist(arguments: Sequence[str]) -> tuple[list[str], set[str]]:
@@ -63,25 +91,26 @@ def invoke(arguments: Sequence[str]) -> int:
 
 
 def report(error: LocalaiError, arguments: Sequence[str], debug: bool) -> int:
+    """Tell of `error` where it can be told, and return its exit code all the same where nothing can be written."""
     if debug:
         traceback.print_exception(error)
+    content = {
+        "code": error.code,
+        "exit_code": int(error.exit_code),
+        "message": error.message,
+        "hint": error.hint or None,
+    }
     try:
         if wants_json(arguments):
-            render.json_object(
-                {
-                    "error": {
-                        "code": error.code,
-                        "exit_code": int(error.exit_code),
-                        "message": error.message,
-                        "hint": error.hint or None,
-                    }
-                }
-            )
+            render.json_object({"error": content})
         else:
             render.error(error.message, error.hint)
         render.flush()
     except PipeClosed:
         quiet_end()
+    except LocalaiError:  # stdout cannot be written: it may be what the error is about
+        with contextlib.suppress(LocalaiError, PipeClosed):
+            render.error(error.message, error.hint)
     return int(error.exit_code)
 
 
@@ -95,11 +124,10 @@ def wants_json(arguments: Sequence[str]) -> bool:
     """Whether the command was told to answer in JSON; looked up in its words, since they may not parse."""
     words = list(arguments)
     words = words[: words.index("--")] if "--" in words else words
-    pairs = zip(words, [*words[1:], ""], strict=True)
+    values = {f"{flag}{value}" for flag in ("-o", "-o=", "--output=") for value in ("json", "ndjson")}
     return any(
-        word in ("--json", "--output=json", "--output=ndjson")
-        or (word in ("--output", "-o") and following in ("json", "ndjson"))
-        for word, following in pairs
+        word == "--json" or word in values or (word in ("--output", "-o") and following in ("json", "ndjson"))
+        for word, following in itertools.zip_longest(words, words[1:], fillvalue="")
     )
 
 

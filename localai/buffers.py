@@ -77,23 +77,47 @@ def padded(tokens: int) -> int:
 def compute_bytes(shape: Shape, context: int, ubatch: int = UBATCH, outputs: int = 1, flash: bool = True) -> int:
     """Bytes of the graph's temporary tensors: the largest of logits, feed-forward and attention.
 
-    With u = ubatch, V the vocabulary, d the embedding: logits 4(outputs·V + 2ud); feed-forward 4u(3·ff + 4d) + 2u·n_kv;
-    attention without flash attention 4u(n_kv(H + 1) + 3d + 2·H·hd + 2·Hkv·hd). Exact for dense models (8B at 8,192:
-    124.0 MiB); for experts and latent attention an estimate, with `used` rows of d a token besides.
+    With u = ubatch, V the vocabulary, d the embedding: logits 4(outputs·V + 2ud); feed-forward 4u(3·ff + 4d) and the
+    masks, 2u·n_kv each; attention without flash attention 4u(n_kv(H + 1) + 3d + 2·H·hd + 2·Hkv·hd). Exact for dense
+    models (8B at 8,192: 124.0 MiB); with experts (k used, f wide) 4u·max(3kf + 4d, 2kd + 6d), which like the rest is
+    fitted to llama.cpp's own figures: see docs/estimation.md for how near each architecture comes.
     """
     n_kv = padded(context)
-    u = min(ubatch, n_kv)
+    u = max(1, min(ubatch, context))
     d = shape.embedding_length or typical_width(shape)
-    used = shape.expert_used_count
-    ff = shape.feed_forward_length or 4 * d
+    attends = any(shape.kv_heads) or not shape.recurrent_state_bytes
+    masks = 2 * u * n_kv if attends else 0
+    if any(shape.sliding_layers):
+        masks += 2 * u * padded(min(n_kv, (shape.sliding_window or 0) + ubatch))
     logits = 4 * (outputs * (shape.vocab_size or 0) + 2 * u * d)
-    feed_forward = 4 * u * (3 * ff + (4 + used) * d) + 2 * u * n_kv
-    if flash:
+    every_layer = shape.n_layers * (shape.per_layer_embedding_length or 0)
+    feed_forward = 4 * u * (_feed_forward_width(shape, d) + every_layer) + masks
+    if flash or not attends:
         return max(logits, feed_forward)
     heads = shape.head_count or max(1, d // max(shape.key_length, 1))
     kv = max(shape.kv_heads, default=0) * shape.key_length
     attention = 4 * u * (n_kv * (heads + 1) + 3 * d + 2 * heads * shape.key_length + 2 * kv)
     return max(logits, feed_forward, attention)
+
+
+# Rows of the embedding's width that are alive beside the feed-forward's own three; fused projections need one less.
+_LIVE_ROWS = {"lfm2": 3, "phi3": 3, "qwen35": 3}
+# Feed-forward layers without a gate: so many numbers of their width instead of three.
+_WIDTHS = {"nemotron_h": 2} | dict.fromkeys(
+    ("bloom", "codeshell", "falcon", "gpt2", "gptneox", "jais", "mpt", "nemotron", "phi2", "starcoder", "starcoder2"), 1
+)
+
+
+def _feed_forward_width(shape: Shape, d: int) -> int:
+    """Numbers alive at once for each token while a layer's feed-forward runs, dense or with experts."""
+    used, width = shape.expert_used_count, shape.expert_feed_forward_length or shape.feed_forward_length
+    dense = shape.feed_forward_length or (0 if used and width else 4 * d)
+    if not used:
+        return _WIDTHS.get(shape.architecture, 3) * dense + _LIVE_ROWS.get(shape.architecture, 4) * d
+    of_experts = 3 * used * width + 4 * d if width else 0
+    if shape.latent_kv:  # its first layers have no experts; in the others ff is that of a dense layer that is not there
+        of_experts = max(of_experts, 3 * dense + 4 * d)
+    return max(of_experts, (2 * used + 6) * d)
 
 
 def typical_width(shape: Shape) -> int:

@@ -1,12 +1,16 @@
-"""A model's card: what it is and how it would run here, from its header where the file is here, else the catalog."""
+"""A model's card: what it is and how it would run here, from its header, here or on the Hub, else from the catalog."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from localai import catalog, estimate, gguf, hardware, library, shapes
 from localai.domain import Plan
-from localai.errors import NotFound
+from localai.errors import AccessDenied, LocalaiError, NetworkError, NotFound
+
+if TYPE_CHECKING:
+    from localai import remote  # brings HTTP: `run` imports this module for `size_note`, and must not pay for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +26,10 @@ class CardVariant:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What `localai show` tells. `basis` is "header" (exact) or "catalog" (from published facts)."""
+    """What `localai show` tells. `basis` is "header" (exact) or "catalog" (from published facts).
+
+    `warning` says why it is the catalog's facts where the Hub was asked and did not answer.
+    """
 
     model: str
     name: str
@@ -39,6 +46,8 @@ class Card:
     note: str | None
     basis: str
     variants: tuple[CardVariant, ...]
+    commit: str | None = None
+    warning: str | None = None
 
     @property
     def plan(self) -> Plan | None:
@@ -53,27 +62,80 @@ def size_note(params: int) -> str | None:
     return "a very small model: good for trying things out, often wrong"
 
 
-def card(name: str, context: int | None = None) -> Card:
-    """The card of an installed model, a .gguf file, or a model of the catalog.
+def card(name: str, context: int | None = None, kv_type: str = "f16") -> Card:
+    """The card of an installed model, a .gguf file, or a model of the Hub; a connection is opened for the last only.
 
-    Opens no connection. Raises NotFound for a name that is none of these, EngineError for a file that is no model.
+    Where the Hub cannot be asked, a model of the catalog is described by the catalog's facts, with a `warning`.
+    Raises NotFound for a name that is none of these, EngineError for a file that is no model, NetworkError and
+    AccessDenied for a repository that is not in the catalog.
     """
     try:
         found = library.find(name)
     except NotFound as error:
         wanted = library.meaning(name)
-        if wanted.known is None:
+        if wanted.repo is None:
             raise error from None
     else:
-        return from_header(found, context)
-    return from_catalog(wanted.known, wanted.selector, context)
+        return from_header(found, context, kv_type)
+    from localai import remote
+
+    try:
+        return from_hub(wanted, remote.model(wanted), context, kv_type)
+    except (NetworkError, AccessDenied) as error:
+        if wanted.known is None:
+            raise
+        return replace(from_catalog(wanted.known, wanted.selector, context, kv_type), warning=_instead(error))
 
 
-def from_header(found: library.Found, context: int | None) -> Card:
+def _instead(error: LocalaiError) -> str:
+    return f"{error.message}; what follows is reckoned from the catalog's facts"
+
+
+def from_hub(wanted: library.Meaning, found: remote.RemoteModel, context: int | None, kv_type: str) -> Card:
+    """The card of a model on the Hub: one variant's header was read, the others go by their sizes."""
+    machine, facts, known = hardware.detect(), shapes.card(found.header), wanted.known
+    variants = []
+    for variant, weights in zip(found.variants, found.weights, strict=True):
+        plan = estimate.plan(
+            found.shape,
+            weights,
+            machine,
+            context=context,
+            kv_type=kv_type,
+            quant=variant.quantization,
+            measured=found.measured,
+        )
+        name = variant.files[0].name
+        variants.append(CardVariant(variant.quantization, name, variant.size_bytes, False, plan))
+    return Card(
+        model=wanted.model,
+        name=known.name if known else facts.name or wanted.model,
+        repo=found.repository.repo,
+        architecture=found.shape.architecture,
+        params_b=round(found.shape.params / 1e9, 4),
+        active_params_b=round(found.shape.active_params / 1e9, 4) if found.shape.active_params else None,
+        context_length=found.shape.context_length,
+        license=facts.license or (known.license if known else None),
+        languages=known.languages if known else (),
+        has_chat_template=facts.has_chat_template,
+        source="hub",
+        path=None,
+        note=size_note(found.shape.params),
+        basis="header",
+        variants=tuple(variants),
+        commit=found.repository.commit,
+    )
+
+
+def from_header(found: library.Found, context: int | None, kv_type: str = "f16") -> Card:
     """The card of a model whose file is here."""
-    header = gguf.read_model([file.path for file in found.model.files] if found.model else [found.path])
+    from localai import measuring
+
+    paths = [file.path for file in found.model.files] if found.model else [found.path]
+    header = gguf.read_model(paths)
     facts, shape, weights = shapes.card(header), shapes.shape(header), shapes.weights(header)
-    plan = estimate.plan(shape, weights, hardware.detect(), context=context)
+    measured = None if measuring.is_exact(shape) else measuring.measure_for(shape, measuring.header_files(paths))
+    plan = estimate.plan(shape, weights, hardware.detect(), context=context, kv_type=kv_type, measured=measured)
     known = catalog.resolve_name(found.name)
     size = found.model.size_bytes if found.model else found.path.stat().st_size
     quantization = found.model.quantization if found.model else shapes.quantization(header)
@@ -96,7 +158,7 @@ def from_header(found: library.Found, context: int | None) -> Card:
     )
 
 
-def from_catalog(known: catalog.CatalogModel, selector: str | None, context: int | None) -> Card:
+def from_catalog(known: catalog.CatalogModel, selector: str | None, context: int | None, kv_type: str = "f16") -> Card:
     """The card of a model that is not here, from the catalog's facts; `selector` leaves one of its files."""
     machine = hardware.detect()
     variants = []
@@ -106,7 +168,7 @@ def from_catalog(known: catalog.CatalogModel, selector: str | None, context: int
         plan = None
         if known.shape is not None:
             weights = estimate.weights_from_catalog(known, file.quantization)
-            plan = estimate.plan(known.shape, weights, machine, context=context)
+            plan = estimate.plan(known.shape, weights, machine, context=context, kv_type=kv_type)
         variants.append(CardVariant(file.quantization, file.name, file.size_bytes, False, plan))
     if selector is not None and not variants:
         have = ", ".join(file.quantization for file in known.files)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 
 from localai.domain import (
     AnswerEnd,
@@ -59,13 +58,13 @@ class Conversation:
         """Forget what was said; the system text stays."""
         self._turns.clear()
 
+    def recall(self, turns: Sequence[Message]) -> None:
+        """Go on from these turns, a question and its answer each, as if they had been said here."""
+        self._turns = list(turns)
+
     def set_system(self, text: str | None) -> None:
         """Give another system text from the next answer on; None or "" takes it away."""
         self.system = text or None
-
-    def count_tokens(self) -> int:
-        """Tokens of the context that the conversation takes now; 0 before anything is said."""
-        return self.engine.count_tokens(self.messages, self.think) if self.messages else 0
 
     def ask(self, text: str, *, cancelled: Callable[[], bool] = _never) -> Iterator[Event]:
         """Yield the answer's events, the last an `AnswerEnd`; a `TurnsDropped` comes first where turns had to go.
@@ -125,9 +124,3 @@ class Conversation:
         """The newest turn, where it alone is larger than half of the context and yet fits."""
         newest = self._turns[-2:]
         return newest if newest and tokens(newest) <= room else []
-
-    def with_engine(self, engine: ChatEngine) -> Conversation:
-        """The same conversation with another model."""
-        other = Conversation(engine, self.system, replace(self.sampling), self.max_tokens, self.stop, self.think)
-        other._turns = list(self._turns)
-        return other

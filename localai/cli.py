@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from localai.commands import answer, config, machine, models, pull
+from localai.commands import answer, config, doctor, library, machine, models, presets, pull, sessions, welcome
 
 HELP = "Run language models on your own computer: know what fits, download it safely, chat, and use it in pipelines."
 
@@ -45,15 +45,23 @@ def main(
 ) -> None:
     # --offline and --debug are taken out of the words at the boundary, wherever they stand; here they are documented.
     if context.invoked_subcommand is None:
-        answer.first_run(context)
+        welcome.first_run(context)
 
 
 app.command()(machine.hardware)
+app.command()(doctor.doctor)
 app.command()(machine.recommend)
 app.command()(models.show)
 app.command()(pull.pull)
 app.command(name="list")(models.list_models)
 app.command(name="rm")(models.remove)
+app.command(name="import")(library.import_models)
+app.command()(library.verify)
+app.command()(library.prune)
+app.command()(library.alias)
+app.command()(library.export_manifest)
 app.command()(answer.chat)
 app.command()(answer.run)
+app.add_typer(presets.app, name="presets")
+app.add_typer(sessions.app, name="sessions")
 app.add_typer(config.app, name="config")

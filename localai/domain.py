@@ -21,12 +21,16 @@ GIB = 1024**3
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """The processor as the operating system names it."""
+    """The processor as the operating system names it.
+
+    `usable_cores` is set where affinity or a control group's quota leaves this process fewer cores than there are.
+    """
 
     name: str
     architecture: str
     physical_cores: int | None
     logical_cores: int
+    usable_cores: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,14 @@ class Bandwidth:
 
 
 @dataclass(frozen=True, slots=True)
+class Compute:
+    """How fast all physical cores together multiply matrices (32-bit floats), and how that is known."""
+
+    gflops: float | None
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class Gpu:
     """A graphics card. `shared_memory` means that its memory is the system's RAM: never add the two."""
 
@@ -65,6 +77,7 @@ class Gpu:
     bandwidth_gbps: float | None = None
     driver: str | None = None
     source: str = ""
+    shared_total_bytes: int | None = None  # system memory that an integrated GPU may map (AMD's GTT): part of the RAM
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +89,7 @@ class Npu:
     tops: float | None
     usable_by_engine: bool = False
     source: str = ""
+    driver: str | None = None  # the kernel's, None where none is bound to it
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +135,8 @@ class Machine:
     gpus: tuple[Gpu, ...] = ()
     npus: tuple[Npu, ...] = ()
     notes: tuple[str, ...] = ()  # what was assumed, for machines that are not this one
+    compute: Compute = Compute(None, "not measured")
+    failures: tuple[str, ...] = ()  # probes that failed or hung, for `--debug`
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +186,8 @@ class Shape:
     expert_used_count: int = 0
     active_params: int | None = None
     basis: str = "header"
+    expert_feed_forward_length: int | None = None
+    per_layer_embedding_length: int | None = None  # Gemma 3n and 4: a second embedding, of every layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +198,8 @@ class Weights:
     read_per_token_bytes: int
     embedding_bytes: int = 0  # the token embedding, which stays on the CPU
     output_bytes: int = 0
+    tied_bytes: int = field(default=0, compare=False)  # the part of the embedding that is the output, too
+    layer_bytes: tuple[int, ...] = field(default=(), compare=False)  # of each layer, () where no header was read
 
 
 class Placement(StrEnum):
@@ -266,7 +286,11 @@ class InstalledFile:
 
 @dataclass(frozen=True, slots=True)
 class InstalledModel:
-    """A model on this disk, every byte of it verified. `source` is hub, embedded or file."""
+    """A model on this disk, every byte of it verified.
+
+    `source` is hub, embedded, file, or the program whose file it is: ollama, lmstudio, llama.cpp, hf.
+    `revision` is the Hub's branch, tag or commit that was asked for, None for the main branch.
+    """
 
     model: str
     repo: str | None
@@ -278,6 +302,7 @@ class InstalledModel:
     source: str
     last_used_at: str | None = None
     read_only: bool = False
+    revision: str | None = None
 
     @property
     def path(self) -> Path:
@@ -383,7 +408,7 @@ Event = TurnsDropped | PromptProgress | ThinkingText | AnswerText | AnswerEnd
 class GenerationRequest:
     """What to answer and how. `max_tokens` None means: until the model stops or the context is full.
 
-    `think` None leaves it to the model's template.
+    `think` None leaves it to the model's template. `grammar` (GBNF) is what the answer must be a text of.
     """
 
     messages: tuple[Message, ...]
@@ -391,6 +416,7 @@ class GenerationRequest:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     think: bool | None = None
+    grammar: str | None = None
 
 
 class ChatEngine(Protocol):

@@ -97,6 +97,12 @@ def _remembered(seen: dict[str, Any]) -> str | None:
     return verified_at if raw == seen and isinstance(verified_at, str) else None
 
 
+def forget() -> None:
+    """No longer believe that the file was verified: it is hashed anew when next asked for."""
+    with suppress(OSError):
+        _memory().unlink(missing_ok=True)
+
+
 def _remember(verified: dict[str, Any]) -> None:
     with suppress(OSError):
         settings.private_folder(_memory().parent)

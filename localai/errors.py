@@ -21,7 +21,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What a process ends with; the table of `docs/exit-codes.md`."""
+    """What a process ends with; the table of the README."""
 
     DONE = 0
     FAILURE = 1
@@ -83,8 +83,14 @@ class EngineError(LocalaiError):
 
 
 class ContextOverflow(LocalaiError):
+    """`needed_tokens` is what the input takes, where that was counted and not only reckoned."""
+
     exit_code = ExitCode.CONTEXT_OVERFLOW
     code = "context-overflow"
+
+    def __init__(self, message: str, hint: str = "", needed_tokens: int | None = None) -> None:
+        super().__init__(message, hint)
+        self.needed_tokens = needed_tokens
 
 
 class SchemaIncomplete(LocalaiError):

@@ -5,7 +5,7 @@ What a model takes is in `buffers` and `sizes`, how fast it is in `speed`; here 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from localai import quantization
@@ -16,6 +16,7 @@ from localai.speed import cores, decode_speed, engine_gpus, prompt_speed
 
 __all__ = [
     "KV_TYPES",
+    "Measure",
     "compute_bytes",
     "decode_speed",
     "engine_gpus",
@@ -40,6 +41,11 @@ RAM_MARGIN = 0.05  # of what is available, so that a load never swaps
 GPU_MARGIN_BYTES = GIB  # the driver's context and the desktop; what llama.cpp's own fitting leaves (common/fit)
 
 
+# What llama.cpp itself says that a context takes, of (context, kv_type): bytes of KV cache and of compute buffers; None
+# where it cannot be asked. See `measuring`.
+Measure = Callable[[int, str], tuple[int, int] | None]
+
+
 def memory(
     shape: Shape,
     weights: Weights,
@@ -48,8 +54,15 @@ def memory(
     ubatch: int = UBATCH,
     outputs: int = 1,
     flash: bool = True,
+    measured: Measure | None = None,
 ) -> MemoryNeed:
-    """What loading takes: tensors once, KV cache, compute buffer, and this program itself as overhead."""
+    """What loading takes: tensors once, KV cache, compute buffer, and this program itself as overhead.
+
+    `measured`, where it has an answer, goes before the closed forms; it knows the default ubatch and outputs only.
+    """
+    asked = measured is not None and (ubatch, outputs, flash) == (UBATCH, 1, True)
+    if asked and measured is not None and (found := measured(padded(context), kv_type)) is not None:
+        return MemoryNeed(weights.total_bytes, *found, PROCESS_BYTES)
     return MemoryNeed(
         weights.total_bytes,
         kv_cache_bytes(shape, context, kv_type, ubatch),
@@ -69,16 +82,22 @@ def plan(
     kv_type: str = "f16",
     want_context: int = DEFAULT_CONTEXT,
     quant: str | None = None,
+    measured: Measure | None = None,
 ) -> Plan:
     """How to load the model here, with what that takes and how fast it will be; `fits` False means: do not load.
 
     `context` is taken as asked; without it, `want_context` or the most that fits, within the model's own. As many
-    layers as fit go to the GPUs, leaving 1 GiB a device; a shorter context is preferred to leaving the GPU.
+    layers as fit go to the GPUs, leaving 1 GiB a device; a shorter context is preferred to leaving the GPU. `measured`
+    goes before the closed forms of cache and compute buffers.
     """
+
+    def placed_with(length: int) -> Plan:
+        return _placed(shape, weights, machine, length, gpu_layers, kv_type, measured)
+
     if context is not None:
-        best = _placed(shape, weights, machine, padded(max(context, 1)), gpu_layers, kv_type)
+        best = placed_with(padded(max(context, 1)))
     else:
-        tried = [_placed(shape, weights, machine, each, gpu_layers, kv_type) for each in _contexts(shape, want_context)]
+        tried = [placed_with(each) for each in _contexts(shape, want_context)]
         fitting = [each for each in tried if each.fits]
         on_gpu = [each for each in fitting if each.placement is Placement.GPU]
         best = (on_gpu or fitting or tried[-1:])[0]
@@ -103,12 +122,18 @@ def _contexts(shape: Shape, want: int) -> list[int]:
 
 
 def _placed(
-    shape: Shape, weights: Weights, machine: Machine, context: int, gpu_layers: int | None, kv_type: str
+    shape: Shape,
+    weights: Weights,
+    machine: Machine,
+    context: int,
+    gpu_layers: int | None,
+    kv_type: str,
+    measured: Measure | None,
 ) -> Plan:
     """The plan for one context, without speeds: layers on the GPU, memory, whether it fits."""
     gpus = engine_gpus(machine)
     unified = bool(gpus) and all(gpu.shared_memory for gpu in gpus)
-    need = memory(shape, weights, context, kv_type)
+    need = memory(shape, weights, context, kv_type, measured=measured)
     ram = machine.memory.available_bytes
     everything = shape.n_layers + 1
     if not gpus or gpu_layers == 0:
@@ -128,7 +153,7 @@ def _placed(
         room = _layers_that_fit(items, budgets)
         layers = room if gpu_layers is None else min(gpu_layers, everything)
         if layers <= 1 and gpu_layers is None:  # the output alone gains nothing
-            return _placed(shape, weights, machine, context, 0, kv_type)
+            return _placed(shape, weights, machine, context, 0, kv_type, measured)
         placement = Placement.GPU if layers == everything else Placement.SPLIT
         on_cpu = weights.embedding_bytes + sum(items[: everything - layers]) + need.compute_bytes
         vram = sum(gpu.vram_free_bytes or 0 for gpu in gpus)
@@ -156,13 +181,19 @@ def _placed(
 
 
 def _items(shape: Shape, weights: Weights, context: int, kv_type: str) -> list[int]:
-    """Bytes of each layer with its cache, and last of the output (a tied one is copied to the GPU)."""
+    """Bytes of each layer with its cache, and last of the output with all that is in no layer.
+
+    A tied output is copied to the GPU. Without a header all layers count as equal.
+    """
     layers = shape.n_layers
-    body = weights.total_bytes - weights.embedding_bytes - weights.output_bytes
-    each = (max(0, body) + shape.recurrent_state_bytes) // layers
+    body = max(0, weights.total_bytes - weights.embedding_bytes - weights.output_bytes)
+    each = list(weights.layer_bytes) if len(weights.layer_bytes) == layers else [body // layers] * layers
+    state = shape.recurrent_state_bytes // layers
     caches = kv_layers(shape, context, kv_type, UBATCH)
     caches += [0] * (layers - len(caches))
-    return [each + cache for cache in caches[:layers]] + [weights.output_bytes or weights.embedding_bytes]
+    rest = max(0, body - sum(each)) if weights.layer_bytes else 0
+    output = weights.output_bytes or weights.tied_bytes or weights.embedding_bytes
+    return [own + state + cache for own, cache in zip(each, caches[:layers], strict=True)] + [output + rest]
 
 
 def _layers_that_fit(items: Sequence[int], budgets: Iterable[int]) -> int:

@@ -22,8 +22,8 @@ KEPT_LIMIT = 32 * 1024**2  # keys, names and values that are kept, by their cost
 STRING_LIMIT = 1024**2  # a longer one is skipped; chat templates are some tens of kB
 ARRAY_LIMIT = 1024  # a longer one is skipped: vocabularies; per-layer arrays have at most 512 entries
 KEYS_LIMIT = 16_384
-TENSORS_LIMIT = 65_536
-STRINGS_LIMIT = 4 * 1024**2  # strings in skipped arrays; vocabulary and merges of the largest are about 1.5 million
+TENSORS_LIMIT = 32_768
+STRINGS_LIMIT = 2 * 1024**2  # strings in skipped arrays; vocabulary and merges of the largest are about 1.5 million
 NAME_LIMIT = 64  # GGML_MAX_NAME, its final NUL included
 DIMENSIONS_LIMIT = 4  # GGML_MAX_DIMS
 CHUNK = 256 * 1024
@@ -134,23 +134,30 @@ def read_model(paths: Sequence[Path], keep: Container[str] = ()) -> Header:
     """
     if not paths:
         raise NotFound("no model file was given", "localai list shows the installed models")
-    headers = [read_header(path, keep) for path in paths]
+    return join([path.name for path in paths], [read_header(path, keep) for path in paths])
+
+
+def join(names: Sequence[str], headers: Sequence[Header]) -> Header:
+    """The headers of a model's files, in order, as one; `names` are for messages.
+
+    Raises EngineError where shards are missing, doubled or of another model.
+    """
     first = headers[0]
     count = first.metadata.get("split.count", 1)
-    if count != len(paths) and not (count == 0 and len(paths) == 1):
+    if count != len(headers) and not (count == 0 and len(headers) == 1):
         raise EngineError(
-            f"{paths[0].name} is one of {count} shards, but {len(paths)} are here", "pull the model again"
+            f"{names[0]} is one of {count!s:.20} shards, but {len(headers)} are here", "pull the model again"
         )
-    if len(paths) == 1:
+    if len(headers) == 1:
         return first
-    names: set[str] = set()
-    for number, (path, header) in enumerate(zip(paths, headers, strict=True)):
+    seen: set[str] = set()
+    for number, (name, header) in enumerate(zip(names, headers, strict=True)):
         if header.metadata.get("split.no") != number or header.metadata.get("split.count") != count:
-            raise EngineError(f"{path.name} is not shard {number + 1} of {count}", "pull the model again")
+            raise EngineError(f"{name} is not shard {number + 1} of {count}", "pull the model again")
         for tensor in header.tensors:
-            if tensor.name in names:
-                raise EngineError(f"{path.name} repeats the tensor {_shown(tensor.name)}", "pull the model again")
-            names.add(tensor.name)
+            if tensor.name in seen:
+                raise EngineError(f"{name} repeats the tensor {_shown(tensor.name)}", "pull the model again")
+            seen.add(tensor.name)
     return replace(
         first,
         tensors=tuple(tensor for header in headers for tensor in header.tensors),
@@ -300,7 +307,7 @@ class _Reader:
         return self.take(length).decode("utf-8", "replace")
 
     def _keep(self, length: int) -> None:
-        self._kept += 64 + length  # 64: about what an object costs beside its content
+        self._kept += 128 + length  # 128: at most what an object costs beside its content
         if self._kept > KEPT_LIMIT:
             raise self.error("its header holds more text than any model's")
 

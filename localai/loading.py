@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from localai import cards, estimate, gguf, hardware, library, shapes
 from localai.domain import GIB, ChatEngine, Plan
-from localai.errors import DoesNotFit
+from localai.errors import DoesNotFit, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,36 +21,51 @@ class Wishes:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """A model in memory. `note` is what to say plainly of it before anybody trusts its answers."""
-
-    name: str
-    engine: ChatEngine
-    plan: Plan
-    note: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class Prepared:
     """A model that fits, and how it will be loaded."""
 
     found: library.Found
     plan: Plan
     params: int
+    context_length: int | None  # that the model was made for
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model in memory. `note` is what to say plainly of it before anybody trusts its answers."""
+
+    engine: ChatEngine
+    prepared: Prepared
+    note: str | None
+
+    @property
+    def name(self) -> str:
+        return self.prepared.found.name
+
+    @property
+    def plan(self) -> Plan:
+        return self.prepared.plan
 
 
 def prepare(found: library.Found, wishes: Wishes, want_context: int | None = None) -> Prepared:
     """Plan how `found` would be loaded here.
 
     `want_context` is the number of tokens the job at hand needs, used where the user asked for no context of their own.
-    Raises EngineError for a file that is no model, DoesNotFit where it would swap or die.
+    Raises EngineError for a file that is no model, DoesNotFit where it would swap or die, UsageError for more threads
+    than there are (llama.cpp's threads wait actively: too many make it not slow but still).
     """
+    machine = hardware.detect()
+    if wishes.threads is not None and wishes.threads > machine.cpu.logical_cores:
+        raise UsageError(
+            f"{wishes.threads} threads are more than the {machine.cpu.logical_cores} of this machine",
+            "leave --threads out: the plan takes one a physical core",
+        )
     header = gguf.read_model([file.path for file in found.model.files] if found.model else [found.path])
     shape, weights = shapes.shape(header), shapes.weights(header)
     plan = estimate.plan(
         shape,
         weights,
-        hardware.detect(),
+        machine,
         context=wishes.context,
         gpu_layers=wishes.gpu_layers,
         threads=wishes.threads,
@@ -59,12 +74,16 @@ def prepare(found: library.Found, wishes: Wishes, want_context: int | None = Non
     )
     if not plan.fits:
         need, free = plan.memory.total_bytes + plan.memory.overhead_bytes, plan.available_bytes
+        own = shape.context_length
+        beyond = wishes.context is not None and own is not None and wishes.context > own
         raise DoesNotFit(
             f"{found.name} needs {need / GIB:.1f} GiB of memory with {plan.context} tokens of context,"
             f" and {free / GIB:.1f} GiB are free",
-            "close other programs, ask for less (--context), or take a smaller model (localai recommend)",
+            f"the model is made for {own} tokens: ask for no more (--context)"
+            if beyond
+            else "close other programs, ask for less (--context), or take a smaller model (localai recommend)",
         )
-    return Prepared(found, plan, shape.params)
+    return Prepared(found, plan, shape.params, shape.context_length)
 
 
 def load(
@@ -84,4 +103,4 @@ def load(
     loaded = engine.load(found.path, prepared.plan, progress, cancelled, notice)
     if found.model is not None:
         library.touch(found.model)
-    return Loaded(found.name, loaded, prepared.plan, cards.size_note(prepared.params))
+    return Loaded(loaded, prepared, cards.size_note(prepared.params))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 
@@ -15,6 +18,7 @@ from localai.errors import DoesNotFit, LocalaiError
 
 CHUNK_BYTES = 1 << 20
 _QUEUED_CHUNKS = 4  # bounds the memory between the network and the hash
+_SYNC_BYTES = 128 << 20  # what a power loss can cost at most, besides what is on its way to the disk
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -72,16 +76,20 @@ class _Digest:
 class PartialFile:
     """What has come of a blob so far. Use as a context manager, with the blob's lock held.
 
-    The partial file and the ETag it belongs to stand beside `destination` and outlive the process.
-    Every method raises DoesNotFit or LocalaiError for what the disk refuses; what was written stays.
+    The partial file and what is known of it (the ETag it belongs to, how much is safe on the disk) stand beside
+    `destination` and outlive the process. Every method raises DoesNotFit or LocalaiError for what the disk refuses;
+    what was written stays.
     """
 
     def __init__(self, destination: Path) -> None:
         self._destination = destination
         self.path = partial_path(destination)
-        self._etag_path = destination.with_name(f"{destination.name}.localai.etag")
+        self._state_path = _state_path(destination)
         self._descriptor = -1
         self._digest = _Digest()
+        self._syncing: threading.Thread | None = None
+        self._etag: str | None = None
+        self._asked_to_sync = 0
         self.position = 0
 
     def __enter__(self) -> PartialFile:
@@ -99,44 +107,51 @@ class PartialFile:
         self._close()
 
     def _close(self) -> None:
+        self._wait_for_sync()
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def resume(self, size_bytes: int, progress: Callable[[int], None]) -> None:
-        """Hash what an earlier process left; more than `size_bytes` cannot be right and is thrown away."""
+    @property
+    def etag(self) -> str | None:
+        """The strong ETag of the response that the partial file comes from, None where none was given."""
+        return self._etag
+
+    def resume(self, size_bytes: int, progress: Callable[[int], None]) -> int:
+        """Hash what an earlier process left, and return how many bytes that is.
+
+        More than `size_bytes` cannot be right and is thrown away. After a restart of the machine (perhaps a power loss)
+        only what was synced is believed.
+        """
+        self._etag, boot, synced = _read_state(self._state_path)
         try:
-            if os.fstat(self._descriptor).st_size > size_bytes:
-                os.ftruncate(self._descriptor, 0)
+            here = os.fstat(self._descriptor).st_size
+            if here > size_bytes:
+                here = 0
+            elif boot is not None and boot != boot_id():
+                here = min(here, synced)
+            os.ftruncate(self._descriptor, here)
             while chunk := os.read(self._descriptor, CHUNK_BYTES):
                 self._digest.update(chunk)
                 self.position += len(chunk)
                 progress(self.position)
         except OSError as error:
             raise disk_error(error, self.path) from error
-
-    @property
-    def etag(self) -> str | None:
-        """The strong ETag of the response that the partial file comes from, None where none was given."""
-        try:
-            text = self._etag_path.read_text("ascii")
-        except (OSError, UnicodeDecodeError):
-            return None
-        return text if is_strong_etag(text) else None
+        self._asked_to_sync = self.position
+        return self.position
 
     def restart(self, etag: str | None) -> None:
         """Throw away what is there and begin anew with the bytes of the response that has this ETag."""
+        self._wait_for_sync()
         self._digest.finish()
         self._digest = _Digest()
         try:
             os.ftruncate(self._descriptor, 0)
             os.lseek(self._descriptor, 0, os.SEEK_SET)
-            self.position = 0
-            # Emptied first, named after: a crash between the two leaves nothing that belongs to another ETag.
-            if etag is not None and is_strong_etag(etag):
-                self._etag_path.write_text(etag, "ascii")
-            else:
-                self._etag_path.unlink(missing_ok=True)
+            self.position = self._asked_to_sync = 0
+            self._etag = etag if etag is not None and is_strong_etag(etag) else None
+            # Emptied first, described after: a crash between the two leaves nothing that belongs to another ETag.
+            self._write_state(0)
         except OSError as error:
             raise disk_error(error, self.path) from error
 
@@ -151,6 +166,25 @@ class PartialFile:
                 self.position += written
         except OSError as error:
             raise disk_error(error, self.path) from error
+        if self.position - self._asked_to_sync >= _SYNC_BYTES and not (self._syncing and self._syncing.is_alive()):
+            self._asked_to_sync = self.position
+            self._syncing = threading.Thread(target=self._sync, args=(self.position,), name="localai-sync", daemon=True)
+            self._syncing.start()
+
+    def _sync(self, position: int) -> None:
+        """In a thread of its own: the disk works while bytes come, and `publish` finds little left to do."""
+        with suppress(OSError):  # what is wrong with the disk, the next write or `publish` tells
+            os.fsync(self._descriptor)
+            self._write_state(position)
+
+    def _wait_for_sync(self) -> None:
+        if self._syncing is not None:
+            self._syncing.join()
+            self._syncing = None
+
+    def _write_state(self, synced_bytes: int) -> None:
+        state = {"etag": self._etag, "boot": boot_id(), "synced_bytes": synced_bytes}
+        replace_whole(self._state_path, json.dumps(state).encode("ascii"))
 
     def sha256(self) -> str:
         """The SHA-256 of everything up to `position`; nothing may be written after."""
@@ -159,17 +193,17 @@ class PartialFile:
     def discard(self) -> None:
         """Remove the partial file: its bytes are not to be trusted."""
         self._close()
-        self.path.unlink(missing_ok=True)
-        self._etag_path.unlink(missing_ok=True)
+        discard_partial(self._destination)
 
     def publish(self) -> None:
         """Give the verified bytes their name, durably: file synced, renamed, folder synced."""
         try:
+            self._wait_for_sync()
             os.fsync(self._descriptor)
             self._close()  # Windows does not rename an open file
             os.replace(self.path, self._destination)
             sync_folder(self._destination.parent)
-            self._etag_path.unlink(missing_ok=True)
+            self._state_path.unlink(missing_ok=True)
         except OSError as error:
             raise disk_error(error, self.path) from error
 
@@ -179,15 +213,59 @@ def partial_path(destination: Path) -> Path:
     return destination.with_name(f"{destination.name}.localai.partial")
 
 
+def _state_path(destination: Path) -> Path:
+    return destination.with_name(f"{destination.name}.localai.state")
+
+
 def discard_partial(destination: Path) -> None:
     """Remove what an unfinished download of this blob left, if anything."""
     partial_path(destination).unlink(missing_ok=True)
-    destination.with_name(f"{destination.name}.localai.etag").unlink(missing_ok=True)
+    state = _state_path(destination)
+    state.unlink(missing_ok=True)
+    state.with_name(f"{state.name}.new").unlink(missing_ok=True)
+
+
+def _read_state(path: Path) -> tuple[str | None, str | None, int]:
+    """ETag, boot and synced bytes of a partial file; (None, None, 0) where nothing is known or it makes no sense."""
+    try:
+        state = json.loads(path.read_bytes()[:4096])
+        etag, boot, synced = state["etag"], state["boot"], state["synced_bytes"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None, None, 0
+    known = isinstance(boot, str) and type(synced) is int and synced >= 0
+    strong = isinstance(etag, str) and is_strong_etag(etag)
+    return etag if strong else None, boot if known else None, synced if known else 0
+
+
+@cache
+def boot_id() -> str:
+    """What is another after each start of the machine, and only then (or, elsewhere than on Linux, a changed clock)."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        import psutil
+
+        return f"{psutil.boot_time():.0f}"
 
 
 def is_strong_etag(text: str) -> bool:
     """Whether `If-Range` may carry this ETag (RFC 9110, 13.1.5: never a weak one); also bounds a hostile one."""
     return 2 < len(text) <= 512 and text[0] == text[-1] == '"' and text.isascii() and text.isprintable()
+
+
+def replace_whole(path: Path, content: bytes) -> None:
+    """Write a small note that readers see whole or not at all, with the permissions of the user's umask.
+
+    For what may be lost in a power loss; what is there already, a planted link included, is replaced. Raises OSError.
+    """
+    temporary = path.with_name(f"{path.name}.new")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _NO_FOLLOW, 0o666)
+    try:
+        os.write(descriptor, content)
+    finally:
+        os.close(descriptor)
+    os.replace(temporary, path)
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from localai import catalog, hub, hub_cache, library, naming, quantization, recommend, records, settings, transfer
+from localai import (
+    catalog,
+    hub,
+    hub_cache,
+    inventory,
+    library,
+    naming,
+    quantization,
+    recommend,
+    records,
+    settings,
+    transfer,
+)
 from localai.domain import GIB, MIB, InstalledFile, InstalledModel, Machine, Plan, RemoteFile, Variant
-from localai.errors import DoesNotFit, HashMismatch, NotFound
+from localai.errors import DoesNotFit, HashMismatch, NotFound, UsageError
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _DISK_RESERVE_BYTES = 256 * MIB  # what a system needs to stay usable
 
 
@@ -38,10 +52,17 @@ class PullPlan:
     why: str
     warnings: tuple[str, ...]
 
+    @property
+    def missing_bytes(self) -> int:
+        """What is still to be downloaded, going by sizes alone."""
+        return self.download_bytes - self.already_bytes
 
-def plan_pull(text: str, machine: Machine) -> PullPlan:
+
+def plan_pull(text: str, machine: Machine, reserved_bytes: int = 0, disk: Path | None = None) -> PullPlan:
     """Find out what `localai pull TEXT` takes. Without a connection where the model is installed already.
 
+    `reserved_bytes` of the disk are spoken for by other downloads that come first; `disk` is another folder than the
+    cache that the files are for.
     Raises NotFound, UsageError, NetworkError, AccessDenied (gated, no token), HashMismatch (the Hub gives no hash),
     DoesNotFit where the disk is too small. Whether it fits the memory is in `plan`, for the caller to decide on.
     """
@@ -49,12 +70,64 @@ def plan_pull(text: str, machine: Machine) -> PullPlan:
     models = library.installed()
     here = library.selected(library.matching(wanted, models), wanted)
     if here:
-        return _nothing_to_do(max(here, key=lambda model: (model.last_used_at or "", model.size_bytes)))
+        return nothing_to_do(max(here, key=lambda model: (model.last_used_at or "", model.size_bytes)))
     if wanted.repo is None:
         raise library.unknown(text, models)
     found = hub.repository(wanted.repo, wanted.revision)
     variant, plan, why = _choose(text, wanted, found, machine)
-    projector = next(iter(naming.projectors(found.files)), None)
+    return planned(wanted.model, found, wanted.revision, variant, plan, why, reserved_bytes, projector_of(found), disk)
+
+
+def is_updatable(model: InstalledModel) -> bool:
+    """Whether the Hub can have something newer: not for what was asked for at one commit, nor for other sources."""
+    return model.source == "hub" and model.repo is not None and not _COMMIT.fullmatch(model.revision or "")
+
+
+def plan_update(model: InstalledModel, machine: Machine, reserved_bytes: int = 0) -> PullPlan | None:
+    """Find out what the newest revision of an installed model takes; None where it is the one installed.
+
+    Raises UsageError for a model that is not `is_updatable`, NotFound where the newest revision no longer has its
+    file, else as `plan_pull`.
+    """
+    if not is_updatable(model) or model.repo is None:
+        raise UsageError(
+            f"{model.model} has no newer revisions: it is {'pinned' if model.revision else 'not from the Hub'}",
+            "localai pull --update without a name looks at all models that may have some",
+        )
+    found = hub.repository(model.repo, model.revision)
+    if found.commit == model.commit:
+        return None
+    variants = naming.variants(found.files)
+    same = [each for each in variants if each.files[0].name == model.files[0].name]
+    same = same or [each for each in variants if each.quantization == model.quantization]
+    if len(same) != 1:
+        raise NotFound(
+            f"{model.repo} at {found.commit[:12]} no longer has {model.files[0].name}",
+            f"the installed one stays; localai show {model.repo} lists what there is now",
+        )
+    known = catalog.by_repo(model.repo)
+    plan = recommend.choose_variant(same, known.shape if known else None, machine)[1]
+    why = f"a newer revision of {model.model}: {found.commit[:12]} instead of {(model.commit or 'none')[:12]}"
+    return planned(model.model, found, model.revision, same[0], plan, why, reserved_bytes, projector_of(found))
+
+
+def projector_of(found: hub.Repository) -> RemoteFile | None:
+    """The projector that comes with every model of a repository, where it has one."""
+    return next(iter(naming.projectors(found.files)), None)
+
+
+def planned(
+    model: str,
+    found: hub.Repository,
+    revision: str | None,
+    variant: Variant,
+    plan: Plan | None,
+    why: str,
+    reserved_bytes: int,
+    projector: RemoteFile | None,
+    disk: Path | None = None,
+) -> PullPlan:
+    """The plan of a pull of these files. Raises HashMismatch, AccessDenied, DoesNotFit as `plan_pull` does."""
     files = (*variant.files, *([projector] if projector else []))
     for file in files:
         if file.sha256 is None:
@@ -62,20 +135,20 @@ def plan_pull(text: str, machine: Machine) -> PullPlan:
                 f"the Hub gives no SHA-256 for {file.name}, so it cannot be verified", "take another file"
             )
     total = sum(file.size_bytes for file in files)
-    already = sum(hub_cache.bytes_at_hand(found.repo, file) for file in files)
+    already = sum(hub_cache.bytes_at_hand(found.repo, found.commit, file) for file in files)
     if found.gated and already < total and hub.token() is None:
         raise hub.gated(found.repo)
     return PullPlan(
-        model=wanted.model,
+        model=model,
         repo=found.repo,
         commit=found.commit,
-        revision=wanted.revision,
+        revision=revision,
         variant=variant,
         projector=projector,
         files=files,
         download_bytes=total,
         already_bytes=already,
-        free_bytes_after=_checked_disk(variant, total - already),
+        free_bytes_after=_checked_disk(variant, total - already, reserved_bytes, disk or settings.hub_cache()),
         plan=plan,
         already_installed=None,
         why=why,
@@ -83,7 +156,8 @@ def plan_pull(text: str, machine: Machine) -> PullPlan:
     )
 
 
-def _nothing_to_do(model: InstalledModel) -> PullPlan:
+def nothing_to_do(model: InstalledModel) -> PullPlan:
+    """The plan of a pull of what is installed already."""
     remote = tuple(RemoteFile(file.name, file.size_bytes, file.sha256) for file in model.files)
     return PullPlan(
         model=model.model,
@@ -145,12 +219,12 @@ def _warnings(variant: Variant, plan: Plan | None) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def _checked_disk(variant: Variant, missing_bytes: int) -> int:
+def _checked_disk(variant: Variant, missing_bytes: int, reserved_bytes: int, folder: Path) -> int:
     """Free bytes after the download. Raises DoesNotFit where too little would be left."""
-    folder = settings.hub_cache().absolute()
+    folder = folder.absolute()
     while not folder.exists():
         folder = folder.parent
-    after = shutil.disk_usage(folder).free - missing_bytes
+    after = shutil.disk_usage(folder).free - reserved_bytes - missing_bytes
     if after < (_DISK_RESERVE_BYTES if missing_bytes else 0):
         raise DoesNotFit(
             f"{variant.quantization} needs {missing_bytes / GIB:.1f} GiB more on the disk of {folder},"
@@ -179,7 +253,7 @@ def pull(
         _fetch(plan, file, lambda so_far, before=done: progress(before + so_far), on_retry, patience)  # type: ignore[misc]
         done += file.size_bytes
         progress(done)
-    paths = {file.name: hub.link(plan.repo, plan.commit, file, plan.revision) for file in plan.files}
+    paths = {file.name: hub.link(plan.repo, plan.commit, file, plan.revision, on_retry) for file in plan.files}
     known = catalog.by_repo(plan.repo)
     model = InstalledModel(
         model=known.id if known else plan.repo,
@@ -190,8 +264,10 @@ def pull(
         projector=_installed(plan.projector, paths[plan.projector.name]) if plan.projector else None,
         verified_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         source="hub",
+        revision=plan.revision,
     )
     records.save(model)
+    inventory.facts_of(model)  # so that `list` need not read the header
     return model
 
 
@@ -203,6 +279,7 @@ def _fetch(
     patience: transfer.Patience | None,
 ) -> None:
     assert file.sha256 is not None
+    hub_cache.reclaim(plan.repo, plan.commit, file)
     transfer.download(
         hub.file_url(plan.repo, plan.commit, file.name),
         hub_cache.blob_path(plan.repo, file.sha256),

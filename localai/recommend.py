@@ -156,7 +156,7 @@ def choose_variant(
     fit. Less than 4 bits only where there is nothing else. Raises NotFound for no variants.
     """
     if not variants:
-        raise NotFound("there is no GGUF file of a model in it", "localai search finds repositories that have some")
+        raise NotFound("there is no GGUF file of a model in it", "name a GGUF repository; they often end in -GGUF")
     enough = [each for each in variants if not quantization.is_low_bit(each.quantization)]
     planned = [(each, _variant_plan(each, shape, machine, context)) for each in enough or variants]
     fitting = [(each, plan) for each, plan in planned if plan.fits]

@@ -1,6 +1,9 @@
 """The index of installed models: one small JSON file for each, so that no crash and no second process loses another's.
 
-A record is written whole or not at all; when a model was last used is the time of an empty file beside it.
+A record is written whole or not at all, without any lock. What changes after it was written lies in files beside it:
+`.used` (its time is when the model was last used), `.check` (what the last verification found) and `.facts` (what the
+model's header says, so that it need not be read again). They belong to a record by the SHA-256 of its files, so one
+that is left over from other bytes says nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,16 @@ from localai.partial import disk_error, sync_folder
 
 SCHEMA_VERSION = 1
 _LARGEST_RECORD_BYTES = 1_000_000
-_RECORD, _USED = ".json", ".used"
+_RECORD, _USED, _CHECK, _FACTS = ".json", ".used", ".check", ".facts"
+NOTES = (_CHECK, _FACTS)  # what is of no use without its record
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One entry of the index; `fault` is what the last verification found wrong, None where all was well."""
+
+    model: InstalledModel
+    fault: str | None = None
 
 
 def folder() -> Path:
@@ -36,13 +48,35 @@ def save(model: InstalledModel) -> None:
     try:
         settings.private_folder(path.parent)
         settings.write_atomically(path, json.dumps(_as_json(model), indent=1).encode())
-        sync_folder(path.parent)
+        # Only now: until the new record is there, what was found wrong with the old one still holds.
+        path.with_suffix(_CHECK).unlink(missing_ok=True)
     except OSError as error:
         raise disk_error(error, path) from error
+    with suppress(OSError):  # a network disk that cannot sync a folder still has the record
+        sync_folder(path.parent)
 
 
 def load(on_damaged: Callable[[str], None] = lambda line: None) -> tuple[InstalledModel, ...]:
-    """Every record, by model and quantization. A damaged one is skipped and told in one line; nothing is raised."""
+    """The models of every record that no verification found fault with, by model and quantization.
+
+    What is left out is told in one line each; nothing is raised.
+    """
+    models = []
+    for record in read_all(on_damaged):
+        if record.fault is None:
+            models.append(record.model)
+        else:
+            on_damaged(f"{described(record.model)} is left out: {record.fault}; localai verify says what to do")
+    return tuple(models)
+
+
+def described(model: InstalledModel) -> str:
+    """A model in a message: its name and quantization."""
+    return f"{model.model} ({model.quantization})"
+
+
+def read_all(on_damaged: Callable[[str], None] = lambda line: None) -> tuple[Record, ...]:
+    """Every readable record, also of models with a fault; an unreadable one is skipped and told in one line."""
     entries: dict[str, os.DirEntry[str]] = {}
     try:
         with os.scandir(folder()) as listing:
@@ -52,26 +86,86 @@ def load(on_damaged: Callable[[str], None] = lambda line: None) -> tuple[Install
     except OSError as error:
         on_damaged(f"cannot read {folder()}: {error.strerror}")
         return ()
-    models = []
+    found = []
     for name, entry in entries.items():
         if name.startswith(".") or not name.endswith(_RECORD):
             continue
         try:
             model = _read(entry.path)
+        except FileNotFoundError:  # removed this moment by another process
+            continue
         except (OSError, ValueError) as error:
             on_damaged(f"{entry.path} is not a readable record and is left out: {_reason(error)}")
             continue
-        used = entries.get(name.removesuffix(_RECORD) + _USED)
-        models.append(replace(model, last_used_at=_used_at(used)) if used else model)
-    return tuple(sorted(models, key=lambda model: (model.model, model.quantization, str(model.path))))
+        stem = name.removesuffix(_RECORD)
+        if used := entries.get(stem + _USED):
+            model = replace(model, last_used_at=_used_at(used))
+        check = entries.get(stem + _CHECK)
+        found.append(_checked(model, check.path) if check else Record(model))
+    found.sort(key=lambda record: (record.model.model, record.model.quantization, str(record.model.path)))
+    return tuple(found)
+
+
+def _checked(model: InstalledModel, path: str) -> Record:
+    """The record with what its last verification found; a note about other bytes is not heeded."""
+    try:
+        raw = _json_of(path)
+        fault, at = raw.get("fault"), raw.get("checked_at")
+        if raw.get("sha256") != _hashes(model) or not isinstance(at, str):
+            return Record(model)
+    except (OSError, ValueError):
+        return Record(model)
+    if fault is not None:
+        return Record(model, str(fault))
+    return Record(replace(model, verified_at=max(model.verified_at or "", at)))
+
+
+def note_check(model: InstalledModel, fault: str | None) -> bool:
+    """Note what a verification found: with a fault the model is listed no more. False where the disk takes no note."""
+    note = {"sha256": _hashes(model), "checked_at": now(), "fault": fault}
+    return _write_beside(model, _CHECK, note)
+
+
+def now() -> str:
+    """This moment, ISO 8601 in UTC, as records keep it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _hashes(model: InstalledModel) -> list[str]:
+    return [file.sha256 for file in (*model.files, *([model.projector] if model.projector else []))]
+
+
+def facts(model: InstalledModel) -> dict[str, Any] | None:
+    """What was kept of the model's header, None where nothing was, or of other bytes."""
+    try:
+        raw = _json_of(str(folder() / (_slug(model) + _FACTS)))
+    except (OSError, ValueError):
+        return None
+    return raw if raw.get("sha256") == _hashes(model) else None
+
+
+def keep_facts(model: InstalledModel, content: dict[str, Any]) -> bool:
+    """Keep what the model's header says; False where the disk does not take it, which costs only time."""
+    return _write_beside(model, _FACTS, {"sha256": _hashes(model), **content})
+
+
+def _write_beside(model: InstalledModel, suffix: str, content: dict[str, Any]) -> bool:
+    path = folder() / (_slug(model) + suffix)
+    try:
+        if not path.with_suffix(_RECORD).exists():  # removed meanwhile, or the embedded model: nothing to lie beside
+            return False
+        settings.write_atomically(path, json.dumps(content).encode())
+    except OSError:
+        return False
+    return True
 
 
 def forget(model: InstalledModel) -> None:
     """Remove one model's record. Raises LocalaiError."""
-    path = folder() / _slug(model)
+    path = folder() / (_slug(model) + _RECORD)
     try:
-        path.with_name(path.name + _RECORD).unlink(missing_ok=True)
-        path.with_name(path.name + _USED).unlink(missing_ok=True)
+        for suffix in (_RECORD, _USED, *NOTES):
+            path.with_suffix(suffix).unlink(missing_ok=True)
     except OSError as error:
         raise disk_error(error, path) from error
 
@@ -109,6 +203,7 @@ def _as_json(model: InstalledModel) -> dict[str, Any]:
         "model": model.model,
         "repo": model.repo,
         "commit": model.commit,
+        "revision": model.revision,
         "quantization": model.quantization,
         "source": model.source,
         "verified_at": model.verified_at,
@@ -123,14 +218,7 @@ def _file_as_json(file: InstalledFile) -> dict[str, Any]:
 
 def _read(path: str) -> InstalledModel:
     """One record. Raises OSError, or ValueError for anything that is not one."""
-    with open(path, "rb") as stream:
-        content = stream.read(_LARGEST_RECORD_BYTES)
-    try:
-        raw = json.loads(content)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    if not isinstance(raw, dict):
-        raise ValueError("not an object")
+    raw = _json_of(path)
     if raw.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(f"schema_version {raw.get('schema_version')!r:.20} is not known")
     files = raw.get("files")
@@ -141,12 +229,26 @@ def _read(path: str) -> InstalledModel:
         model=_text(raw, "model"),
         repo=_text_or_none(raw, "repo"),
         commit=_text_or_none(raw, "commit"),
+        revision=_text_or_none(raw, "revision"),
         quantization=_text(raw, "quantization"),
         files=tuple(_file(file) for file in files),
         projector=_file(projector) if projector is not None else None,
         verified_at=_text_or_none(raw, "verified_at"),
         source=_text(raw, "source"),
     )
+
+
+def _json_of(path: str) -> dict[str, Any]:
+    """A small JSON object of a file. Raises OSError, or ValueError for anything that is not one."""
+    with open(path, "rb") as stream:
+        content = stream.read(_LARGEST_RECORD_BYTES)
+    try:
+        raw = json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(raw, dict):
+        raise ValueError("not an object")
+    return raw
 
 
 def _file(raw: Any) -> InstalledFile:

@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, Any
 
@@ -54,7 +55,7 @@ def _write(stream: IO[str] | None, text: str) -> None:
     except BrokenPipeError as error:
         raise PipeClosed from error
     except OSError as error:
-        raise _cannot_write(error) from error
+        raise cannot_write(error) from error
 
 
 def flush() -> None:
@@ -66,10 +67,10 @@ def flush() -> None:
         raise PipeClosed from error
     except OSError as error:
         _abandon_stdout()
-        raise _cannot_write(error) from error
+        raise cannot_write(error) from error
 
 
-def _cannot_write(error: OSError) -> LocalaiError:
+def cannot_write(error: OSError) -> LocalaiError:
     return LocalaiError(f"cannot write the output: {error.strerror}", "check the disk that the output goes to")
 
 
@@ -174,19 +175,31 @@ def memory(number: int | None) -> str:
     return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"
 
 
-def columns(headers: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Rows under headers, aligned, two spaces between columns; numbers `right`-aligned by column index."""
+def columns(
+    headers: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = (), fold: bool = False
+) -> str:
+    """Rows under headers, aligned, two spaces between columns; numbers `right`-aligned by column index.
+
+    With `fold` the last column is prose, folded to the width.
+    """
+    import textwrap
+
     from rich.cells import cell_len
 
     table = [[safe(cell).replace("\n", " ") for cell in row] for row in (headers, *rows)]
     widths = [max(cell_len(row[index]) for row in table) for index in range(len(headers))]
+    before = sum(widths[:-1]) + 2 * (len(widths) - 1)
     lines = []
     for row in table:
         cells = []
         for index, cell in enumerate(row):
             padding = " " * (widths[index] - cell_len(cell))
             cells.append(padding + cell if index in right else cell + padding)
-        lines.append("  ".join(cells).rstrip())
+        line = "  ".join(cells).rstrip()
+        if fold and cell_len(line) > width() > before + 20:
+            first, *rest = textwrap.wrap(row[-1], width() - before, break_long_words=False, break_on_hyphens=False)
+            line = "\n".join([line[:before] + first, *(" " * before + each for each in rest)])
+        lines.append(line)
     return "\n".join(lines)
 
 
@@ -268,6 +281,9 @@ class Status:
             self._dirty = False
 
 
+_RATE_SECONDS = 10  # the rate is of the last ones: what was here already, or came before a stall, says nothing
+
+
 class TransferProgress:
     """Progress of a download on stderr: a bar with rate and time left on a terminal, a line each tenth elsewhere."""
 
@@ -275,16 +291,19 @@ class TransferProgress:
         self._label, self._total, self._done = label, total_bytes, 0
         self._status = Status()
         self._terminal = is_terminal(sys.stderr)
-        self._started: tuple[float, int] | None = None
+        self._recent: deque[tuple[float, int]] = deque()  # seconds and bytes, of the last _RATE_SECONDS
         self._tenth = -1
 
     def update(self, done_bytes: int) -> None:
         now = time.monotonic()
-        if self._started is None:
-            self._started = (now, done_bytes)
         self._done = done_bytes
-        seconds = now - self._started[0]
-        rate = (done_bytes - self._started[1]) / seconds if seconds > 0.5 else None
+        if self._recent and done_bytes < self._recent[-1][1]:
+            self._recent.clear()  # begun anew
+        self._recent.append((now, done_bytes))
+        while now - self._recent[0][0] > _RATE_SECONDS:
+            self._recent.popleft()
+        seconds = now - self._recent[0][0]
+        rate = (done_bytes - self._recent[0][1]) / seconds if seconds > 0.5 else None
         share = done_bytes / self._total if self._total else 1.0
         text = f"{self._label}: {share:4.0%} of {size(self._total)}"
         if rate:
@@ -322,7 +341,10 @@ def ask(question: str) -> str | None:
 
 def confirmed(question: str, default: bool = True) -> bool | None:
     """Ask a yes-or-no question; None where nobody can be asked."""
-    answer = ask(f"{question} [{'Y/n' if default else 'y/N'}]")
-    if answer is None:
+    if not is_terminal(sys.stdin):
         return None
+    answer = ask(f"{question} [{'Y/n' if default else 'y/N'}]")
+    if answer is None:  # Ctrl-D at a question is no consent
+        note("")
+        return False
     return default if not answer else answer.lower() in ("y", "yes", "o", "oui")

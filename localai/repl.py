@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from localai import chat, library, render
+from localai import chat, library, render, sessions
 from localai.commands import answer, options
 from localai.domain import AnswerEnd, AnswerText, PromptProgress, ThinkingText, TurnsDropped
 from localai.errors import LocalaiError
@@ -31,10 +31,17 @@ def talk(
     wished: Wishes,
     max_tokens: int | None,
     think: bool | None,
+    private: bool = False,
+    resume: sessions.Session | None = None,
 ) -> None:
-    """Load `model` and converse until the user leaves. `flags` are the sampling flags that were given."""
-    room = Room(flags, wished, max_tokens, think)
+    """Load `model` and converse until the user leaves. `flags` are the sampling flags that were given.
+
+    What is said is kept on this disk, as a new conversation or as more of `resume`, unless it is `private`.
+    """
+    room = Room(flags, wished, max_tokens, think, private)
     room.enter(model, system)
+    if resume is not None:
+        room.resume(resume)
     try:
         room.loop()
     finally:
@@ -47,14 +54,19 @@ class Room:
     loaded: Loaded
     conversation: chat.Conversation
 
-    def __init__(self, flags: dict[str, Any], wished: Wishes, max_tokens: int | None, think: bool | None) -> None:
+    def __init__(
+        self, flags: dict[str, Any], wished: Wishes, max_tokens: int | None, think: bool | None, private: bool
+    ) -> None:
         self._flags, self._wished, self._max_tokens, self._think = flags, wished, max_tokens, think
         self._last: AnswerEnd | None = None
+        self._private = private
+        self._session: int | None = None
         self._read = line_reader()
 
     def enter(self, model: str | None, system: str | None) -> None:
         """Load the model and begin an empty conversation."""
-        self.loaded = self._load(model)
+        with Interrupts() as interrupts:
+            self.loaded = answer.load(model, self._wished, None, interrupts)
         self.conversation = chat.Conversation(
             self.loaded.engine,
             system=system,
@@ -66,9 +78,18 @@ class Room:
         render.note(f"{self.loaded.name}: {self.loaded.plan.context:,} tokens of context{note}.")
         render.note(GREETING)
 
-    def _load(self, model: str | None) -> Loaded:
-        with Interrupts() as interrupts:
-            return answer.load(model, self._wished, None, interrupts)
+    def resume(self, session: sessions.Session) -> None:
+        """Go on with a kept conversation."""
+        self.conversation.recall(sessions.messages(session))
+        if self.conversation.system is None:
+            self.conversation.set_system(session.system)
+        self._session = session.id
+        render.note(f"(going on with conversation {session.id}, {session.turns} turns: {session.title})")
+
+    def _keep(self, question: str, answer: str) -> None:
+        if not self._private and answer:
+            system = self.conversation.system
+            self._session = sessions.keep(self._session, self.loaded.name, system, question, answer)
 
     def loop(self) -> None:
         """Read and answer until the user leaves; what goes wrong in a turn is told, and the conversation goes on."""
@@ -114,6 +135,7 @@ class Room:
                             render.note(f"(the context is full: the oldest {count} turns are forgotten)")
                         case AnswerEnd():
                             self._last = event
+                            self._keep(text, event.text)
             finally:
                 status.clear()
                 thoughts.end()
@@ -146,6 +168,8 @@ class Room:
     def clear(self, argument: str) -> None:
         """forget the conversation; the system text stays"""
         self.conversation.clear()
+        self._session = None
+        self._last = None
         render.note("(the conversation is empty)")
 
     def system(self, argument: str) -> None:
@@ -159,21 +183,23 @@ class Room:
     def model(self, argument: str) -> None:
         """show the installed models, or go on with another: /model NAME"""
         if not argument:
+            here = self.loaded.prepared.found.model
             for each in library.installed():
-                mark = "*" if each.model == self.loaded.name else " "
+                mark = "*" if here and (each.model, each.quantization) == (here.model, here.quantization) else " "
                 render.note(f"{mark} {each.model} ({each.quantization}, {render.size(each.size_bytes)})")
             return
-        library.find(argument)  # a wrong name leaves the present model loaded
-        previous = self.loaded.name
+        prepared = answer.prepare(argument, self._wished, None)  # what is wrong with it costs nothing yet
+        previous = self.loaded.prepared
         self.loaded.engine.close()  # first, since two may not fit
-        try:
-            self.loaded = self._load(argument)
-        except (LocalaiError, KeyboardInterrupt):
-            self.loaded = self._load(previous)
-            raise
-        finally:
-            self.conversation.engine = self.loaded.engine
-            self.conversation.sampling = options.sampling(self.loaded.name, self._flags)
+        with Interrupts() as interrupts:
+            try:
+                self.loaded = answer.load_prepared(prepared, interrupts)
+            except (LocalaiError, KeyboardInterrupt):
+                self.loaded = answer.load_prepared(previous, Interrupts())
+                raise
+            finally:
+                self.conversation.engine = self.loaded.engine
+                self.conversation.sampling = options.sampling(self.loaded.name, self._flags)
         render.note(f"(now {self.loaded.name}, {self.loaded.plan.context:,} tokens of context)")
 
     def stats(self, argument: str) -> None:

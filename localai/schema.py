@@ -18,7 +18,15 @@ from localai.domain import (
 
 if TYPE_CHECKING:
     from localai.cards import Card
+    from localai.checks.finding import Finding
+    from localai.discovering import Candidate
+    from localai.importing import Duplicate
+    from localai.inventory import Entry
+    from localai.machines import Listed
+    from localai.manifests import Pinned
+    from localai.pruning import Leftover
     from localai.recommend import Recommendation
+    from localai.verifying import ModelCheck
 
 Json = dict[str, Any]
 
@@ -30,6 +38,7 @@ def machine(found: Machine, tier: Tier) -> Json:
         "cpu": asdict(found.cpu),
         "memory": asdict(found.memory),
         "bandwidth": asdict(found.bandwidth),
+        "compute": asdict(found.compute),
         "gpus": [asdict(gpu) for gpu in found.gpus],
         "npus": [asdict(npu) for npu in found.npus],
         "disk": asdict(found.disk),
@@ -37,6 +46,19 @@ def machine(found: Machine, tier: Tier) -> Json:
         "tier": tier_row(tier),
         "notes": list(found.notes),
     }
+
+
+def listed_machine(found: Listed) -> Json:
+    """One entry of `hardware --machines --json`: `id` is what `--machine` takes; the rest as `hardware --json`."""
+    from localai.tiers import tier
+
+    whole = machine(found.machine, tier(found.machine))
+    return {"id": found.id, "name": found.name, "kind": found.kind, "sources": list(found.sources), **whole}
+
+
+def finding(found: Finding) -> Json:
+    """One entry of `doctor --json`."""
+    return {"check": found.check, "status": str(found.status), "message": found.message, "command": found.command}
 
 
 def tier_row(found: Tier) -> Json:
@@ -89,6 +111,8 @@ def card(found: Card) -> Json:
         "source": found.source,
         "path": found.path,
         "basis": found.basis,
+        "commit": found.commit,
+        "warning": found.warning,
         "variants": [
             {
                 "quantization": each.quantization,
@@ -155,6 +179,70 @@ def installed_model(model: InstalledModel) -> Json:
 
 def installed_models(models: Sequence[InstalledModel]) -> Json:
     return {"models": [installed_model(model) for model in models]}
+
+
+def inventory(entries: Sequence[Entry]) -> Json:
+    """`list --json`."""
+    return {"models": [inventory_entry(each) for each in entries]}
+
+
+def inventory_entry(entry: Entry) -> Json:
+    """One entry of `list --json`: an installed model, and how it would run here."""
+    return {
+        **installed_model(entry.model),
+        "params_b": entry.params_b,
+        "active_params_b": entry.active_params_b,
+        "fit": None if entry.plan is None else fit(entry.plan),
+    }
+
+
+def model_check(check: ModelCheck) -> Json:
+    """One entry of `verify --json`."""
+    return {
+        "model": check.model.model,
+        "repo": check.model.repo,
+        "quantization": check.model.quantization,
+        "source": check.model.source,
+        "ok": check.sound,
+        "files": [
+            {
+                "file": each.file.name,
+                "path": str(each.file.path),
+                "size_bytes": each.file.size_bytes,
+                "sha256": each.file.sha256,
+                "ok": each.problem is None,
+                "problem": each.problem,
+            }
+            for each in check.files
+        ],
+        "remedy": check.remedy,
+    }
+
+
+def leftover(found: Leftover) -> Json:
+    """One entry of `prune --json`."""
+    return {
+        "kind": found.kind.name.lower(),
+        "path": str(found.path),
+        "size_bytes": found.size_bytes,
+        "model": found.model.model if found.model else None,
+    }
+
+
+def candidate(found: Candidate | Pinned) -> Json:
+    """One entry of `candidates` of `import --dry-run --json`."""
+    return {"model": found.model, "quantization": found.quantization, "size_bytes": found.size_bytes}
+
+
+def duplicate(found: Duplicate) -> Json:
+    """One entry of `duplicates` of `import --json`."""
+    return {
+        "model": found.model,
+        "path": str(found.path),
+        "same_as": found.same_as,
+        "same_path": str(found.same_path),
+        "costs_bytes": found.costs_bytes,
+    }
 
 
 def answer(model: str, end: AnswerEnd) -> Json:

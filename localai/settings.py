@@ -160,7 +160,7 @@ def load(environ: Mapping[str, str] = os.environ) -> dict[str, Setting]:
     from_file = read_file(folders(environ).config_file)
     result = {}
     for name, each in KEYS.items():
-        if (text := environ.get(each.variable)) is not None:
+        if text := environ.get(each.variable):  # empty means unset, as by custom
             try:
                 result[name] = Setting(each, each.parse(text), "environment")
             except ValueError as error:
@@ -184,19 +184,24 @@ def store(name: str, text: str | None, environ: Mapping[str, str] = os.environ) 
     Raises NotFound for an unknown name, UsageError for a bad value or a file that cannot be written.
     """
     import tomlkit
+    from filelock import FileLock
 
     each = key(name)
     path = folders(environ).config_file
+    read_file(path)  # what is broken is told, and not written over
     try:
-        document = tomlkit.parse(path.read_text("utf-8")) if path.exists() else tomlkit.document()
-        if text is None:
-            document.pop(each.name, None)
-        else:
-            document[each.name] = each.parse(text)
-        private_folder(path.parent)
-        write_atomically(path, tomlkit.dumps(document).encode())
+        value = None if text is None else each.parse(text)
     except ValueError as error:
         raise UsageError(f"{each.name}: {error}, not {text!r}", f"{each.name}: {each.help}") from error
+    try:
+        private_folder(path.parent)
+        with FileLock(path.with_suffix(".lock")):
+            document = tomlkit.parse(path.read_text("utf-8")) if path.exists() else tomlkit.document()
+            if value is None:
+                document.pop(each.name, None)
+            else:
+                document[each.name] = value
+            write_atomically(path, tomlkit.dumps(document).encode())
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}", "check the folder's permissions") from error
     return path

@@ -181,19 +181,24 @@ def weights(header: Header) -> Weights:
     Raises EngineError as `shape` does.
     """
     reading = _Reading(header)
-    embedding = output = 0
+    total = embedding = output = 0
     read = 0.0
+    tied_bytes = 0
+    layers = [0] * reading.n_layers
     tied = not any(tensor.name == "output.weight" for tensor in header.tensors)
     for tensor in header.tensors:
+        total += tensor.size_bytes
+        if (found := _LAYER.match(tensor.name)) and int(found.group(1)) < len(layers):
+            layers[int(found.group(1))] += tensor.size_bytes
         if tensor.name in _LOOKED_UP:
             embedding += tensor.size_bytes
             if not (tied and tensor.name == "token_embd.weight"):
                 continue
+            tied_bytes = tensor.size_bytes
         elif tensor.name == "output.weight":
             output = tensor.size_bytes
         read += tensor.size_bytes * reading.share_used(tensor)
-    total = sum(tensor.size_bytes for tensor in header.tensors)
-    return Weights(total, round(read), embedding, output)
+    return Weights(total, round(read), embedding, output, tied_bytes, tuple(layers))
 
 
 def _text(header: Header, key: str) -> str | None:
@@ -271,6 +276,8 @@ class _Reading:
             expert_count=self.expert_count,
             expert_used_count=max(self.experts_used),
             active_params=round(active) if self.expert_count else None,
+            expert_feed_forward_length=max(self.per_layer("expert_feed_forward_length", 0)) or None,
+            per_layer_embedding_length=self.integer("embedding_length_per_layer_input") or None,
         )
 
     def vocabulary(self) -> int | None:

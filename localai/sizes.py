@@ -22,9 +22,12 @@ def weights_from_catalog(model: CatalogModel, quant: str) -> Weights:
     return _weights(embedding, output, rest, shape)
 
 
-def weights_from_size(size_bytes: int, shape: Shape, quant: str) -> Weights:
-    """Weights of a file whose header has not been read: all of its bytes, split as the shape suggests."""
-    tied = shape.params < 5e9
+def weights_from_size(size_bytes: int, shape: Shape, quant: str, tied: bool | None = None) -> Weights:
+    """Weights of a file whose header has not been read: all of its bytes, split as the shape suggests.
+
+    `tied` says whether the output is the embedding, None that nobody knows.
+    """
+    tied = shape.params < 5e9 if tied is None else tied
     embedding, output, _ = _parts(shape.params, shape, quant if quantization.bits(quant) else "Q8_0", tied)
     embedding, output = min(embedding, size_bytes // 2), min(output, size_bytes // 4)
     return _weights(embedding, output, size_bytes - embedding - output, shape)

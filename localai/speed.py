@@ -13,6 +13,10 @@ from localai.domain import Gpu, Machine, Shape, SpeedRange, Weights
 # SmolLM2-135M Q4_1 (170 t/s) and a Qwen3-0.6B shape Q4_K_M (73 t/s) on the same 2 cores gives 80 µs. GPU: 46–88 µs
 # measured. Mixtures of experts launch about twice as many kernels a layer.
 _EFFICIENCY = 0.8
+# The processors of phones and boards draw less from their memory: Llama 3.2 1B in BF16 (2,358 MiB) decodes with 19.2
+# tokens per second on a Snapdragon 8 Gen 3 (executorch, examples/models/llama/README.md), 47 of 76.8 GB/s: 0.62;
+# a Raspberry Pi 5 sustains 11.4 of 17.1, 0.67 (hellomatik.com, distributed-llama, 2026).
+_SMALL_ARM_EFFICIENCY = 0.64
 _CPU_LAYER_S = 80e-6
 _GPU_LAYER_S = 60e-6
 _EXPERT_LAYERS = 2.0
@@ -22,6 +26,16 @@ _DEPTH = 1024  # tokens already in the cache that a decode speed is given for
 # AVX2 and Apple's cores are between; a Cortex-A76 (Raspberry Pi 5) is nearer 25.
 _CPU_CORE_FLOPS = 80e9
 _ARM_CORE_FLOPS = 25e9
+# A phone's cores have int8 matrix instructions: Llama 3.2 1B at 4 bits reads 260 tokens per second on a Snapdragon 8
+# Gen 3 (the same page): 2 x 0.97e9 parameters beside the embedding x 260 / 8 cores.
+_PHONE_CORE_FLOPS = 60e9
+# Where the processor's matrix product was measured (numpy, 32-bit floats; 252 GFLOP/s on those 2 cores): decoding small
+# quantized models there is bound by arithmetic, not by memory, at 0.4 of it (73 and 157 t/s: 71 and 196 predicted);
+# prompts reached 0.45 and 1.7 of it.
+_DECODE_OF_COMPUTE = 0.4
+_PROMPT_OF_COMPUTE = 0.9
+# Reading with ordinary pages, as llama.cpp does, gave 0.9 of what is measured with the large pages numpy asks for.
+_MEASURED_EFFICIENCY = 0.9
 # Prompt FLOP per byte of a GPU's bandwidth: RTX 3090 60 (8B Q5_0, 3,500 t/s; llama.cpp PR 7676), RTX 2080 Ti 63
 # (13B Q4_K, 1,494 t/s), P40 36 (7B Q4_0, 935 t/s; PR 4766), Apple M-series about 28 (discussion 4167).
 _GPU_FLOP_PER_BYTE = 60.0
@@ -63,7 +77,8 @@ def _rates(machine: Machine, gpus: Sequence[Gpu], only_gpu: bool) -> _Rates:
         low, high = 0.5, 1.7
     else:
         low, high = 0.6, 1.3
-    efficiency = 1.0 if "measured" in source.lower() and not only_gpu else _EFFICIENCY
+    of_ram = _SMALL_ARM_EFFICIENCY if _is_small_arm(machine) else _EFFICIENCY
+    efficiency = _MEASURED_EFFICIENCY if "measured" in source.lower() and not only_gpu else of_ram
     return _Rates(gbps * 1e9 * efficiency, of_gpu * 1e9 * _EFFICIENCY, low, high, f"{source}: {shown:.0f} GB/s")
 
 
@@ -78,7 +93,7 @@ def decode_speed(
     per_layer = _EXPERT_LAYERS if _has_experts(shape) else 1.0
     layers = shape.n_layers * per_layer
     on_gpu = share * (read / rates.gpu + layers * _GPU_LAYER_S)
-    on_cpu = (1 - share) * (read / rates.ram + layers * _CPU_LAYER_S)
+    on_cpu = (1 - share) * (max(read / rates.ram, _decode_arithmetic_s(shape, machine)) + layers * _CPU_LAYER_S)
     return _range(1 / max(on_gpu + on_cpu, 1e-9), rates.low, rates.high, rates.basis)
 
 
@@ -96,10 +111,13 @@ def prompt_speed(shape: Shape, weights: Weights, machine: Machine, gpu_layers: i
     if gpus and share:
         on_cpu = (1 - share) * (weights.total_bytes / _PCIE_BYTES_S + flop / gpu_flops)
     else:
-        core = _ARM_CORE_FLOPS if _is_small_arm(machine) else _CPU_CORE_FLOPS
-        on_cpu = max(flop / (core * cores(machine)), weights.total_bytes / rates.ram)
-    basis = "the cards' bandwidth" if share else f"{cores(machine)} CPU cores of a typical kind"
-    return _range(UBATCH / max(on_gpu + on_cpu, 1e-9), 0.35, 2.5 if share else 3.0, basis)
+        on_cpu = max(flop / _cpu_flops(machine), weights.total_bytes / rates.ram)
+    mid = UBATCH / max(on_gpu + on_cpu, 1e-9)
+    if share:
+        return _range(mid, 0.35, 2.5, "the cards' bandwidth")
+    if machine.compute.gflops:
+        return _range(mid, 0.4, 2.2, f"measured: {machine.compute.gflops:.0f} GFLOP/s")
+    return _range(mid, 0.35, 3.0, f"{cores(machine)} CPU cores of a typical kind")
 
 
 def _range(mid: float, low: float, high: float, basis: str) -> SpeedRange:
@@ -115,8 +133,30 @@ def _gpu_share(shape: Shape, gpu_layers: int) -> float:
 
 
 def cores(machine: Machine) -> int:
-    """Threads to compute with: the physical cores, since two threads of one core share its arithmetic."""
-    return machine.cpu.physical_cores or max(1, machine.cpu.logical_cores // 2)
+    """Threads to compute with: the physical cores, since two threads of one core share its arithmetic; fewer where
+    this process may use fewer.
+    """
+    cpu = machine.cpu
+    physical = cpu.physical_cores or max(1, cpu.logical_cores // 2)
+    return physical if cpu.usable_cores is None else min(physical, cpu.usable_cores)
+
+
+def _decode_arithmetic_s(shape: Shape, machine: Machine) -> float:
+    """Seconds of arithmetic of one token on the processor, 0 where its speed is not measured."""
+    gflops = machine.compute.gflops
+    return 2 * (shape.active_params or shape.params) / (_DECODE_OF_COMPUTE * gflops * 1e9) if gflops else 0.0
+
+
+def _cpu_flops(machine: Machine) -> float:
+    if machine.compute.gflops:
+        return _PROMPT_OF_COMPUTE * machine.compute.gflops * 1e9
+    return _core_flops(machine) * cores(machine)
+
+
+def _core_flops(machine: Machine) -> float:
+    if not _is_small_arm(machine):
+        return _CPU_CORE_FLOPS
+    return _PHONE_CORE_FLOPS if tiers.is_phone(machine) else _ARM_CORE_FLOPS
 
 
 def _is_small_arm(machine: Machine) -> bool:
@@ -125,10 +165,10 @@ def _is_small_arm(machine: Machine) -> bool:
 
 
 def engine_gpus(machine: Machine) -> tuple[Gpu, ...]:
-    """The GPUs that a model can be put on: usable by the engine, with memory of their own or (Apple, GB10) unified.
+    """The GPUs that a model can be put on: usable by the engine, with memory of their own or unified.
 
-    An integrated GPU is not among them: its memory is the system's, counted once, and the CPU reads it as fast.
+    Another integrated GPU is not among them: its memory is the system's, counted once, and the CPU reads it as fast.
     """
     usable = [gpu for gpu in machine.gpus if gpu.usable_by_engine]
     dedicated = tuple(gpu for gpu in usable if not gpu.shared_memory and gpu.vram_free_bytes)
-    return dedicated or tuple(gpu for gpu in usable if gpu.shared_memory and gpu.vendor.lower() in ("apple", "nvidia"))
+    return dedicated or tuple(gpu for gpu in usable if tiers.unified(gpu))

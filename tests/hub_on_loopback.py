@@ -32,6 +32,12 @@ class Repo:
     sha256: dict[str, str | None] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     etags: dict[str, str] = field(default_factory=dict)
+    earlier: dict[str, dict[str, bytes]] = field(default_factory=dict)  # the files of older commits, which stay
+
+    def replace(self, files: dict[str, bytes], commit: str) -> None:
+        """A new commit on the main branch."""
+        self.earlier[self.commit] = self.files
+        self.files, self.commit = files, commit
 
     def sha256_of(self, name: str) -> str | None:
         return self.sha256.get(name, hashlib.sha256(self.files[name]).hexdigest())
@@ -55,6 +61,9 @@ class Fault:
     content_range: str | None = None
     location: str | None = None  # redirect to there instead
     gate: threading.Event | None = None  # set: go on; the request waits for it before its body
+    drip: int | None = None  # so many bytes, one by one, for as long as the client stays
+    drip_head: bool = False  # ... and that from the first byte of the head on
+    only_after: int = 0  # strikes only requests for bytes from there on
 
 
 @dataclass
@@ -77,6 +86,7 @@ class HubOnLoopback:
         self.repos: dict[str, Repo] = {}
         self.faults: list[Fault] = []
         self.listing_faults: list[Fault] = []
+        self.head_faults: list[Fault] = []
         self.log: list[Seen] = []
         self.storage: HubOnLoopback | None = None
         self.is_storage = False
@@ -90,7 +100,7 @@ class HubOnLoopback:
             pass
 
         Handler.hub = hub
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
 
@@ -155,6 +165,11 @@ def running(storage: bool = False) -> Iterator[HubOnLoopback]:
         hub.close()
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that goes away is what many a test is about; it prints nothing."""
+
+
 class _Handler(BaseHTTPRequestHandler):
     hub: HubOnLoopback
     protocol_version = "HTTP/1.1"
@@ -187,8 +202,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.listing(path.removeprefix("/api/models/"))
         elif "/resolve/" in path:
             repo, _, rest = path.lstrip("/").partition("/resolve/")
-            _, _, name = rest.partition("/")
-            self.file(repo, name)
+            commit, _, name = rest.partition("/")
+            self.file(repo, name, commit)
         else:
             self.refuse(404, "")
 
@@ -211,7 +226,9 @@ class _Handler(BaseHTTPRequestHandler):
         if repo.token is not None and not repo.gated and self.headers.get("Authorization") != f"Bearer {repo.token}":
             self.refuse(401, "RepoNotFound")
             return
-        if revision and revision not in {"main", repo.commit}:
+        if revision in repo.earlier:
+            repo = Repo(repo.earlier[revision], revision)
+        elif revision and revision not in {"main", repo.commit}:
             self.refuse(404, "RevisionNotFound")
             return
         blobs = "blobs" in parse_qs(urlsplit(self.path).query)
@@ -224,7 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     # ------------------------------------------------------------------------------------------------- the files
 
-    def file(self, repo_name: str, name: str) -> None:
+    def file(self, repo_name: str, name: str, commit: str) -> None:
         repo = self.hub.repos.get(repo_name)
         if repo is None:
             self.refuse(401, "RepoNotFound")
@@ -235,8 +252,16 @@ class _Handler(BaseHTTPRequestHandler):
                 403 if self.headers.get("Authorization") else 401, "GatedRepo" if repo.gated else "RepoNotFound"
             )
             return
+        if commit in repo.earlier:
+            repo = Repo(repo.earlier[commit], commit)
         if name not in repo.files:
             self.refuse(404, "EntryNotFound")
+            return
+        if self.command == "HEAD" and self.hub.head_faults:
+            fault = self.hub.head_faults.pop(0)
+            if fault.gate is not None:
+                fault.gate.wait(30)
+            self.refuse(fault.status or 500, "")
             return
         sha256 = repo.sha256_of(name) or hashlib.sha1(repo.files[name]).hexdigest()
         headers = {
@@ -246,6 +271,9 @@ class _Handler(BaseHTTPRequestHandler):
             "Accept-Ranges": "bytes",
         }
         if self.hub.storage is not None:
+            if self.command == "GET" and (fault := self.next_fault(0)).status is not None:
+                self.refuse(fault.status, "", retry_after=fault.retry_after)
+                return
             self.start(302, {**headers, "Location": f"{self.hub.storage.url}{self.path}", "Content-Length": "0"})
         else:
             self.bytes_of(repo, name, {**headers, "ETag": repo.etags.get(name, f'"{sha256[:16]}"')})
@@ -255,33 +283,42 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             self.start(200, {**headers, "Content-Length": str(len(content))})
             return
-        fault = self.next_fault()
+        first, last = self.wanted(len(content))
+        fault = self.next_fault(first)
+        if fault.drip_head:
+            self.drip(b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 1000, 1000)
+            return
         if fault.location is not None:
             self.start(302, {"Location": fault.location, "Content-Length": "0"})
             return
         if fault.status is not None:
             self.refuse(fault.status, "", retry_after=fault.retry_after)
             return
-        start = 0
-        if (wanted := self.headers.get("Range")) and not fault.ignore_range:
-            start = int(wanted.removeprefix("bytes=").rstrip("-"))
-            if self.headers.get("If-Range") not in {None, headers["ETag"]}:
-                start = 0
-            elif start >= len(content):
+        start, end = 0, len(content)
+        partial = self.headers.get("Range") is not None and not fault.ignore_range
+        if partial and self.headers.get("If-Range") in {None, headers["ETag"]}:
+            start, end = first, last
+            if start >= len(content):
                 self.start(416, {"Content-Range": f"bytes */{len(content)}", "Content-Length": "0"})
                 return
-        if start:
-            headers["Content-Range"] = fault.content_range or f"bytes {start}-{len(content) - 1}/{len(content)}"
+            headers["Content-Range"] = fault.content_range or f"bytes {start}-{end - 1}/{len(content)}"
+        else:
+            partial = False
         if fault.end_at is None and not fault.extra:
-            headers["Content-Length"] = str(fault.announce or len(content) - start)
+            headers["Content-Length"] = str(fault.announce or end - start)
         else:
             headers["Connection"] = "close"
-        self.start(206 if start else 200, headers)
-        self.body(content, start, fault)
+        self.start(206 if partial else 200, headers)
+        self.body(content, start, end, fault)
 
-    def next_fault(self) -> Fault:
+    def wanted(self, size: int) -> tuple[int, int]:
+        """The bytes of the Range header, else all."""
+        first, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+        return int(first), min(int(last) + 1, size) if last else size
+
+    def next_fault(self, first: int) -> Fault:
         with self.hub.lock:
-            if not self.hub.faults:
+            if not self.hub.faults or first < self.hub.faults[0].only_after:
                 return Fault()
             fault = self.hub.faults[0]
             fault.times -= 1
@@ -289,13 +326,24 @@ class _Handler(BaseHTTPRequestHandler):
                 self.hub.faults.pop(0)
             return fault
 
-    def body(self, content: bytes, start: int, fault: Fault) -> None:
+    def drip(self, content: bytes, most: int) -> None:
+        """One byte every 50 ms: what no time-out of a socket notices."""
+        for at in range(most):
+            if self.hub.closing.wait(0.05):
+                break
+            self.wfile.write(content[at : at + 1])
+        self.close_connection = True
+
+    def body(self, content: bytes, start: int, end: int, fault: Fault) -> None:
         if fault.gate is not None:
             fault.gate.wait(30)
         if fault.flip_at is not None:
             content = content[: fault.flip_at] + bytes([content[fault.flip_at] ^ 1]) + content[fault.flip_at + 1 :]
         stops = [stop for stop in (fault.drop_at, fault.end_at, fault.hang_at) if stop is not None]
-        end = max(start, min([len(content), *stops]))
+        end = max(start, min([end, *stops]))
+        if fault.drip is not None:
+            self.drip(content[start:end], fault.drip)
+            return
         for at in range(start, end, 1 << 16):
             piece = content[at : min(end, at + (1 << 16))]
             self.wfile.write(piece)

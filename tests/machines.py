@@ -59,10 +59,27 @@ class CapturedNvml:
     def nvmlDeviceGetMemoryBusWidth(self, device: Mapping[str, Any]) -> int:
         return int(device["bus_bits"])
 
+    def nvmlDeviceGetMigMode(self, device: Mapping[str, Any]) -> list[int]:
+        if "mig" not in device:
+            raise NVMLError_NotSupported
+        return [int(device["mig"]), int(device["mig"])]
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, device: Mapping[str, Any]) -> int:
+        return 7
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, device: Mapping[str, Any], index: int) -> Mapping[str, Any]:
+        instance: Mapping[str, Any] = device["instances"][index]
+        return instance
+
+
+def content(name: str) -> dict[str, Any]:
+    """What `captures/NAME.toml` holds; `expected` is every figure that is to be found."""
+    return tomllib.loads((CAPTURES / f"{name}.toml").read_text("utf-8"))
+
 
 def captured(name: str, folder: Path) -> tuple[Source, CapturedNvml]:
     """The machine `captures/NAME.toml`, its files laid out under `folder`."""
-    data = tomllib.loads((CAPTURES / f"{name}.toml").read_text("utf-8"))
+    data = content(name)
     for path, text in data.get("files", {}).items():
         place = folder / path.lstrip("/")
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -72,4 +89,5 @@ def captured(name: str, folder: Path) -> tuple[Source, CapturedNvml]:
     def run(command: Sequence[str], seconds: float) -> str | None:
         return commands.get(" ".join(command))
 
-    return Source(folder, run, data["system"], data["architecture"]), CapturedNvml(data.get("nvml"))
+    source = Source(folder, run, data["system"], data["architecture"], lambda: data.get("figures", {}))
+    return source, CapturedNvml(data.get("nvml"))

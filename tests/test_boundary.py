@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,9 +41,9 @@ def test_every_error_has_its_code_and_hint(
 
 
 def test_the_codes_are_the_documented_ones() -> None:
-    table = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
-    for code in errors.ExitCode:
-        assert f"| {int(code)} |" in table or f"{int(code)}" in "130 / 141", code
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    documented = {int(code) for row in re.findall(r"^\| ([\d /]+) \|", readme, re.M) for code in row.split(" / ")}
+    assert documented == {int(code) for code in errors.ExitCode}
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,6 +103,8 @@ def test_wrong_usage_under_json_is_an_object(cli: Cli) -> None:
         (["run", "--output=json"], True),
         (["run", "--output", "text"], False),
         (["run", "--", "--json"], False),
+        (["run", "-ojson"], True),
+        ([], False),
     ],
 )
 def test_json_is_seen_in_words_that_may_not_parse(words: list[str], expected: bool) -> None:
@@ -140,11 +143,14 @@ def test_without_a_terminal_a_bare_localai_is_the_help(cli: Cli) -> None:
     assert "recommend" in result.stdout
 
 
-def test_a_closed_pipe_ends_quietly(cli: Cli, isolated: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments", [("config", "list"), ("--help",), ("run", "--help"), ("--version",), ("list", "--json")], ids=" ".join
+)
+def test_a_closed_pipe_ends_quietly(cli: Cli, isolated: Path, arguments: tuple[str, ...]) -> None:
     read, write = os.pipe()
     os.close(read)
     process = subprocess.Popen(
-        [sys.executable, "-m", "localai", "config", "list"], stdout=write, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "localai", *arguments], stdout=write, stderr=subprocess.PIPE, text=True
     )
     os.close(write)
     _, told = process.communicate(timeout=60)
@@ -153,14 +159,22 @@ def test_a_closed_pipe_ends_quietly(cli: Cli, isolated: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_under_stdout_is_told(cli: Cli) -> None:
+@pytest.mark.parametrize("arguments", [("config", "list"), ("list", "--json"), ("run", "--help")], ids=" ".join)
+def test_a_full_disk_under_stdout_is_told(cli: Cli, arguments: tuple[str, ...]) -> None:
     with open("/dev/full", "w") as full:
         process = subprocess.run(
-            [sys.executable, "-m", "localai", "config", "list"], stdout=full, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "localai", *arguments], stdout=full, stderr=subprocess.PIPE, text=True
         )
     assert process.returncode == 1
     assert process.stderr.splitlines()[0] == "error: cannot write the output: No space left on device"
     assert "Traceback" not in process.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_under_stderr_changes_no_exit_code(cli: Cli) -> None:
+    with open("/dev/full", "w") as full:
+        process = subprocess.run([sys.executable, "-m", "localai", "show", "nosuch"], stdout=full, stderr=full)
+    assert process.returncode == 3
 
 
 @pytest.mark.parametrize("locale", ["C", "fr_FR.ISO-8859-1", "fr_FR.UTF-8", "nosuch"])
@@ -168,10 +182,32 @@ def test_any_locale_will_do(cli: Cli, locale: str) -> None:
     for arguments in (["--help"], ["config", "list"], ["show", "naïveté-\udce9"]):
         result = cli(*arguments, env={"LC_ALL": locale, "LANG": locale})
         assert "Traceback" not in result.stderr
-        assert max(len(line) for line in (result.stdout + result.stderr).splitlines()) <= 100
+        assert max(len(line) for line in result.stdout.splitlines() or [""]) <= 80
 
 
 def test_help_fits_80_columns(cli: Cli) -> None:
-    for command in ("", "run", "chat", "pull", "recommend", "config"):
+    for command in ("", "run", "chat", "pull", "recommend", "config", "config set", "show"):
         shown = cli(*command.split(), "--help", env={"COLUMNS": "80"}).stdout
         assert max(len(line) for line in shown.splitlines()) <= 80
+
+
+def test_reports_fit_80_columns(cli: Cli) -> None:
+    for command in ("hardware", "recommend --ram 64 --vram 24", "list", "show smollm2-135m", "config list"):
+        shown = cli(*command.split(), env={"COLUMNS": "80"}).stdout
+        assert max(len(line) for line in shown.splitlines() if "/" not in line) <= 80, command
+
+
+def test_every_command_that_a_hint_names_exists() -> None:
+    import typer
+
+    import localai
+    from localai.cli import app
+
+    known = set(typer.main.get_command(app).list_commands(None))  # type: ignore[arg-type, attr-defined]
+    for path in Path(localai.__file__).parent.rglob("*.py"):
+        for quoted in re.findall(r'"[^"\n]*"', path.read_text("utf-8")):
+            for name in re.findall(r"\blocalai ([a-z-]{2,})\b(?! is| has| names)", quoted):
+                assert name in known or name in PROSE, f"{path.name}: {quoted}"
+
+
+PROSE = {"again", "and", "itself", "runs", "asks", "keeps", "needs"}  # words of prose after the name

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from real_model import model_file
 
 pexpect = pytest.importorskip("pexpect")
 
@@ -126,4 +127,41 @@ def test_it_says_what_the_embedded_model_is(isolated: Path) -> None:
     session.see("very small model")
     session.see(">>>")
     session.process.sendeof()
+    assert session.ended() == 0
+
+
+def test_a_model_that_does_not_load_leaves_the_present_one(isolated: Path) -> None:
+    path = isolated / "my model.gguf"
+    path.symlink_to(model_file())
+    (isolated / "broken.gguf").write_bytes(model_file().read_bytes()[:1_000_000])
+    session = Terminal("chat", str(path), "--temperature", "0")
+    session.ready()
+    session.type(f"/model {isolated / 'broken.gguf'}")
+    session.see("error:")
+    session.ready()
+    session.type("Name the capital of France.")
+    session.answering()
+    session.see("Paris")
+    session.ready()
+    session.process.sendeof()
+    assert session.ended() == 0
+
+
+def test_the_first_run_asks_which_model(isolated: Path) -> None:
+    session = Terminal()
+    session.see("Which one?")
+    session.process.sendline("99")
+    session.see("none of these")
+    session.see("Which one?")
+    session.process.sendline("3")
+    session.ready()
+    session.process.sendeof()
+    assert session.ended() == 0
+
+
+def test_the_first_run_offers_no_download_offline(isolated: Path) -> None:
+    session = Terminal("--offline")
+    session.see("nothing can be downloaded")
+    session.see(r"1  chat with smollm2-135m")
+    session.process.sendline("")
     assert session.ended() == 0

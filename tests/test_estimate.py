@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localai import catalog, estimate
+from localai import catalog, estimate, gguf, shapes
 from localai.catalog import CatalogModel
 from localai.domain import GIB, MIB, Gpu, Machine, Placement, Shape, Weights
-from localai.hardware import hypothetical
+from localai.machines import hypothetical
 
 CONTEXTS = st.integers(1, 200_000)
 SHAPES = st.sampled_from([model.shape for model in catalog.load() if model.shape])
@@ -234,6 +235,22 @@ def test_unified_memory_is_used_once_by_the_gpu() -> None:
     assert (plan.placement, plan.gpu_layers, plan.fits) == (Placement.GPU, 37, True)
     assert plan.available_bytes == 11 * GIB
     assert not plan_of("mistral-small-3.2-24b", mac).fits
+
+
+def test_layers_go_to_the_gpu_by_their_own_bytes(tmp_path: Path) -> None:
+    """Half of a Q4_K_M file's layers are larger than the others; and only the embedding itself is copied, tied."""
+    from model_headers import named, write_sparse
+
+    path = write_sparse(tmp_path, named("gemma-4-e2b"))
+    header = gguf.read_header(path)
+    shape, weights = shapes.shape(header), shapes.weights(header)
+    assert len(set(weights.layer_bytes)) > 1
+    assert sum(weights.layer_bytes) + weights.embedding_bytes <= weights.total_bytes
+    assert weights.tied_bytes == 1536 * 262144 * 210 // 256
+    items = estimate._items(shape, weights, 4096, "f16")
+    total = weights.total_bytes + weights.tied_bytes + estimate.kv_cache_bytes(shape, 4096)
+    assert sum(items) + weights.embedding_bytes == total
+    assert items[20] > items[3] > 0
 
 
 def test_two_cards_hold_what_one_cannot() -> None:

@@ -237,6 +237,12 @@ def test_without_symbolic_links_there_is_still_one_file(server: HubOnLoopback, m
     assert not path.is_symlink()
     assert path.read_bytes() == CONTENT
     assert not blob.exists()
+    assert server.downloads() == []
+    assert hub_cache.bytes_at_hand("a/b", COMMIT, FILE) == len(CONTENT)
+    hub_cache.reclaim("a/b", COMMIT, FILE)
+    assert blob.read_bytes() == CONTENT
+    assert hub.link("a/b", COMMIT, FILE) == path
+    assert not blob.exists()
     assert hub_cache.unlink("a/b", COMMIT, NAME, path) == len(CONTENT)
 
 

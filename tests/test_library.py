@@ -65,7 +65,7 @@ def pull(text: str) -> InstalledModel:
 
 def install(model: str, quantization: str = "Q4_K_M", size: int = 10, repo: str | None = None) -> InstalledModel:
     """A model in the index and on the disk, without a Hub."""
-    path = settings.folders().data / "files" / f"{model.replace('/', '-')}-{quantization}.gguf"
+    path = settings.folders().data / "elsewhere" / f"{model.replace('/', '-')}-{quantization}.gguf"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(bytes(size))
     file = InstalledFile(path.name, path, size, "a" * 64)

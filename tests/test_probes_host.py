@@ -12,11 +12,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from machines import captured
 
+from localai import hardware
 from localai.domain import GIB, Cpu, SystemMemory
-from localai.probes import amd, host, intel, memory, nvidia
+from localai.probes import host, memory
 from localai.probes.source import Source, run_command
 
 KIB = 1024
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is busy with other tests may take longer than a user is to wait."""
+    monkeypatch.setattr(hardware, "PROBES_SECONDS", 60)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +40,9 @@ KIB = 1024
             "Debian GNU/Linux 12 (bookworm)",
             Cpu("Cortex-A76 (Raspberry Pi 5 Model B Rev 1.0)", "aarch64", 4, 4),
         ),
-        ("rk3588", "Linux", Cpu("Cortex-A55 + Cortex-A76 (Radxa ROCK 5B)", "aarch64", 2, 2)),
+        ("rk3588", "Armbian 24.11.1 bookworm", Cpu("Cortex-A55 + Cortex-A76 (Radxa ROCK 5B)", "aarch64", 8, 8)),
+        ("phone-snapdragon", "Android 15", Cpu("Cortex-A520 + Cortex-A720 + Cortex-X4 (SM8650)", "aarch64", 8, 8)),
+        ("nothing", "Plan9", Cpu("unknown", "", None, 1)),
         ("macbook-air-m2", "macOS 14.6.1", Cpu("Apple M2", "arm64", 8, 8)),
     ],
 )
@@ -75,6 +84,7 @@ def test_an_unknown_arm_core_shows_its_numbers(tmp_path: Path) -> None:
             SystemMemory(65829888 * KIB, GIB, 6 * GIB, 0, "/sys/fs/cgroup/kubepods.slice/memory.max"),
         ),
         ("macbook-air-m2", SystemMemory(16 * GIB, 340000 * 16384, None, 2 * GIB, "vm_stat")),
+        ("windows-laptop", SystemMemory(33550336000, 20 * GIB, None, 2 * GIB, "psutil")),
         ("nothing", None),
     ],
 )
@@ -125,7 +135,8 @@ def test_an_old_kernel_without_memavailable(tmp_path: Path) -> None:
 
 def test_this_machine_agrees_with_psutil() -> None:
     source = Source()
-    found = memory.memory(source) or memory.memory_of_psutil()
+    found = memory.memory(source)
+    assert found is not None
     assert found.total_bytes == psutil.virtual_memory().total
     assert 0 <= found.available_bytes <= found.total_bytes
     cpu = host.cpu(source)
@@ -187,6 +198,26 @@ _PATHS = (
     "sys/class/drm/card0/lmem_total_bytes",
     "proc/driver/nvidia/gpus/x/information",
     "proc/driver/nvidia/version",
+    "proc/device-tree/compatible",
+    "proc/device-tree/npu@fdab0000/compatible",
+    "sys/class/drm/card0/device/product_name",
+    "sys/class/drm/card0/device/tile0/vram0",
+    "sys/class/accel/accel0/device/vendor",
+    "sys/class/accel/accel0/device/device",
+    "sys/class/accel/accel0/device/vbnv",
+    "sys/class/accel/accel0/device/uevent",
+    "sys/bus/pci/devices/0000:00:0b.0/vendor",
+    "sys/bus/pci/devices/0000:00:0b.0/device",
+    "sys/bus/usb/devices/1-1/idVendor",
+    "sys/bus/usb/devices/1-1/idProduct",
+    "sys/class/devfreq/x.npu/cur_freq",
+    "sys/class/remoteproc/remoteproc0/name",
+    "sys/devices/system/cpu/cpu0/cache/index3/size",
+    "run/udev/data/+dmi:id",
+    "system/build.prop",
+    "etc/nv_tegra_release",
+    "dev/fastrpc-cdsp",
+    "dev/davinci0",
 )
 _WORDS = st.sampled_from(
     [
@@ -209,38 +240,146 @@ _WORDS = st.sampled_from(
         b"17179869184",
         b"DRIVER=x\n",
         b"1 2 3 4 5 - cgroup\n",
+        b"0x7d1d",
+        b"0x1022",
+        b"0x17f0",
+        b"NPU Strix",
+        b"1ac1",
+        b"rockchip,rk3588\n",
+        b"nvidia,tegra234\n",
+        b"qcom,sm8650\n",
+        b"cdsp",
+        b"E:MEMORY_DEVICE_0_CONFIGURED_SPEED_MTS=6400\n",
+        b"E:MEMORY_DEVICE_0_DATA_WIDTH=64\n",
+        b"E:MEMORY_DEVICE_0_LOCATOR=CHANNEL A\n",
+        b"32768K",
     ]
 )
-_CONTENTS = st.one_of(st.binary(max_size=40), st.lists(_WORDS, max_size=6).map(b"".join), st.none())
-_OUTPUTS = st.one_of(st.none(), st.text(max_size=40), st.sampled_from(["8", "Pages free: 5.", "page size of 9 bytes"]))
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    files=st.fixed_dictionaries(dict.fromkeys(_PATHS, _CONTENTS)),
-    output=_OUTPUTS,
-    system=st.sampled_from(["Linux", "Linux", "Linux", "Darwin", "Windows", ""]),
+PIPE, LOOP, FOLDER = "pipe", "loop", "folder"
+_CONTENTS = st.one_of(
+    st.binary(max_size=40), st.lists(_WORDS, max_size=6).map(b"".join), st.sampled_from([PIPE, LOOP, FOLDER])
 )
-def test_no_probe_raises_on_any_tree(
-    files: dict[str, bytes | None], output: str | None, system: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    root = tmp_path_factory.mktemp("tree")
+_OUTPUTS = st.one_of(
+    st.none(),
+    st.text(max_size=40),
+    st.sampled_from(
+        [
+            "8",
+            "Apple M2",
+            "Pages free: 5.\npage size of 9 bytes",
+            "    MatchingDeviceId  REG_SZ  PCI\\VEN_1002&DEV_15BF\n    HardwareInformation.qwMemorySize  REG_QWORD 0x9",
+            "9" * 400,
+        ]
+    ),
+)
+
+
+def lay_out(root: Path, files: dict[str, bytes | str]) -> None:
     for path, content in files.items():
         place = root / path
         place.parent.mkdir(parents=True, exist_ok=True)
-        if content is None:
-            place.mkdir()
-        else:
+        if isinstance(content, bytes):
             place.write_bytes(content)
-    source = Source(root, lambda command, seconds: output, system, "x86_64")
-    assert host.os_name(source)
-    cpu = host.cpu(source)
-    assert cpu.name
-    assert cpu.logical_cores >= 1
-    if found := memory.memory(source):
-        assert 0 <= found.available_bytes <= found.total_bytes
-        assert found.limit_bytes is None or found.limit_bytes < found.total_bytes
-    for card in (*amd.gpus(source), *intel.gpus(source), *nvidia.gpus(source, None)):
+        elif content == LOOP:
+            place.symlink_to(place)
+        elif content == PIPE and sys.platform != "win32":
+            os.mkfifo(place)
+        else:
+            place.mkdir()
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    files=st.fixed_dictionaries(dict.fromkeys(_PATHS, _CONTENTS)),
+    output=_OUTPUTS,
+    system=st.sampled_from(["Linux", "Linux", "Linux", "Android", "Darwin", "Windows", ""]),
+    figures=st.dictionaries(
+        st.sampled_from(["memory_total", "memory_available", "logical_cores"]), st.integers(-9, 99)
+    ),
+)
+def test_no_probe_raises_or_blocks_on_any_tree(
+    files: dict[str, bytes | str],
+    output: str | None,
+    system: str,
+    figures: dict[str, int],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    root = tmp_path_factory.mktemp("tree")
+    lay_out(root, files)
+    source = Source(root, lambda command, seconds: output, system, "x86_64", lambda: figures)
+    found = hardware.detect(engine=False, source=source)
+    assert found.failures == ()
+    assert found.os
+    assert found.cpu.name
+    assert found.cpu.logical_cores >= 1
+    memory = found.memory
+    limit = memory.limit_bytes
+    assert 0 <= memory.available_bytes <= memory.total_bytes
+    assert limit is None or memory.available_bytes <= limit < memory.total_bytes
+    assert found.bandwidth.gbps is None or 0 < found.bandwidth.gbps < 1e7
+    for card in found.gpus:
         total, free = card.vram_total_bytes, card.vram_free_bytes
         assert total is None or total > 0
         assert free is None or (total is not None and 0 <= free <= total)
+        assert not card.usable_by_engine
+    assert all(npu.name and not npu.usable_by_engine for npu in found.npus)
+
+
+@given(total=st.integers(1, 2**40), free=st.integers(0, 2**40), limit=st.integers(0, 2**40), used=st.integers(0, 2**40))
+def test_no_total_exceeds_what_its_source_says(
+    total: int, free: int, limit: int, used: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = tmp_path_factory.mktemp("tree")
+    lay_out(
+        root,
+        {
+            "proc/meminfo": f"MemTotal: {total} kB\nMemAvailable: {free} kB\n".encode(),
+            "proc/self/cgroup": b"0::/",
+            "sys/fs/cgroup/memory.max": str(limit).encode(),
+            "sys/fs/cgroup/memory.current": str(used).encode(),
+            "sys/class/drm/card0/device/vendor": b"0x1002",
+            "sys/class/drm/card0/device/mem_info_vram_total": str(limit).encode(),
+            "sys/class/drm/card0/device/mem_info_vram_used": str(used).encode(),
+            "sys/class/drm/card0/device/mem_info_gtt_total": str(total).encode(),
+        },
+    )
+    source = Source(root, lambda command, seconds: None, "Linux", "x86_64", dict)
+    found = hardware.detect(engine=False, source=source)
+    assert found.memory.total_bytes == total * KIB
+    assert found.memory.available_bytes <= free * KIB
+    if limit < total * KIB:
+        assert found.memory.available_bytes <= max(limit - used, 0)
+    (card,) = found.gpus
+    assert (card.vram_total_bytes or 0) == limit
+    assert (card.vram_free_bytes or 0) == max(limit - used, 0)
+    assert card.shared_total_bytes in (None, total)
+
+
+@pytest.mark.parametrize(
+    ("files", "usable"),
+    [
+        ({}, None),
+        ({"proc/self/status": "Name:\tx\nCpus_allowed_list:\t0,2-3\n"}, 3),
+        ({"proc/self/status": "Cpus_allowed_list:\t0-7\n"}, None),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}, 2),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, None),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "0 0\n"}, None),
+        (
+            {
+                "proc/self/cgroup": "4:cpu,cpuacct:/a\n",
+                "sys/fs/cgroup/cpu/a/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu/a/cpu.cfs_period_us": "100000\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "50000\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            1,
+        ),
+    ],
+)
+def test_the_cores_that_a_process_may_use(tmp_path: Path, files: dict[str, str], usable: int | None) -> None:
+    cores = "".join(f"processor : {n}\ncore id : {n}\nphysical id : 0\n\n" for n in range(4))
+    for name, text in {"proc/cpuinfo": cores, **files}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = host.cpu(Source(tmp_path, lambda command, seconds: None, "Linux", "x86_64"))
+    assert (found.physical_cores, found.usable_cores) == (4, usable)

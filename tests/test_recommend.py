@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from localai import catalog, estimate, quantization, recommend
 from localai.domain import GIB, Machine, Placement, RemoteFile, Variant
 from localai.errors import NotFound, UsageError
-from localai.hardware import hypothetical
+from localai.machines import hypothetical
 
 MODELS = catalog.load()
 PAGE = Path(__file__).parent.parent / "docs" / "recommending.md"

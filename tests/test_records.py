@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from localai import records
 from localai.domain import InstalledFile, InstalledModel
+from localai.errors import LocalaiError
 
 
 def model(name: str = "qwen3-4b", number: int = 0) -> InstalledModel:
@@ -140,3 +141,131 @@ def test_a_read_only_folder_can_be_listed() -> None:
     records.touch(model())
     assert records.load() == (model(),)
     records.folder().chmod(0o700)
+
+
+# ------------------------------------------------------------------------------------- what verification found, facts
+
+
+def test_a_fault_takes_a_model_off_the_list_until_it_is_saved_anew() -> None:
+    records.save(model())
+    assert records.note_check(model(), "the last verification found it damaged")
+    told: list[str] = []
+    assert records.load(told.append) == ()
+    assert len(told) == 1
+    assert [record.model for record in records.read_all()] == [model()]
+    records.save(model())
+    assert records.load() == (model(),)
+
+
+def test_a_note_about_other_bytes_says_nothing() -> None:
+    records.save(model())
+    records.note_check(model(), "damaged")
+    other = replace(model(), files=(replace(model().files[0], sha256="b" * 64),))
+    check = next(records.folder().glob("*.check"))
+    content = check.read_bytes()
+    records.save(other)
+    check.write_bytes(content)  # as a verification of the older bytes would that ends only now
+    assert records.load() == (other,)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"[" * 100_000, b'{"sha256": 1, "fault": "x"}', b"\xff"])
+def test_a_damaged_note_is_not_heeded(content: bytes) -> None:
+    records.save(model())
+    slug = next(records.folder().glob("*.json")).with_suffix("")
+    for suffix in records.NOTES:
+        (slug.parent / f"{slug.name}{suffix}").write_bytes(content)
+    assert records.load() == (model(),)
+    assert records.facts(model()) is None
+
+
+def test_nothing_is_noted_about_a_model_that_is_not_recorded() -> None:
+    assert not records.note_check(model(), "x")
+    assert not records.keep_facts(model(), {})
+
+
+def test_forgetting_leaves_nothing_behind() -> None:
+    records.save(model())
+    records.touch(model())
+    records.note_check(model(), None)
+    records.keep_facts(model(), {"a": 1})
+    records.forget(model())
+    assert list(records.folder().iterdir()) == []
+
+
+CHILD = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_records import model, records
+number = 0
+while True:
+    records.save(model(f"m-{number % 50}", number % 50))
+    records.keep_facts(model(f"m-{number % 50}", number % 50), {"a": number})
+    print(number, flush=True)
+    if number % 7 == 6:
+        records.note_check(model(f"m-{number % 50}", number % 50), None)
+    number += 1
+"""
+
+
+@pytest.mark.parametrize("acknowledged", [1, 13, 60, 101])
+def test_killed_at_any_moment_nothing_acknowledged_is_lost(acknowledged: int) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(Path(__file__).parent)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for _ in range(acknowledged):
+            last = int(process.stdout.readline())
+        process.kill()
+    told: list[str] = []
+    names = {each.model for each in records.load(told.append)}
+    assert told == []
+    assert {f"m-{number % 50}" for number in range(last + 1)} <= names
+
+
+def test_ten_thousand_models() -> None:
+    records.save(model())
+    (path,) = records.folder().glob("*.json")
+    template = path.read_text()
+    for number in range(10_000):
+        (path.parent / f"m-{number:016x}.json").write_text(template.replace("m-0.gguf", f"m-{number}.gguf"))
+    assert len(records.load()) == 10_001
+
+
+def test_a_record_removed_while_the_list_is_read_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    records.save(model())
+    records.save(model("b", 1))
+    read = records._read
+
+    def vanishing(path: str) -> InstalledModel:
+        if Path(path).name.startswith("b-"):
+            Path(path).unlink()
+        return read(path)
+
+    monkeypatch.setattr(records, "_read", vanishing)
+    told: list[str] = []
+    assert records.load(told.append) == (model(),)
+    assert told == []
+
+
+def test_a_disk_that_cannot_sync_folders_keeps_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cannot(folder: Path) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(records, "sync_folder", cannot)
+    records.save(model())
+    assert records.load() == (model(),)
+
+
+def test_a_read_only_disk_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    records.save(model())
+
+    def read_only(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(records.settings, "write_atomically", read_only)
+    with pytest.raises(LocalaiError) as caught:
+        records.save(model("b", 1))
+    assert caught.value.hint
+    records.touch(model())
+    assert not records.note_check(model(), "x")
+    assert [each.model for each in records.load()] == ["qwen3-4b"]

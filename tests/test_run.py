@@ -136,8 +136,42 @@ def test_an_input_longer_than_the_context_exits_7_with_both_counts(cli: Cli) -> 
 
 def test_a_context_beyond_the_memory_exits_4(cli: Cli) -> None:
     result = cli("run", *MODEL, "--context", "2000000000", "hi")
-    assert result.returncode in (2, 4)
-    assert "Traceback" not in result.stderr
+    assert result.returncode == 4
+    assert "made for 8192 tokens" in result.stderr
+
+
+def test_more_threads_than_the_machine_has_are_refused(cli: Cli) -> None:
+    assert cli("run", *MODEL, "--threads", "4000", "hi", timeout=20).returncode == 2
+
+
+@pytest.mark.parametrize("text", [" ".join(map(str, range(1, 400))), "地球は丸い。" * 100], ids=["digits", "Japanese"])
+def test_the_context_is_large_enough_for_any_script(cli: Cli, text: str) -> None:
+    result = cli("run", *MODEL, "--max-tokens", "1", input=text)
+    assert result.returncode == 0, result.stderr
+
+
+def test_what_is_far_too_long_is_refused_quickly_and_can_be_interrupted(cli: Cli) -> None:
+    result = cli("run", *MODEL, input="word " * 1_000_000)
+    assert result.returncode == 7
+    assert "about 1" in result.stderr
+    assert "8192" in result.stderr
+    assert "--context" not in result.stderr
+
+
+def test_half_a_character_is_never_written(cli: Cli) -> None:
+    result = cli("run", *MODEL, *GREEDY, "--max-tokens", "1", "Repeat: 🎉 日本")
+    assert "\ufffd" not in result.stdout
+
+
+def test_many_ctrl_c_leave_no_traceback(isolated: Path) -> None:
+    process = start("run", *MODEL, *LONG)
+    assert process.stdout is not None
+    assert process.stdout.read(8)
+    for _ in range(5):
+        process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in told
 
 
 def test_an_unknown_type_of_cache_is_wrong_usage(cli: Cli) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hub_on_loopback import HubOnLoopback, running
 
-from localai import partial, transfer
+from localai import partial, source, transfer
 from localai.errors import AccessDenied, DoesNotFit, HashMismatch, LocalaiError, NetworkError, NotFound
 from localai.transfer import Patience, download
 
@@ -205,7 +205,7 @@ def test_more_bytes_than_announced(hub: HubOnLoopback, get: Get, blob: Path) -> 
 def test_a_server_that_stalls(hub: HubOnLoopback, get: Get, blob: Path) -> None:
     hub.fault(hang_at=1_000_000)
     said = get(hub, patience=Patience(tries=2, first_wait_s=0, longest_wait_s=0, timeout_s=0.3))
-    assert "nothing for too long" in said[0]
+    assert "next to nothing for too long" in said[0]
     assert is_right(blob)
 
 
@@ -303,10 +303,10 @@ def test_five_redirects_are_followed(hub: HubOnLoopback, get: Get, blob: Path) -
 
 
 def test_https_never_falls_back_to_http() -> None:
-    source = transfer._Source("https://hub.example/a", {}, 5, transfer._refusal)
+    wanted = source.Source("https://hub.example/a", {}, 5, source.refusal)
     with pytest.raises(NetworkError):
-        source._redirected("https://hub.example/a", "http://hub.example/a")
-    assert source._redirected("https://hub.example/a", "/b c?d=%20#e") == "https://hub.example/b%20c?d=%20"
+        wanted.redirected("https://hub.example/a", "http://hub.example/a")
+    assert wanted.redirected("https://hub.example/a", "/b c?d=%20#e") == "https://hub.example/b%20c?d=%20"
 
 
 # ---------------------------------------------------------------------------------------------------- the disk
@@ -329,10 +329,11 @@ def test_a_full_disk_keeps_what_came(hub: HubOnLoopback, get: Get, blob: Path, m
         with pytest.raises(DoesNotFit) as caught:
             get(hub)
     assert caught.value.exit_code == 4
-    assert partial.partial_path(blob).stat().st_size == 1_000_000
+    kept = partial.partial_path(blob).stat().st_size
+    assert kept + 1000 > 1_000_000  # but for the little that is written about it
     get(hub)
     assert is_right(blob)
-    assert hub.downloads()[-1].range == "bytes=1000000-"
+    assert hub.downloads()[-1].range == f"bytes={kept}-"
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")

@@ -1,15 +1,16 @@
-"""`localai chat`, `localai run`, and the first run: everything that answers."""
+"""`localai chat` and `localai run`: everything that answers."""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from localai import render, schema
-from localai.commands import options
+from localai.commands import options, welcome
+from localai.commands import question as questions
 from localai.commands.options import (
     ContextOption,
     GpuLayersOption,
@@ -27,29 +28,40 @@ from localai.commands.options import (
     TopKOption,
     TopPOption,
 )
+from localai.commands.presets import LanguageOption
+from localai.commands.question import FileOption, OverflowOption, PresetOption, SchemaOption, VariableOption
 from localai.domain import (
     AnswerEnd,
     AnswerText,
     GenerationRequest,
-    Message,
     PromptProgress,
     ThinkingText,
 )
-from localai.errors import EngineError, ExitCode, LocalaiError, NotFound, UsageError
+from localai.errors import EngineError, ExitCode, LocalaiError, UsageError
 from localai.interrupt import Interrupts
-from localai.loading import Loaded, Wishes
+from localai.loading import Loaded, Prepared, Wishes
+
+if TYPE_CHECKING:
+    from localai.answer_schema import AnswerSchema
+    from localai.commands.question import Question
 
 OUTPUTS = ("text", "json", "ndjson")
 ROOM_TO_ANSWER = 2048  # tokens planned for an answer whose length nobody limited
-BYTES_PER_TOKEN = 2.5  # few tokenizers do worse on ordinary text; a plan only has to be large enough
+LETTERS_PER_TOKEN = 2.5  # few tokenizers do worse on ordinary words; a plan only has to be large enough
+LETTERS = b" abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def run(
     prompt: Annotated[
-        list[str] | None, typer.Argument(metavar="[PROMPT]...", help="What to answer; text on stdin follows it.")
+        list[str] | None, typer.Argument(metavar="PROMPT", help="What to answer; text on stdin follows it.")
     ] = None,
     model: ModelOption = None,
     system: SystemOption = None,
+    file: FileOption = None,
+    preset: PresetOption = None,
+    variable: VariableOption = None,
+    language: LanguageOption = None,
+    json_schema: SchemaOption = None,
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
@@ -65,6 +77,7 @@ def run(
     gpu_layers: GpuLayersOption = None,
     threads: ThreadsOption = None,
     kv_type: KvTypeOption = None,
+    on_overflow: OverflowOption = "error",
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="FORMAT", help="text, json (one object) or ndjson (events).")
     ] = "text",
@@ -73,19 +86,29 @@ def run(
     """Answer once: the prompt from the arguments, from stdin, or both; the answer alone on stdout."""
     if output not in OUTPUTS:
         raise UsageError(f"--output is {output!r}", f"it takes one of: {', '.join(OUTPUTS)}")
-    text = read_prompt(prompt or [])
+    if on_overflow not in questions.ON_OVERFLOW:
+        raise UsageError(f"--on-overflow is {on_overflow!r}", f"it takes one of: {', '.join(questions.ON_OVERFLOW)}")
+    asked, piped = read_prompt(prompt or [], needed=not (file and preset))
     hint_at_model(prompt or [], model)
-    system = options.setting("system", system)
+    if preset is None:
+        system = options.setting("system", system)
+    question = questions.compose(asked, piped, system, preset, variable or (), language, json_schema, file or ())
     limit = options.setting("max_tokens", max_tokens)
-    words = (system or "") + text
-    want_context = int(len(words.encode("utf-8", "replace")) / BYTES_PER_TOKEN) + (limit or ROOM_TO_ANSWER) + 64
+    if question.schema is not None and think is None:
+        think = False  # the grammar leaves no room for thoughts
+    wished = wishes(context, gpu_layers, threads, kv_type)
+    room = (limit or ROOM_TO_ANSWER) + 64
     with Interrupts() as interrupts:
-        loaded = load(model, wishes(context, gpu_layers, threads, kv_type), want_context, interrupts)
-        flags = options.sampling_flags(temperature, top_k, top_p, min_p, repeat_penalty, seed)
-        messages = (*([Message("system", system)] if system else []), Message("user", text))
-        request = GenerationRequest(messages, options.sampling(loaded.name, flags), limit, tuple(stop or ()), think)
+        loaded = load(model, wished, likely_tokens(question) + room, interrupts)
         try:
-            end = write_answer(loaded, request, output, interrupts)
+            loaded = with_room_for(loaded, question, room, wished, think, interrupts)
+            if on_overflow == "truncate":
+                question = question.cut(loaded.engine, limit, think)
+            flags = options.sampling_flags(temperature, top_k, top_p, min_p, repeat_penalty, seed)
+            sampling = options.sampling(loaded.name, {**question.sampling, **flags})
+            grammar = question.schema.grammar if question.schema else None
+            request = GenerationRequest(question.messages(), sampling, limit, tuple(stop or ()), think, grammar)
+            end = write_answer(loaded, request, output, interrupts, question.schema)
         finally:
             loaded.engine.close()
     if stats:
@@ -94,14 +117,42 @@ def run(
         raise typer.Exit(ExitCode.INTERRUPTED)
 
 
-def read_prompt(words: list[str]) -> str:
-    """The arguments, then what stdin holds (where it is no terminal), separated by a blank line. Raises UsageError."""
-    asked = " ".join(words)
-    piped = "" if sys.stdin is None or render.is_terminal(sys.stdin) else read_stdin()
-    parts = [part for part in (asked.strip(), piped.strip("\r\n")) if part.strip()]
-    if not parts:
+def likely_tokens(question: Question) -> int:
+    """About how many tokens a question takes, rather too many: digits, signs and other scripts may take one a byte."""
+    text = "".join(message.content for message in question.messages()).encode("utf-8", "replace")
+    others = len(text.translate(None, delete=LETTERS))
+    return int((len(text) - others) / LETTERS_PER_TOKEN) + others
+
+
+def with_room_for(
+    loaded: Loaded, question: Question, room: int, wished: Wishes, think: bool | None, interrupts: Interrupts
+) -> Loaded:
+    """The model with a context that holds the question, loaded anew where fewer tokens were reckoned than it takes."""
+    from localai import loading
+
+    made_for = loaded.prepared.context_length or 0
+    context = loaded.plan.context
+    if wished.context is not None or context >= made_for or likely_tokens(question) > 4 * made_for:
+        return loaded
+    needed = loaded.engine.count_tokens(question.messages(), think)
+    if needed < context:
+        return loaded
+    prepared = loading.prepare(loaded.prepared.found, wished, needed + room)
+    if prepared.plan.context <= context:
+        return loaded
+    loaded.engine.close()
+    return load_prepared(prepared, interrupts)
+
+
+def read_prompt(words: list[str], needed: bool = True) -> tuple[str, str]:
+    """The arguments, and what stdin holds where it is no terminal. Raises UsageError where one is `needed`."""
+    asked = " ".join(words).strip()
+    piped = "" if sys.stdin is None or render.is_terminal(sys.stdin) else read_stdin().strip("\r\n")
+    if not piped.strip():
+        piped = ""
+    if needed and not asked and not piped:
         raise UsageError("there is no prompt", 'localai run "Name the capital of France.", or pipe text into it')
-    return "\n\n".join(parts)
+    return asked, piped
 
 
 def read_stdin() -> str:
@@ -137,20 +188,32 @@ def wishes(context: int | None, gpu_layers: int | None, threads: int | None, kv_
 
 def load(name: str | None, wished: Wishes, want_context: int | None, interrupts: Interrupts) -> Loaded:
     """Find, plan and load, with what goes on shown on stderr."""
-    from localai import library, loading
-    from localai.engine import library as llama
+    return load_prepared(prepare(name, wished, want_context), interrupts)
 
-    llama.on_fatal(engine_gave_up)
+
+def prepare(name: str | None, wished: Wishes, want_context: int | None) -> Prepared:
+    """Find and plan, and say on stderr what the user should know of it."""
+    from localai import library, loading
+
     found = library.find(name)
     if found.why:
         render.note(found.why)
     prepared = loading.prepare(found, wished, want_context)
     for warning in prepared.plan.warnings:
         render.note(f"warning: {warning}")
+    return prepared
+
+
+def load_prepared(prepared: Prepared, interrupts: Interrupts) -> Loaded:
+    """Load, with progress on stderr; Ctrl-C stops it."""
+    from localai import loading
+    from localai.engine import library as llama
+
+    llama.on_fatal(engine_gave_up)
     status = render.Status()
 
     def progress(share: float) -> None:
-        status.show(f"loading {found.name}: {share:.0%}")
+        status.show(f"loading {prepared.found.name}: {share:.0%}")
 
     try:
         return loading.load(prepared, progress, interrupts.requested, render.note)
@@ -168,8 +231,13 @@ def engine_gave_up(reason: str) -> None:
     os._exit(boundary.report(error, sys.argv[1:], debug=False))
 
 
-def write_answer(loaded: Loaded, request: GenerationRequest, output: str, interrupts: Interrupts) -> AnswerEnd:
-    """Generate, and write each event where it belongs: the answer on stdout, all else on stderr."""
+def write_answer(
+    loaded: Loaded, request: GenerationRequest, output: str, interrupts: Interrupts, held: AnswerSchema | None = None
+) -> AnswerEnd:
+    """Generate, and write each event where it belongs: the answer on stdout, all else on stderr.
+
+    An answer that is held to a schema is written once it is complete and checked. Raises SchemaIncomplete.
+    """
     stream, status, thinking = render.AnswerStream(), render.Status(), render.ThinkingStream()
     events = output == "ndjson"
     if events:
@@ -189,13 +257,18 @@ def write_answer(loaded: Loaded, request: GenerationRequest, output: str, interr
                 status.clear()
                 if events:
                     render.event("text", {"text": text})
-                elif output == "text":
+                elif output == "text" and held is None:
                     thinking.end()
                     stream.write(text)
             case AnswerEnd():
                 end = event
     status.clear()
     assert end is not None, "an engine ends with AnswerEnd"
+    if held is not None and end.finish_reason != "interrupted":
+        held.check(end.text, cut=end.finish_reason == "length")
+        if output == "text":
+            thinking.end()
+            stream.write(end.text)
     whole: dict[str, Any] = schema.answer(loaded.name, end)
     if events:
         render.event("end", whole)
@@ -237,82 +310,38 @@ def chat(
     gpu_layers: GpuLayersOption = None,
     threads: ThreadsOption = None,
     kv_type: KvTypeOption = None,
+    private: Annotated[bool, typer.Option("--private", help="Keep nothing of what is said.")] = False,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="ID", help="Go on with a kept conversation: its number, or last.")
+    ] = None,
 ) -> None:
     """Talk with a model: /help lists what can be typed; without a terminal it answers stdin once, like run."""
     if model and model_option and model != model_option:
         raise UsageError(f"two models are named: {model} and {model_option}", "name one")
     name = model or model_option
     flags = options.sampling_flags(temperature, top_k, top_p, min_p, repeat_penalty, seed)
+    kept = None
+    if resume is not None:
+        from localai import sessions
+
+        kept = sessions.find(resume)
+        name = name or kept.model
     if not render.is_terminal(sys.stdin):
-        need_a_model(name)
+        if kept:
+            raise UsageError("a conversation goes on at a terminal only", f"localai sessions show {kept.id}")
+        welcome.need_a_model(name)
         run(None, name, system, **flags, max_tokens=max_tokens, think=think, context=context,
             gpu_layers=gpu_layers, threads=threads, kv_type=kv_type)  # fmt: skip
         return
     from localai import repl
 
     repl.talk(
-        name or offered_model(),
+        name or welcome.offered_model(),
         options.setting("system", system),
         flags,
         wishes(context, gpu_layers, threads, kv_type),
         options.setting("max_tokens", max_tokens),
         think,
+        private,
+        kept,
     )
-
-
-def need_a_model(name: str | None) -> None:
-    """Without a terminal nothing can be offered: the command fails and says what to pull."""
-    from localai import catalog, hardware, library, recommend
-
-    if name is None and not library.installed():
-        best = recommend.best(hardware.detect(), catalog.load())
-        raise NotFound("no model is installed", f"localai pull {best.model if best else 'MODEL'}")
-
-
-def offered_model() -> str | None:
-    """Where no model is installed, offer to download the recommended one; None leaves the choice to the library."""
-    from localai import catalog, hardware, library, recommend
-    from localai.commands.pull import pull_one
-
-    if library.installed():
-        return None
-    best = recommend.best(hardware.detect(), catalog.load())
-    if best is None:
-        raise NotFound("no model is installed", "localai recommend --ram shows what larger machines run")
-    render.note(f"No model is installed. The best one for this machine: {best.name} ({best.quantization}).")
-    if not render.confirmed(f"Download it ({render.size(best.download_bytes)})?"):
-        raise NotFound("no model is installed", f"localai pull {best.model}")
-    return pull_one(f"{best.model}:{best.quantization}", yes=True).model
-
-
-def first_run(context: typer.Context) -> None:
-    """`localai` alone: on a terminal what this machine is, the best model for it, and a chat; elsewhere the help."""
-    if not (render.is_terminal(sys.stdin) and render.is_terminal(sys.stdout)):
-        render.out(context.get_help())
-        return
-    from localai import catalog, hardware, library, recommend, repl
-    from localai.commands.machine import machine_facts
-    from localai.commands.pull import pull_one
-
-    machine = hardware.detect()
-    render.out(render.facts(machine_facts(machine, hardware.tier(machine))))
-    render.out()
-    installed = library.installed()
-    rows = recommend.rank(machine, catalog.load(), limit=20)
-    offers = list(dict.fromkeys(row for row in rows if row.rank == 1 or row.starter))
-    for number, row in enumerate(offers, 1):
-        kind = "the best for this machine" if row.rank == 1 else "a light one to start with"
-        render.out(f"  {number}  download {row.name} ({render.size(row.download_bytes)}): {kind}")
-    for number, model in enumerate(installed, len(offers) + 1):
-        render.out(f"  {number}  chat with {model.model} ({model.quantization}), installed")
-    answer = render.ask(f"Which one? [1-{len(offers) + len(installed)}, Enter leaves]")
-    if not answer:
-        return
-    if not answer.isdecimal() or not 1 <= int(answer) <= len(offers) + len(installed):
-        raise UsageError(f"{answer!r} is none of these numbers", "localai asks again")
-    index = int(answer) - 1
-    if index < len(offers):
-        chosen = pull_one(f"{offers[index].model}:{offers[index].quantization}", yes=True)
-    else:
-        chosen = installed[index - len(offers)]
-    repl.talk(f"{chosen.model}:{chosen.quantization}", options.setting("system", None), {}, Wishes(), None, None)

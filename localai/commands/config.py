@@ -10,13 +10,19 @@ from localai import render, settings
 from localai.commands.options import JsonFlag, complete_setting
 from localai.errors import NotFound
 
-app = typer.Typer(help="Show and change the settings.", rich_markup_mode=None, no_args_is_help=True)
+app = typer.Typer(help="Show and change the settings.", rich_markup_mode=None)
 
 Name = Annotated[str, typer.Argument(help="the setting", autocompletion=complete_setting)]
 
 
 def text_of(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
+
+
+@app.callback(invoke_without_command=True)
+def main(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        render.out(context.get_help())
 
 
 @app.command(name="list")
@@ -31,7 +37,7 @@ def list_settings(as_json: JsonFlag = False) -> None:
         render.json_object({"settings": content, "path": str(settings.folders().config_file)})
         return
     rows = [(each.key.name, text_of(each.value) or "-", each.source, each.key.help) for each in found]
-    render.out(render.columns(("SETTING", "VALUE", "SOURCE", "WHAT IT DOES"), rows))
+    render.out(render.columns(("SETTING", "VALUE", "FROM", "WHAT IT DOES"), rows, fold=True))
 
 
 @app.command()

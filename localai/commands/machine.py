@@ -8,18 +8,34 @@ import typer
 
 from localai import render, schema
 from localai.commands.options import JsonFlag
-from localai.domain import Gpu, Machine, SpeedRange, Tier
+from localai.domain import Gpu, Machine, Npu, SpeedRange, Tier
 from localai.errors import NotFound, UsageError
+from localai.tiers import tier
 
 if TYPE_CHECKING:
     from localai.recommend import Recommendation
 
 
-def hardware(as_json: JsonFlag = False) -> None:
+def hardware(
+    list_machines: Annotated[
+        bool, typer.Option("--machines", help="List the machines that recommend --machine knows.")
+    ] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure memory bandwidth and compute anew (about 2 seconds).")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
     """Show what this machine has, and what the installed engine can use of it."""
+    if list_machines:
+        show_machines(as_json)
+        return
     from localai import hardware as service
 
     machine = service.detect()
+    if measure:
+        from localai import measurement
+
+        machine = measurement.measured(machine, render.note, again=True)
     tier = service.tier(machine)
     if as_json:
         render.json_object(schema.machine(machine, tier))
@@ -31,20 +47,25 @@ def machine_facts(machine: Machine, tier: Tier) -> list[tuple[str, str]]:
     """The lines of `localai hardware`."""
     cpu, ram, engine = machine.cpu, machine.memory, machine.engine
     cores = f"{cpu.physical_cores} cores, " if cpu.physical_cores else ""
+    usable = f"; {cpu.usable_cores} usable here" if cpu.usable_cores else ""
     limit = f", limited to {render.memory(ram.limit_bytes)} (cgroup)" if ram.limit_bytes is not None else ""
     swap = f", swap {render.memory(ram.swap_total_bytes)}" if ram.swap_total_bytes else ", no swap"
-    bandwidth = f"{machine.bandwidth.gbps:.0f} GB/s, " if machine.bandwidth.gbps else ""
+    origin = f" ({ram.source})" if ram.source else ""
+    gbps, gflops = machine.bandwidth.gbps, machine.compute.gflops
+    speed = f"{gbps:.0f} GB/s, " if gbps else ""
+    unmeasured = "" if machine.bandwidth.source == "measured" else "; --measure measures it"
     lines = [
         ("System", f"{machine.os}, {cpu.architecture}"),
-        ("CPU", f"{cpu.name} ({cores}{cpu.logical_cores} threads)"),
-        ("Memory", f"{render.memory(ram.total_bytes)}, {render.memory(ram.available_bytes)} available{limit}{swap}"),
-        ("Bandwidth", bandwidth + machine.bandwidth.source),
+        ("CPU", f"{cpu.name} ({cores}{cpu.logical_cores} threads{usable})"),
+        (
+            "Memory",
+            f"{render.memory(ram.total_bytes)}, {render.memory(ram.available_bytes)} available{limit}{swap}{origin}",
+        ),
+        ("Bandwidth", f"{speed}{machine.bandwidth.source}{unmeasured}"),
+        *([("Compute", f"{gflops:.0f} GFLOP/s, {machine.compute.source}")] if gflops else []),
         *[("GPU", gpu_text(gpu)) for gpu in machine.gpus or ()],
         *([] if machine.gpus else [("GPU", "none found")]),
-        *[
-            ("NPU", f"{npu.name}" + ("" if npu.usable_by_engine else ", not usable by the engine"))
-            for npu in machine.npus
-        ],
+        *[("NPU", npu_text(npu)) for npu in machine.npus],
         ("Disk", f"{render.size(machine.disk.free_bytes)} free for models in {machine.disk.path}"),
     ]
     if engine.version is None:
@@ -57,13 +78,45 @@ def machine_facts(machine: Machine, tier: Tier) -> list[tuple[str, str]]:
     return lines
 
 
+def npu_text(npu: Npu) -> str:
+    tops = f"{npu.tops:g} TOPS" if npu.tops is not None else "TOPS unknown"
+    driver = f"driver {npu.driver}" if npu.driver else "no driver seen"
+    return f"{npu.name}: {tops}, {driver}; {'used' if npu.usable_by_engine else 'not usable'} by the installed engine"
+
+
 def gpu_text(gpu: Gpu) -> str:
     if gpu.shared_memory:
-        memory = "shares the system's memory"
+        part = gpu.shared_total_bytes or (gpu.vram_total_bytes if gpu.vendor == "Apple" else None)
+        memory = "shares the system's memory" + (f", at most {render.memory(part)} of it" if part else "")
     else:
         free = f", {render.memory(gpu.vram_free_bytes)} free" if gpu.vram_free_bytes is not None else ""
         memory = f"{render.memory(gpu.vram_total_bytes)}{free}"
-    return f"{gpu.name}: {memory}; {'used' if gpu.usable_by_engine else 'not usable'} by the installed engine"
+    speed = f", {gpu.bandwidth_gbps:.0f} GB/s" if gpu.bandwidth_gbps else ""
+    origin = f" ({gpu.source})" if gpu.source else ""
+    used = "used" if gpu.usable_by_engine else "not usable"
+    return f"{gpu.name}: {memory}{speed}; {used} by the installed engine{origin}"
+
+
+def show_machines(as_json: bool) -> None:
+    """`hardware --machines`: the machines that are known, each by the name that `--machine` takes."""
+    from localai import machines
+
+    found = machines.listed()
+    if as_json:
+        render.json_object({"machines": [schema.listed_machine(each) for each in found]})
+        return
+    rows = [
+        (
+            each.id,
+            render.memory(each.machine.memory.total_bytes),
+            ", ".join(gpu.name for gpu in each.machine.gpus if gpu.usable_by_engine) or "-",
+            tier(each.machine).size,
+        )
+        for each in found
+    ]
+    render.out(render.columns(("NAME", "RAM", "GPU", "TIER"), rows, right=(1,)))
+    render.out()
+    render.out(f"Next: localai recommend --machine {found[0].id}")
 
 
 def recommend(
@@ -76,6 +129,12 @@ def recommend(
     ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Rows to show.")] = 10,
     language: Annotated[str | None, typer.Option("--language", help="Prefer models that speak it: en, fr, ...")] = None,
+    machine_name: Annotated[
+        str | None,
+        typer.Option(
+            "--machine", help="For another machine: a name of hardware --machines, or a file of hardware --json."
+        ),
+    ] = None,
     ram: Annotated[float | None, typer.Option("--ram", help="For another machine: its RAM in GiB, in total.")] = None,
     vram: Annotated[
         float | None, typer.Option("--vram", help="For another machine: its VRAM in GiB, in total.")
@@ -90,12 +149,9 @@ def recommend(
 ) -> None:
     """Rank the models that run well here (or on another machine) with their memory and speed."""
     from localai import catalog, library, recommend
-    from localai import hardware as service
 
-    if ram is None and (vram is not None or bandwidth is not None):
-        raise UsageError("--vram and --bandwidth describe another machine, which needs --ram too", "add --ram GIB")
-    elsewhere = ram is not None
-    machine = service.hypothetical(ram, vram or 0.0, bandwidth) if ram is not None else service.detect()
+    elsewhere = another_machine(machine_name, ram, vram, bandwidth)
+    machine = elsewhere or this_machine()
     rows = recommend.rank(
         machine,
         catalog.load(),
@@ -107,20 +163,48 @@ def recommend(
         allow_low_bit=allow_low_bit,
     )
     installed = set() if elsewhere else {(each.model, each.quantization) for each in library.installed()}
-    tier = service.tier(machine)
+    row = tier(machine)
     if as_json:
-        found = [schema.recommendation(row, (row.model, row.quantization) in installed) for row in rows]
+        found = [schema.recommendation(each, (each.model, each.quantization) in installed) for each in rows]
         render.json_object(
-            {"machine": schema.machine(machine, tier), "tier": schema.tier_row(tier), "recommendations": found}
+            {"machine": schema.machine(machine, row), "tier": schema.tier_row(row), "recommendations": found}
         )
         return
     if not rows:
-        raise NotFound("no model of the catalog meets all of that here", "ask for less: --context, --min-speed, --task")
-    show_recommendations(machine, tier, rows, installed)
+        where = "there" if elsewhere else "here"
+        raise NotFound(
+            f"no model of the catalog meets all of that {where}", "ask for less: --context, --min-speed, --task"
+        )
+    show_recommendations(machine, row, rows, installed, elsewhere is not None)
+
+
+def this_machine() -> Machine:
+    """This machine; its bandwidth and compute are measured the first time that something is recommended."""
+    from localai import hardware as service
+    from localai import measurement
+
+    return measurement.measured(service.detect(), render.note)
+
+
+def another_machine(name: str | None, ram: float | None, vram: float | None, bandwidth: float | None) -> Machine | None:
+    """The machine that `--machine` or `--ram` describe; None where neither is given."""
+    from localai import machines
+
+    if name is not None:
+        if not (ram is None and vram is None and bandwidth is None):
+            raise UsageError(
+                "--machine and --ram/--vram/--bandwidth describe one machine each", "give --machine or --ram, not both"
+            )
+        return machines.named(name)
+    if ram is None:
+        if vram is not None or bandwidth is not None:
+            raise UsageError("--vram and --bandwidth describe another machine, which needs --ram too", "add --ram GIB")
+        return None
+    return machines.hypothetical(ram, vram or 0.0, bandwidth)
 
 
 def show_recommendations(
-    machine: Machine, tier: Tier, rows: tuple[Recommendation, ...], installed: set[tuple[str, str]]
+    machine: Machine, tier: Tier, rows: tuple[Recommendation, ...], installed: set[tuple[str, str]], elsewhere: bool
 ) -> None:
     """The table, and under it what the marks mean and what to type next."""
     render.out(render.facts([("Tier", f"{tier.size} models: {'; '.join(tier.tasks)}")]))
@@ -153,7 +237,7 @@ def show_recommendations(
         render.out(f"! {warning}")
     if rows[0].decode_tps is not None:
         render.out(f"Speeds are predicted ({rows[0].decode_tps.basis}).")
-    render.out(f"Next: localai pull {rows[0].model}")
+    render.out(f"Next{', on that machine' if elsewhere else ''}: localai pull {rows[0].model}")
 
 
 def speed_text(speed: SpeedRange | None) -> str:

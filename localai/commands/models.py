@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from localai import render, schema
 from localai.commands.machine import speed_text
-from localai.commands.options import MODEL_HELP, JsonFlag, YesFlag, complete_model
-from localai.errors import UsageError
+from localai.commands.options import MODEL_HELP, JsonFlag, YesFlag, complete_model, sentence
+from localai.errors import DoesNotFit, UsageError
 
 if TYPE_CHECKING:
     from localai.cards import Card, CardVariant
+    from localai.inventory import Entry
 
 InstalledName = Annotated[
     str, typer.Argument(metavar="MODEL", help="an installed model", autocompletion=complete_model)
@@ -20,35 +22,64 @@ InstalledName = Annotated[
 
 
 def list_models(as_json: JsonFlag = False) -> None:
-    """List the models on this disk; only verified ones are listed."""
-    from localai import library
+    """List the models on this disk and how each would run here; only verified ones are listed."""
+    from localai import hardware, inventory, library
 
     damaged: list[str] = []
     models = library.installed(damaged.append)
     for each in damaged:
         render.note(f"warning: {each}")
-    if as_json:
-        render.json_object(schema.installed_models(models))
-        return
-    if not models:
+    if not models and not as_json:
         render.note("no models are installed; localai recommend says which would run well here")
         return
-    rows = [
-        (each.model, each.quantization, render.size(each.size_bytes), each.source, (each.last_used_at or "never")[:16])
-        for each in models
-    ]
-    render.out(render.columns(("MODEL", "QUANT", "SIZE", "SOURCE", "LAST USED"), rows, right=(2,)))
+    entries = inventory.entries(models, hardware.detect())
+    if as_json:
+        render.json_object(schema.inventory(entries))
+    else:
+        render.out(table(entries, render.width()))
+
+
+HEADERS = ("MODEL", "QUANT", "PARAMS", "SIZE", "SOURCE", "LAST USED", "FIT")
+
+
+def table(entries: Sequence[Entry], width: int) -> str:
+    """The rows of `list`. A name too long for the width stands on a line of its own, whole, so it can be copied."""
+    rows = [row(each) for each in entries]
+    rest = len(render.columns(HEADERS[1:], [each[1:] for each in rows]).split("\n")[0]) + 2
+    room = max(width - rest - len(HEADERS[-1]), len(HEADERS[0]))
+    short = [each if len(each[0]) <= room else ("", *each[1:]) for each in rows]
+    head, *lines = render.columns(HEADERS, short, right=(2, 3)).split("\n")
+    for each, line in zip(rows, lines, strict=True):
+        head += f"\n{each[0]}" if len(each[0]) > room else ""
+        head += f"\n{line}"
+    return head
+
+
+def row(entry: Entry) -> tuple[str, ...]:
+    model = entry.model
+    return (
+        " ".join(render.safe(model.model).split()),
+        model.quantization,
+        params(entry.params_b),
+        render.size(model.size_bytes),
+        model.source,
+        (model.last_used_at or "never")[:10],
+        "?" if entry.plan is None else str(entry.plan.placement) if entry.plan.fits else "no",
+    )
+
+
+def params(billions: float | None) -> str:
+    """Parameters as models are named: `135M`, `7.6B`."""
+    if billions is None:
+        return "?"
+    return f"{billions * 1000:.0f}M" if billions < 0.9995 else f"{billions:.3g}B"
 
 
 def remove(model: InstalledName, yes: YesFlag = False, as_json: JsonFlag = False) -> None:
-    """Remove a model from this disk."""
+    """Remove a model from this disk; files that were only imported stay where they are."""
     from localai import library
 
-    found = library.find(model).model
-    if found is None:
-        raise UsageError(
-            f"{model} is a file of yours, not an installed model", "remove it with your system's own tools"
-        )
+    found = library.to_remove(model)
     if not yes and not found.read_only:
         question = f"Remove {found.model} ({found.quantization}, {render.size(found.size_bytes)})?"
         answer = render.confirmed(question, default=False)
@@ -61,22 +92,39 @@ def remove(model: InstalledName, yes: YesFlag = False, as_json: JsonFlag = False
         render.json_object({"removed": schema.installed_model(found), "freed_bytes": freed})
         return
     render.note(f"removed {found.model} ({found.quantization}); {render.size(freed)} freed")
+    if not freed and found.path.exists():
+        render.note(f"its file stays where it is: {found.path}")
 
 
 def show(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP.capitalize(), autocompletion=complete_model)],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=sentence(MODEL_HELP), autocompletion=complete_model)],
     context: Annotated[
         int | None, typer.Option("--context", "-c", min=1, help="Tokens of context to plan for.")
     ] = None,
+    kv_type: Annotated[
+        str | None, typer.Option("--kv-type", metavar="TYPE", help="Type of the KV cache to plan with, such as q8_0.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Exit 4 where nothing of it fits here.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show a model's card: what it is, what it takes, and how it would run here."""
-    from localai import cards
+    """Show a model's card: what it is, what it takes, and how it would run here. Of the Hub, only headers are read."""
+    from localai import cards, estimate
 
-    card = cards.card(model, context)
+    if kv_type is not None and kv_type not in estimate.KV_TYPES:
+        raise UsageError(f"{kv_type!r} is no type of KV cache", f"one of: {', '.join(estimate.KV_TYPES)}")
+    card = cards.card(model, context, kv_type or "f16")
+    if card.warning:
+        render.note(f"warning: {card.warning}")
     if as_json:
         render.json_object(schema.card(card))
-        return
+    else:
+        show_card(card)
+    if check and not any(each.plan and each.plan.fits for each in card.variants):
+        raise typer.Exit(DoesNotFit.exit_code)
+
+
+def show_card(card: Card) -> None:
+    """The card as lines and a table."""
     render.out(render.facts(card_facts(card)))
     render.out()
     rows = [variant_row(each) for each in card.variants]
@@ -86,6 +134,7 @@ def show(
         render.out(f"! {warning}")
     if card.basis == "catalog":
         render.out("Not installed: sizes, memory and speed are reckoned from published facts.")
+    if card.source in ("catalog", "hub"):
         render.out(f"Next: localai pull {card.model}")
 
 

@@ -11,11 +11,17 @@ from localai.domain import Sampling
 
 
 def complete_model(incomplete: str) -> list[str]:
-    """Installed models that begin as typed, for the shell's completion."""
-    from localai import library
+    """Installed models and aliases that begin as typed, for the shell's completion."""
+    from localai import aliases, library
 
-    names = {model.model for model in library.installed()}
+    names = {model.model for model in library.installed()} | {alias.name for alias in aliases.load()}
     return sorted(name for name in names if name.startswith(incomplete))
+
+
+def complete_alias(incomplete: str) -> list[str]:
+    from localai import aliases
+
+    return [alias.name for alias in aliases.load() if alias.name.startswith(incomplete)]
 
 
 def complete_setting(incomplete: str) -> list[str]:
@@ -24,6 +30,12 @@ def complete_setting(incomplete: str) -> list[str]:
 
 MODEL_HELP = "a catalog name (qwen3-4b), a Hub repository (owner/repo), or a .gguf file; with :QUANT or :FILENAME"
 
+
+def sentence(text: str) -> str:
+    """`text` with a capital first letter, and nothing else changed."""
+    return text[:1].upper() + text[1:]
+
+
 ModelOption = Annotated[
     str | None,
     typer.Option(
@@ -31,7 +43,7 @@ ModelOption = Annotated[
     ),
 ]
 ModelArgument = Annotated[
-    str | None, typer.Argument(metavar="[MODEL]", help=MODEL_HELP.capitalize(), autocompletion=complete_model)
+    str | None, typer.Argument(metavar="MODEL", help=sentence(MODEL_HELP), autocompletion=complete_model)
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Answer with one JSON object on stdout.")]
 YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="Take every question as answered with yes.")]

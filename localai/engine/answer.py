@@ -94,7 +94,8 @@ class Answer:
     def finish(self) -> Iterator[Event]:
         """What was held back, then the end."""
         if not self._stop.stopped:
-            if rest := self._utf8.finish():
+            # where the answer is cut off, so may be its last character: half a character is nothing anybody wrote
+            if (rest := self._utf8.finish()) and self.finish_reason == "stop":
                 yield from self._split(rest)
             yield from self._give(self._splitter.finish())
             if not self._stop.stopped and (rest := self._stop.finish()):

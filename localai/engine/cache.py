@@ -128,7 +128,10 @@ class SequenceCache:
     def _fail(self, code: int) -> None:
         self.clear()
         because = library.reason() or f"llama_decode returned {code}"
-        raise EngineError(f"llama.cpp failed to evaluate: {because}", "try a smaller --context, or localai doctor")
+        raise EngineError(
+            f"llama.cpp failed to evaluate: {because}",
+            "try a smaller --context, or another model: localai recommend",
+        )
 
     def _check_open(self) -> None:
         if self.pointer is None:  # llama.cpp would crash

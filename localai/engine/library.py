@@ -32,6 +32,7 @@ _OUT_OF_MEMORY = re.compile(
 _PREFIXES = re.compile(r"^(error loading model( \w+)?: |\w+: +)*")  # of llama.cpp's functions
 
 _log: deque[tuple[int, str]] = deque(maxlen=50)
+_log_callbacks: list[Any] = []
 _callbacks: list[Any] = []  # llama.cpp keeps the pointers, so Python must keep the objects
 _fatal_handlers: list[Callable[[str], object]] = []
 
@@ -54,9 +55,8 @@ def api() -> Any:
             f"llama.cpp cannot be loaded: {printable(str(error))}",
             "install it again: pip install --force-reinstall --no-cache-dir llama-cpp-python",
         ) from error
-    log_callback = bindings.llama_log_callback(_collect)
-    _callbacks.append(log_callback)
-    bindings.llama_log_set(log_callback, None)
+    _log_callbacks.append(bindings.llama_log_callback(_collect))
+    bindings.llama_log_set(_log_callbacks[0], None)
     _hear_of_aborts(bindings)
     bindings.llama_backend_init()
     return bindings
@@ -113,6 +113,7 @@ def _collect(level: int, text: bytes | None, _: object) -> None:
 def forget_log() -> None:
     """Empty the collected log, before a call whose reason for failing may be asked."""
     _log.clear()
+    api().llama_log_set(_log_callbacks[0], None)  # an `import llama_cpp` by anybody since has put its own there
 
 
 def reason() -> str:
@@ -145,6 +146,15 @@ def info() -> EngineInfo:
         return EngineInfo(installed, _backends(), bool(bindings.llama_supports_gpu_offload()), _devices())
     except (ImportError, OSError, RuntimeError, AttributeError):
         return EngineInfo(installed)
+
+
+def system_info() -> str | None:
+    """The instructions that the engine was built for ("CPU : AVX2 = 1 | …"), in llama.cpp's words; None without one."""
+    try:
+        text = api().llama_print_system_info()
+    except (EngineError, AttributeError):
+        return None
+    return text.decode("utf-8", "replace") if isinstance(text, bytes) else None
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from localai.engine.vocabulary import Vocabulary, unused_character
 from localai.errors import ContextOverflow, DoesNotFit, EngineError
 
 _MMAP, _NO_MMAP = 1, 0  # enum llama_load_mode
+_SLICE = 65_536  # characters tokenized at a time, a few milliseconds
 
 
 def load(
@@ -157,7 +158,35 @@ class LlamaEngine:
         """Empty the KV cache: the next prompt is evaluated whole."""
         self._cache.clear()
 
+    def _overflow(self, needed: int | None, told: str, answer: int) -> ContextOverflow:
+        made_for = int(self._api.llama_model_n_ctx_train(self._model))
+        if needed is not None and needed + answer <= made_for:
+            hint = f"ask for a larger context (--context {needed + answer}), or shorten the input"
+        else:
+            hint = f"shorten the input, or take a model made for more than {made_for} tokens"
+        return ContextOverflow(f"the input takes {told} tokens, the context has {self.context}", hint, needed)
+
+    def _refuse_far_too_long(self, messages: Sequence[Message], cancelled: Callable[[], bool]) -> None:
+        """Refuse what is far longer than the context without tokenizing it whole, which takes seconds and a gigabyte.
+
+        Asks `cancelled` on the way and raises KeyboardInterrupt.
+        """
+        length = sum(len(message.content) for message in messages)
+        if length <= _SLICE * 4:
+            return
+        seen = tokens = 0
+        for message in messages:
+            for start in range(0, len(message.content), _SLICE):
+                if cancelled():
+                    raise KeyboardInterrupt
+                part = message.content[start : start + _SLICE]
+                tokens += len(self._vocabulary.tokenize(part, parse_special=False))
+                seen += len(part)
+                if tokens > self.context * 2:
+                    raise self._overflow(None, f"about {tokens * length // seen}", 0)
+
     def _prompt(self, messages: tuple[Message, ...], think: bool | None) -> Prompt:
+        self._check_open()
         if self._asked is not None and self._asked[:2] == (messages, think):
             return self._asked[2]
         contents = [message.content for message in messages]
@@ -182,15 +211,12 @@ class LlamaEngine:
         Closing the iterator early is safe. Raises ContextOverflow before anything is evaluated, EngineError if
         llama.cpp fails.
         """
-        self._check_open()
         started = perf_counter()
+        self._refuse_far_too_long(request.messages, cancelled)
         prompt = self._prompt(request.messages, request.think)
         total = len(prompt.tokens)
         if total + 1 > self.context:
-            raise ContextOverflow(
-                f"the conversation takes {total} tokens, the context has {self.context}",
-                f"ask for a larger one with --context {total + (request.max_tokens or 512)}, or shorten the input",
-            )
+            raise self._overflow(total, f"{total}", request.max_tokens or 512)
         kept = self._cache.keep_prefix(prompt.tokens)
         answer = Answer(self._vocabulary, prompt, request, self.load_ms, kept, started)
         yield PromptProgress(kept, total)
@@ -214,7 +240,8 @@ class LlamaEngine:
         cache, vocabulary, sample = self._cache, self._vocabulary, self._api.llama_sampler_sample
         room = self.context - len(prompt.tokens)
         limit = room if request.max_tokens is None else min(room, request.max_tokens)
-        with sampler_chain(self._api, vocabulary.pointer, request.sampling, prompt.tokens) as chain:
+        grammar = request.grammar and thinking.after_thoughts(request.grammar, prompt.text)
+        with sampler_chain(self._api, vocabulary.pointer, request.sampling, prompt.tokens, grammar) as chain:
             while len(answer.tokens) < limit:
                 if cancelled():
                     answer.finish_reason = "interrupted"

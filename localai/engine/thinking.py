@@ -45,6 +45,26 @@ def splitter(prompt: str) -> Splitter:
     return TagSplitter(next((close for opening, close in TAGS if end.endswith(opening)), None))
 
 
+def after_thoughts(grammar: str, prompt: str) -> str:
+    """The GBNF `grammar`, preceded by what must stand before an answer to `prompt`: the rest of the thoughts that the
+    prompt has opened, or the header of the final channel.
+    """
+    end = prompt.rstrip()
+    closing = next((close for opening, close in TAGS if end.endswith(opening)), None)
+    if closing is not None:
+        first, rest = closing[0], closing[1:]
+        before = f'([^{_escaped(first)}] | "{first}" [^{_escaped(rest[0])}])* "{closing}" [ \\n]*'
+    elif end.endswith(START + "assistant"):
+        before = f'"{CHANNEL}final{MESSAGE}"'
+    else:
+        return grammar
+    return f"root ::= {before} answer\n" + grammar.replace("root ::=", "answer ::=", 1)
+
+
+def _escaped(character: str) -> str:
+    return f"\\x{ord(character):02x}"
+
+
 class TagSplitter:
     """`<think>thoughts</think>answer`; with `closing`, the prompt has opened the thoughts already.
 

@@ -13,6 +13,7 @@ from typing import Any
 _UNKNOWN, _CONTROL, _USER_DEFINED = 1 << 0, 1 << 3, 1 << 4
 _SENTENCEPIECE = 1
 
+_LONG = 16_384  # characters
 _TAG = re.compile(r"<[^<>\s]{1,60}>|\[/?[A-Za-z_]{1,60}\]")
 
 
@@ -120,6 +121,8 @@ class Vocabulary:
         return [self.bos, *tokens] if self.adds_bos and tokens[:1] != [self.bos] else tokens
 
     def _is_plain(self, content: str) -> bool:
+        if len(content) > _LONG:  # by now reading the vocabulary once is cheaper than tokenizing twice
+            return not any(text in content for text in self._control_texts)
         return self.tokenize(content) == self.tokenize(content, parse_special=False)
 
     def _is_special(self, text: str) -> bool:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from functools import cache
 from importlib import resources
 
 from localai.domain import Cpu
+from localai.probes import cgroups
 from localai.probes.source import Source
+from localai.probes.windows import PROCESSOR_KEY
 
 
 def os_name(source: Source) -> str:
     """What the system calls itself, with its version: "Debian GNU/Linux 12 (bookworm)", "macOS 15.1"."""
     match source.system:
-        case "Linux":
+        case "Linux" | "Android":
+            if is_android(source):
+                version = (source.output("getprop", "ro.build.version.release") or "").strip()
+                return f"Android {version[:40]}".strip()
             release = source.text("/etc/os-release") or source.text("/usr/lib/os-release") or ""
             if found := re.search(r'^PRETTY_NAME=(["\']?)(.{1,200}?)\1\s*$', release, re.M):
                 return found.group(2)
@@ -30,19 +36,28 @@ def os_name(source: Source) -> str:
 def cpu(source: Source) -> Cpu:
     """The processor; what the system does not tell is psutil's answer or None."""
     match source.system:
-        case "Linux":
+        case "Linux" | "Android":
             return _linux(source)
         case "Darwin":
             return _macos(source)
         case "Windows":
             return _windows(source)
-    return Cpu(source.architecture or "unknown", source.architecture, None, _logical_cores())
+    return Cpu(source.architecture or "unknown", source.architecture, None, _logical_cores(source))
 
 
-def _logical_cores() -> int:
-    import os
+def is_android(source: Source) -> bool:
+    """Whether this is Android, as in Termux: Linux with another userland."""
+    return source.system == "Android" or source.exists("/system/build.prop")
 
-    return os.cpu_count() or 1
+
+def soc_model(source: Source) -> str | None:
+    """The chip of an Android device, as its maker calls it: "SM8650"."""
+    model = (source.output("getprop", "ro.soc.model") or "").strip() if is_android(source) else ""
+    return model if re.fullmatch(r"[\w. -]{2,40}", model) else None
+
+
+def _logical_cores(source: Source) -> int:
+    return max(source.figures().get("logical_cores", 1), 1)
 
 
 # -------------------------------------------------------------------------------------------------------- Linux
@@ -52,8 +67,22 @@ def _linux(source: Source) -> Cpu:
     text = source.text("/proc/cpuinfo") or ""
     blocks = [_fields(block) for block in re.split(r"\n\s*\n", text)]
     processors = [block for block in blocks if "processor" in block]
-    logical = _online(source) or len(processors) or _logical_cores()
-    return Cpu(_name(source, blocks, processors), source.architecture, _physical(source, processors), logical)
+    logical = _online(source) or len(processors) or _logical_cores(source)
+    physical = _physical(source, processors)
+    name = _name(source, blocks, processors)
+    return Cpu(name, source.architecture, physical, logical, _usable(source, physical or logical))
+
+
+def _usable(source: Source, cores: int) -> int | None:
+    """Cores that this process may keep busy, where affinity or a control group's quota leaves fewer than there are."""
+    limits: list[float] = [cores]
+    status = source.text("/proc/self/status") or ""
+    if found := re.search(r"^Cpus_allowed_list:\s+(\S{1,4000})$", status, re.M):
+        limits.append(_listed(found.group(1)) or cores)
+    if quota := cgroups.cpu_quota(source):
+        limits.append(quota)
+    usable = max(1, math.ceil(min(limits)))
+    return usable if usable < cores else None
 
 
 def _fields(block: str) -> dict[str, str]:
@@ -62,9 +91,13 @@ def _fields(block: str) -> dict[str, str]:
 
 
 def _online(source: Source) -> int | None:
-    """Processors in a list such as "0-3,8"."""
+    return _listed(source.text("/sys/devices/system/cpu/online", 4096) or "")
+
+
+def _listed(text: str) -> int | None:
+    """How many processors a list such as "0-3,8" names."""
     count = 0
-    for part in (source.text("/sys/devices/system/cpu/online", 4096) or "").split(","):
+    for part in text.split(","):
         found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part.strip())
         if not found:
             return None
@@ -99,6 +132,7 @@ def _name(source: Source, blocks: list[dict[str, str]], processors: list[dict[st
         if "CPU part" in block and (design := _arm_design(block)) not in cores:
             cores.append(design)
     board = source.text("/proc/device-tree/model", 256) or next((b["Model"] for b in blocks if b.get("Model")), "")
+    board = soc_model(source) or board
     name = " + ".join(cores[:4])
     if name and board:
         return f"{name} ({board})"
@@ -130,7 +164,7 @@ def _macos(source: Source) -> Cpu:
         answers.get("machdep.cpu.brand_string") or architecture or "unknown",
         architecture,
         _count(answers.get("hw.physicalcpu")),
-        logical or _logical_cores(),
+        logical or _logical_cores(source),
     )
 
 
@@ -138,13 +172,8 @@ def _count(text: str | None) -> int | None:
     return int(text) if text and re.fullmatch(r"[1-9]\d{0,5}", text) else None
 
 
-_PROCESSOR_KEY = r"HKLM\HARDWARE\DESCRIPTION\System\CentralProcessor\0"
-
-
 def _windows(source: Source) -> Cpu:
-    answer = source.output("reg", "query", _PROCESSOR_KEY, "/v", "ProcessorNameString") or ""
+    answer = source.output("reg", "query", PROCESSOR_KEY, "/v", "ProcessorNameString") or ""
     found = re.search(r"ProcessorNameString\s+REG_SZ\s+(\S.{0,200}?)\s*$", answer, re.M)
     name = re.sub(r"\s+", " ", found.group(1)) if found else source.architecture or "unknown"
-    import psutil
-
-    return Cpu(name, source.architecture, psutil.cpu_count(logical=False), _logical_cores())
+    return Cpu(name, source.architecture, source.figures().get("physical_cores"), _logical_cores(source))

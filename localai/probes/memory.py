@@ -7,34 +7,32 @@ that can be dropped (`inactive_file`) does not count as usage, as in `docker sta
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from localai.domain import SystemMemory
+from localai.probes import cgroups
 from localai.probes.source import Source
 
 
 def memory(source: Source) -> SystemMemory | None:
-    """The memory of the machine behind `source`, None where its system does not say it in a way known here."""
+    """The memory of the machine behind `source`, None where it cannot be found out."""
     match source.system:
-        case "Linux":
-            return _linux(source)
+        case "Linux" | "Android":
+            return _linux(source) or _counted(source)
         case "Darwin":
-            return _macos(source)
-    return None
+            return _macos(source) or _counted(source)
+    return _counted(source)
 
 
-def memory_of_psutil() -> SystemMemory:
-    """This machine's memory as psutil tells it, for systems without a way of their own here."""
-    import psutil
-
-    found = psutil.virtual_memory()
-    try:
-        swap = psutil.swap_memory().total
-    except (OSError, RuntimeError):
-        swap = 0
-    return SystemMemory(found.total, found.available, None, swap, "psutil")
+def _counted(source: Source) -> SystemMemory | None:
+    """What psutil counts, for systems (Windows) without a way of their own here."""
+    figures = source.figures()
+    total = figures.get("memory_total", 0)
+    if total <= 0:
+        return None
+    available = min(max(figures.get("memory_available", 0), 0), total)
+    return SystemMemory(total, available, None, max(figures.get("swap_total", 0), 0), "psutil")
 
 
 # -------------------------------------------------------------------------------------------------------- Linux
@@ -74,48 +72,11 @@ class _Level:
     available: int
 
 
-_LevelReader = Callable[[Source, str], _Level | None]
-
-
 def _levels(source: Source) -> Iterator[_Level]:
     """Every limited control group from this process's own up to the root, of both versions."""
-    groups = (source.text("/proc/self/cgroup") or "").splitlines()
-    for line in groups:
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if number == "0" and not controllers:
-            yield from _walk(source, _mounts(source, "cgroup2"), path, _level_v2)
-        elif "memory" in controllers.split(","):
-            yield from _walk(source, _mounts(source, "cgroup"), path, _level_v1)
-
-
-def _mounts(source: Source, kind: str) -> list[tuple[str, str]]:
-    """(mount point, which group is its root) of the hierarchies that can hold memory limits."""
-    found = []
-    for line in (source.text("/proc/self/mountinfo") or "").splitlines():
-        before, _, after = line.partition(" - ")
-        fields, tail = before.split(" "), after.split(" ")
-        if len(fields) < 5 or tail[0] != kind:
-            continue
-        if kind == "cgroup" and "memory" not in tail[-1].split(","):
-            continue
-        found.append((fields[4], fields[3]))
-    if found:
-        return found
-    if kind == "cgroup":
-        return [("/sys/fs/cgroup/memory", "/")]
-    return [("/sys/fs/cgroup", "/"), ("/sys/fs/cgroup/unified", "/")]
-
-
-def _walk(source: Source, mounts: list[tuple[str, str]], path: str, level: _LevelReader) -> Iterator[_Level]:
-    """The group's levels under each mount. A container may see its own group as the mount's root, under any name."""
-    names = [name for name in path.split("/") if name not in ("", ".", "..")]
-    for mount, root in mounts:
-        above = [name for name in root.split("/") if name]
-        inside = names[len(above) :] if names[: len(above)] == above else []
-        for depth in range(min(len(inside), 64), -1, -1):
-            if found := level(source, str(PurePosixPath(mount, *inside[:depth]))):
-                yield found
+    for version, folder in cgroups.folders(source, "memory"):
+        if level := (_level_v2 if version == 2 else _level_v1)(source, folder):
+            yield level
 
 
 def _level_v2(source: Source, folder: str) -> _Level | None:

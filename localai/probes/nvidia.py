@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from localai.domain import Gpu
+from localai.probes import chips
 from localai.probes.source import Source
 
 MEMORY_CLOCK = 2  # NVML_CLOCK_MEM
@@ -37,11 +39,17 @@ class Nvml(Protocol):
 
     def nvmlDeviceGetMemoryBusWidth(self, device: Any) -> int: ...  # noqa: N802
 
+    def nvmlDeviceGetMigMode(self, device: Any) -> Sequence[int]: ...  # noqa: N802
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, device: Any) -> int: ...  # noqa: N802
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, device: Any, index: int) -> Any: ...  # noqa: N802
+
 
 def gpus(source: Source, nvml: Nvml | None) -> tuple[Gpu, ...]:
     """NVIDIA's cards; `nvml` None where the library is not to be asked. May hang as long as the driver does."""
     found = _by_nvml(nvml) if nvml else ()
-    return found or _by_proc(source)
+    return found or _by_proc(source) or _by_device_tree(source)
 
 
 def load_nvml() -> Nvml | None:
@@ -74,9 +82,23 @@ def _by_nvml(nvml: Nvml) -> tuple[Gpu, ...]:
         driver = _words(_ask(nvml.nvmlSystemGetDriverVersion))
         count = min(_ask(nvml.nvmlDeviceGetCount) or 0, CARDS_LIMIT)
         handles = [_ask(nvml.nvmlDeviceGetHandleByIndex, index) for index in range(count)]
-        return tuple(_gpu(nvml, handle, driver) for handle in handles if handle is not None)
+        return tuple(gpu for handle in handles if handle is not None for gpu in _card(nvml, handle, driver))
     finally:
         _ask(nvml.nvmlShutdown)
+
+
+def _card(nvml: Nvml, handle: Any, driver: str | None) -> Iterator[Gpu]:
+    """The card, or the instances that it is divided into (MIG): then no program can use it as a whole."""
+    mode = _ask(nvml.nvmlDeviceGetMigMode, handle)
+    if not isinstance(mode, list | tuple) or not mode or mode[0] != 1:
+        yield _gpu(nvml, handle, driver)
+        return
+    count = min(_size(_ask(nvml.nvmlDeviceGetMaxMigDeviceCount, handle)) or 0, CARDS_LIMIT)
+    for index in range(count):
+        instance = _ask(nvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, index)
+        if instance is not None:
+            # How much of the card's bandwidth an instance has is not told.
+            yield replace(_gpu(nvml, instance, driver), bandwidth_gbps=None, source="NVML (MIG)")
 
 
 def _gpu(nvml: Nvml, handle: Any, driver: str | None) -> Gpu:
@@ -96,7 +118,7 @@ def _gpu(nvml: Nvml, handle: Any, driver: str | None) -> Gpu:
         vram_total_bytes=None if unified else total,
         vram_free_bytes=None if unified or total is None or free is None else min(free, total),
         shared_memory=unified,
-        bandwidth_gbps=_bandwidth(nvml, handle),
+        bandwidth_gbps=_bandwidth(nvml, handle) or _spec_sheet(name, total),
         driver=driver,
         source="NVML",
     )
@@ -113,6 +135,11 @@ def _bandwidth(nvml: Nvml, handle: Any) -> float | None:
     if not clock_mhz or not bits or clock_mhz > 100_000 or bits > 65_536:
         return None
     return clock_mhz * 1e6 * 2 * (bits / 8) / 1e9
+
+
+def _spec_sheet(name: str, total: int | None) -> float | None:
+    known = chips.card_by_name(name, total)
+    return known.gbps if known else None
 
 
 def _size(value: object) -> int | None:
@@ -138,3 +165,25 @@ def _by_proc(source: Source) -> tuple[Gpu, ...]:
         unified = bool(_UNIFIED.search(name))
         found.append(Gpu("NVIDIA", name, None, None, shared_memory=unified, driver=driver, source=path))
     return tuple(found)
+
+
+def _by_device_tree(source: Source) -> tuple[Gpu, ...]:
+    """A Jetson, whose GPU is part of the chip: NVML knows it on newer systems only."""
+    compatible = (source.text("/proc/device-tree/compatible", 1024) or "").replace("\0", "\n")
+    if not re.search(r"^nvidia,tegra\d{3}", compatible, re.M):
+        return ()
+    board = source.text("/proc/device-tree/model", 128) or "NVIDIA Tegra"
+    release = re.search(r"R(\d{2}).{0,40}?REVISION: ([\d.]{1,10})", source.text("/etc/nv_tegra_release", 512) or "")
+    driver = f"L4T {release.group(1)}.{release.group(2)}" if release else None
+    return (
+        Gpu(
+            vendor="NVIDIA",
+            name=board,
+            vram_total_bytes=None,
+            vram_free_bytes=None,
+            shared_memory=True,
+            bandwidth_gbps=chips.board_gbps(board),
+            driver=driver,
+            source="/proc/device-tree/compatible",
+        ),
+    )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import stat
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ GLOB_LIMIT = 1024
 COMMAND_SECONDS = 2.0
 
 Runner = Callable[[Sequence[str], float], str | None]
+_log = logging.getLogger(__name__)
 
 
 def run_command(command: Sequence[str], seconds: float) -> str | None:
@@ -30,9 +32,26 @@ def run_command(command: Sequence[str], seconds: float) -> str | None:
             env={**os.environ, "LC_ALL": "C"},
             check=True,
         )
+    except subprocess.TimeoutExpired:
+        _log.debug("%s took longer than %g s and was given up", " ".join(command), seconds)
+        return None
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
     return done.stdout[:TEXT_LIMIT].decode("utf-8", "replace")
+
+
+def psutil_figures() -> Mapping[str, int]:
+    """What psutil knows of this machine, for systems whose files and commands do not tell it (Windows)."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    figures = {"memory_total": memory.total, "memory_available": memory.available}
+    try:
+        figures["swap_total"] = psutil.swap_memory().total
+    except (OSError, RuntimeError):
+        _log.debug("psutil does not know the swap")
+    counts = {"physical_cores": psutil.cpu_count(logical=False), "logical_cores": psutil.cpu_count()}
+    return {**figures, **{name: count for name, count in counts.items() if count}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +65,7 @@ class Source:
     run: Runner = run_command
     system: str = field(default_factory=platform.system)
     architecture: str = field(default_factory=platform.machine)
+    figures: Callable[[], Mapping[str, int]] = psutil_figures
 
     def text(self, path: str, limit: int = TEXT_LIMIT) -> str | None:
         """The first `limit` bytes of a regular file, stripped; pipes and devices are not opened."""

@@ -1,0 +1,115 @@
+"""`localai sessions`: the conversations that `chat` kept."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from localai import render
+from localai.commands.options import JsonFlag, YesFlag
+from localai.errors import UsageError
+
+app = typer.Typer(
+    help="List, search, export and resume kept conversations.", rich_markup_mode=None, no_args_is_help=True
+)
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="a conversation's number, or last")]
+FORMATS = ("markdown", "json")
+
+
+def whole(name: str) -> dict[str, Any]:
+    from localai import sessions
+
+    session = sessions.find(name)
+    return {**asdict(session), "messages": [asdict(each) for each in sessions.messages(session)]}
+
+
+@app.command(name="list")
+def list_sessions(as_json: JsonFlag = False) -> None:
+    """List the kept conversations, the latest first."""
+    from localai import sessions
+
+    found = sessions.every()
+    if as_json:
+        render.json_object({"sessions": [asdict(each) for each in found], "path": str(sessions.database())})
+        return
+    if not found:
+        render.note("no conversations are kept; localai chat keeps them, without --private")
+        return
+    rows = [(str(each.id), each.updated_at[:16], str(each.turns), each.model, each.title) for each in found]
+    render.out(render.columns(("ID", "LAST USED", "TURNS", "MODEL", "BEGINS WITH"), rows, right=(0, 2)))
+
+
+@app.command()
+def show(session: Id = "last", as_json: JsonFlag = False) -> None:
+    """Show what was said in a conversation."""
+    from localai import sessions
+
+    if as_json:
+        render.json_object(whole(session))
+        return
+    found = sessions.find(session)
+    render.out(sessions.markdown(found, sessions.messages(found)), end="")
+
+
+@app.command()
+def search(
+    words: Annotated[list[str], typer.Argument(metavar="WORDS...", help="what to look for")], as_json: JsonFlag = False
+) -> None:
+    """Find messages that hold all of these words."""
+    from localai import sessions
+
+    hits = sessions.search(" ".join(words))
+    if as_json:
+        content = [{"session": hit.session.id, "role": hit.role, "excerpt": hit.excerpt} for hit in hits]
+        render.json_object({"hits": content})
+        return
+    if not hits:
+        render.note("nothing was found")
+        return
+    rows = [(str(hit.session.id), hit.role, " ".join(hit.excerpt.split())) for hit in hits]
+    render.out(render.columns(("ID", "WHO", "TEXT"), rows, right=(0,)))
+
+
+@app.command()
+def export(
+    session: Id = "last",
+    form: Annotated[str, typer.Option("--format", metavar="FORMAT", help="markdown or json.")] = "markdown",
+) -> None:
+    """Write a conversation to stdout, exactly, as Markdown or JSON."""
+    if form not in FORMATS:
+        raise UsageError(f"--format is {form!r}", f"it takes one of: {', '.join(FORMATS)}")
+    show(session, as_json=form == "json")
+
+
+@app.command()
+def resume(session: Id = "last") -> None:
+    """Go on with a conversation, with the model it was had with."""
+    from localai import sessions
+    from localai.commands import answer
+
+    found = sessions.find(session)
+    answer.chat(found.model, resume=str(found.id))
+
+
+@app.command(name="rm")
+def remove(session: Id, yes: YesFlag = False, as_json: JsonFlag = False) -> None:
+    """Remove a conversation."""
+    from localai import sessions
+
+    found = sessions.find(session)
+    if not yes:
+        answer = render.confirmed(f"Remove the conversation {found.id} ({found.title!r})?", default=False)
+        if answer is None:
+            raise UsageError(
+                "cannot ask whether to remove it: there is no terminal", f"localai sessions rm --yes {found.id}"
+            )
+        if not answer:
+            raise typer.Exit(1)
+    sessions.remove(found)
+    if as_json:
+        render.json_object({"removed": asdict(found)})
+        return
+    render.note(f"removed the conversation {found.id}")

@@ -1,0 +1,93 @@
+"""What `list` tells of each installed model beyond its record: its parameters, and how it would run here.
+
+The facts of a model's header are kept beside its record, so that a thousand models are listed at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
+
+from localai import estimate, gguf, records, shapes
+from localai.domain import InstalledModel, Machine, Plan, Shape, Weights
+from localai.errors import LocalaiError
+
+Made = TypeVar("Made", Shape, Weights)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """The numbers of a model's header that memory and speed follow from."""
+
+    shape: Shape
+    weights: Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An installed model and how it would run here; `facts` and `plan` None where its header cannot be read."""
+
+    model: InstalledModel
+    facts: Facts | None
+    plan: Plan | None
+
+    @property
+    def params_b(self) -> float | None:
+        return round(self.facts.shape.params / 1e9, 4) if self.facts else None
+
+    @property
+    def active_params_b(self) -> float | None:
+        return round(self.facts.shape.active_params / 1e9, 4) if self.facts and self.facts.shape.active_params else None
+
+
+def entries(models: Iterable[InstalledModel], machine: Machine) -> tuple[Entry, ...]:
+    """Each model with its facts and its plan on `machine`."""
+    found = []
+    for model in models:
+        facts = facts_of(model)
+        plan = estimate.plan(facts.shape, facts.weights, machine) if facts else None
+        found.append(Entry(model, facts, plan))
+    return tuple(found)
+
+
+def facts_of(model: InstalledModel) -> Facts | None:
+    """The model's facts, as kept, else from its header and kept from now on; None for a header that cannot be read."""
+    kept = records.facts(model)
+    if kept is not None and (facts := _from_json(kept)) is not None:
+        return facts
+    try:
+        header = gguf.read_model([file.path for file in model.files])
+        facts = Facts(shapes.shape(header), shapes.weights(header))
+    except LocalaiError:
+        return None
+    records.keep_facts(model, {"shape": asdict(facts.shape), "weights": asdict(facts.weights)})
+    return facts
+
+
+_CHECKS: Mapping[str, Callable[[Any], bool]] = {
+    "str": lambda value: isinstance(value, str),
+    "bool": lambda value: type(value) is bool,
+    "int": lambda value: type(value) is int and value >= 0,
+    "int | None": lambda value: value is None or (type(value) is int and value >= 0),
+    "tuple[int, ...]": lambda value: isinstance(value, list) and all(type(each) is int for each in value),
+    "tuple[bool, ...]": lambda value: isinstance(value, list) and all(type(each) is bool for each in value),
+}
+
+
+def _from_json(raw: Mapping[str, Any]) -> Facts | None:
+    """The facts of a kept note; None for one that this version did not write."""
+    try:
+        facts = Facts(_made(Shape, raw["shape"]), _made(Weights, raw["weights"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+    return facts if facts.shape.n_layers > 0 else None
+
+
+def _made(kind: type[Made], raw: Any) -> Made:
+    """A `kind` from its fields. Raises TypeError, KeyError or ValueError for anything else."""
+    types: dict[str, str] = {each.name: str(each.type) for each in fields(kind)}
+    if set(raw) != set(types) or not all(_CHECKS[types[name]](value) for name, value in raw.items()):
+        raise ValueError(f"not the fields of {kind.__name__}")
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
+    return kind(**values)

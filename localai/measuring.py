@@ -1,0 +1,78 @@
+"""Cache and compute buffers as llama.cpp itself reckons them, for models whose closed forms are known to be inexact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from localai import gguf
+from localai.domain import Shape
+from localai.engine import oracle
+from localai.engine.oracle import HeaderFile
+from localai.errors import LocalaiError
+from localai.estimate import SMALLEST_CONTEXT, Measure
+
+# Architectures whose compute buffer the closed form gives within 5 % (docs/estimation.md has the table).
+_CLOSED_FORM = frozenset(
+    {
+        "gemma2",
+        "gemma3",
+        "glm4",
+        "granite",
+        "llama",
+        "minicpm3",
+        "mistral3",
+        "olmo2",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "smollm3",
+        "starcoder2",
+    }
+)
+
+
+def is_exact(shape: Shape) -> bool:
+    """Whether the closed forms are enough: a dense transformer of a kind that they were held against llama.cpp for."""
+    return (
+        shape.architecture in _CLOSED_FORM
+        and not shape.expert_count
+        and not shape.latent_kv
+        and not shape.recurrent_state_bytes
+    )
+
+
+def measure_for(shape: Shape, files: Sequence[HeaderFile]) -> Measure | None:
+    """What `estimate.plan` asks for contexts of this model; None where the closed forms are exact anyway."""
+    return None if is_exact(shape) else _Measured(tuple(files))
+
+
+def header_files(paths: Sequence[Path]) -> tuple[HeaderFile, ...]:
+    """The files of a model that is here, as the oracle takes them. Raises NotFound or EngineError."""
+    headers = [gguf.read_header(path) for path in paths]
+    return tuple(
+        HeaderFile(path, header.data_offset, header.file_size) for path, header in zip(paths, headers, strict=True)
+    )
+
+
+class _Measured:
+    """Asks once for a context and all the shorter ones that a plan tries; silent once llama.cpp has refused."""
+
+    def __init__(self, files: tuple[HeaderFile, ...]) -> None:
+        self._files = files
+        self._known: dict[tuple[int, str], tuple[int, int]] = {}
+        self._refused = False
+
+    def __call__(self, context: int, kv_type: str) -> tuple[int, int] | None:
+        if (context, kv_type) not in self._known and not self._refused:
+            contexts = [context]
+            while contexts[-1] > SMALLEST_CONTEXT:
+                contexts.append(max(SMALLEST_CONTEXT, contexts[-1] // 2 // 256 * 256))
+            try:
+                found = oracle.measure(self._files, [oracle.Setting(each, kv_type) for each in contexts])
+            except LocalaiError:
+                self._refused = True
+                return None
+            for each, reading in zip(contexts, found, strict=True):
+                self._known[(each, kv_type)] = (reading.kv_cache_bytes, reading.compute_bytes)
+        return self._known.get((context, kv_type))

@@ -1,0 +1,283 @@
+"""Models in a folder that can be carried: written by `pull --to` for a disk or stick, taken in by `import` elsewhere.
+
+The folder is self-contained: every file, and a manifest with every file's SHA-256. What is taken in is copied, since
+sticks are pulled out, and hashed as it is copied: a model is listed only when each of its bytes is the manifest's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from localai import copies, gguf, hub, hub_cache, inventory, library, manifests, records, settings, transfer
+from localai.copies import How
+from localai.domain import InstalledFile, InstalledModel, RemoteFile
+from localai.errors import HashMismatch, LocalaiError, NotFound, UsageError
+from localai.foreign.found import LeftOut
+from localai.importing import Duplicate, Outcome
+from localai.manifests import Pinned, PinnedFile
+from localai.partial import disk_error, sha256_of
+from localai.pulling import PullPlan
+
+MANIFEST = "localai-manifest.json"
+
+
+# ------------------------------------------------------------------------------------------------------ writing
+
+
+def pack(
+    plan: PullPlan,
+    folder: Path,
+    progress: Callable[[int], None] = lambda done_bytes: None,
+    on_retry: Callable[[str], None] = lambda line: None,
+    patience: transfer.Patience | None = None,
+) -> Pinned:
+    """Bring the files of a plan into `folder`, from this disk where they are here, else from the Hub; each verified.
+
+    Goes on where an earlier one was cut off. Raises as `pulling.pull` does. `describe` makes the folder complete.
+    """
+    pinned = _located(_pinned(plan))
+    sources = _sources(plan)
+    here = sum(file.size_bytes for file in pinned.all_files if _size(folder / str(file.path)) == file.size_bytes)
+    copies.check_room(folder, pinned.size_bytes - here, "free some space there, or take another disk or model")
+    done = 0
+    for file in pinned.all_files:
+        report = _offset(progress, done)
+        target = folder / str(file.path)
+        if not _copied(sources.get(file.name), target, file, report):
+            _downloaded(plan, file, target, report, on_retry, patience)
+        done += file.size_bytes
+        progress(done)
+    return pinned
+
+
+def _offset(progress: Callable[[int], None], before: int) -> Callable[[int], None]:
+    return lambda so_far: progress(before + so_far)
+
+
+def _pinned(plan: PullPlan) -> Pinned:
+    if plan.already_installed is not None:
+        return manifests.pin(plan.already_installed)
+    files = tuple(_pinned_file(file) for file in plan.variant.files)
+    projector = _pinned_file(plan.projector) if plan.projector else None
+    return Pinned(plan.model, plan.repo, plan.commit, plan.variant.quantization, files, projector)
+
+
+def _pinned_file(file: RemoteFile) -> PinnedFile:
+    assert file.sha256 is not None
+    return PinnedFile(file.name, file.size_bytes, file.sha256)
+
+
+def _located(pinned: Pinned) -> Pinned:
+    """The same with a place for each file: by repository, so that no two models' files meet."""
+    base = f"models/{pinned.repo}" if pinned.repo else "models/local/" + re.sub(r"[^\w.-]+", "-", pinned.model)[:80]
+
+    def located(file: PinnedFile) -> PinnedFile:
+        target = copies.destination(file.name, file.sha256, file.sha256)  # for its safe name
+        name = file.name if pinned.repo else target.name
+        return replace(file, path=f"{base}/{name}")
+
+    projector = located(pinned.projector) if pinned.projector else None
+    return replace(pinned, files=tuple(located(file) for file in pinned.files), projector=projector)
+
+
+def _sources(plan: PullPlan) -> dict[str, Path]:
+    """Where this disk has the plan's files already, by name; what is there is hashed before it counts."""
+    if plan.already_installed is not None:
+        return {file.name: file.path for file in library.files(plan.already_installed)}
+    blobs = {file.name: hub_cache.blob_path(plan.repo, str(file.sha256)) for file in plan.files}
+    sizes = {file.name: file.size_bytes for file in plan.files}
+    return {name: blob for name, blob in blobs.items() if _size(blob) == sizes[name]}
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _copied(source: Path | None, target: Path, file: PinnedFile, progress: Callable[[int], None]) -> bool:
+    """Whether `target` is there now, or was; False where it must be downloaded."""
+    if source is None:
+        return False
+    try:
+        if _size(target) == file.size_bytes and sha256_of(target, progress) == file.sha256:
+            return True
+        for part in target.parent.glob(f".{target.name}.*.part") if target.parent.is_dir() else ():
+            part.unlink(missing_ok=True)  # of a copy that was cut off
+    except OSError as error:
+        raise disk_error(error, target) from error
+    with suppress(HashMismatch):  # damaged here: the Hub has the right bytes
+        copies.copy(source, target, file.sha256, progress)
+        return True
+    return False
+
+
+def _downloaded(
+    plan: PullPlan,
+    file: PinnedFile,
+    target: Path,
+    progress: Callable[[int], None],
+    on_retry: Callable[[str], None],
+    patience: transfer.Patience | None,
+) -> None:
+    if not plan.repo or not plan.commit:
+        raise HashMismatch(f"{file.name} is damaged here", f"localai verify {plan.model} says what to do")
+    hub.require_online(f"pulling {plan.model}")
+    transfer.download(
+        hub.file_url(plan.repo, plan.commit, file.name),
+        target,
+        size_bytes=file.size_bytes,
+        sha256=file.sha256,
+        lock=hub_cache.lock_path(plan.repo, file.sha256),
+        headers=hub.auth_headers(),
+        progress=progress,
+        on_retry=on_retry,
+        on_wait=lambda: on_retry(f"another program is downloading {file.name}; waiting for it"),
+        refusal=lambda status, headers: hub.refusal(plan.repo, status, headers),
+        patience=patience,
+    )
+
+
+def describe(folder: Path, pinned: Sequence[Pinned]) -> Path:
+    """Write the folder's manifest, what it named before included, once every file is there. Raises LocalaiError."""
+    path = folder / MANIFEST
+    paths = {file.path for each in pinned for file in each.all_files}
+    before = (
+        [each for each in manifests.read(path) if not paths & {file.path for file in each.all_files}]
+        if (path.exists())
+        else []
+    )
+    try:
+        content = json.dumps(manifests.as_json([*before, *pinned]), indent=1, ensure_ascii=False)
+        settings.write_atomically(path, content.encode())
+    except OSError as error:
+        raise disk_error(error, path) from error
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------- taking in
+
+
+def read(folder: Path) -> tuple[Pinned, ...] | None:
+    """What a carried folder holds, None where it is a plain folder. Raises UsageError for an unsound manifest."""
+    if not (folder / MANIFEST).is_file():
+        return None
+    pinned = manifests.read(folder / MANIFEST)
+    if any(file.path is None for each in pinned for file in each.all_files):
+        raise UsageError(
+            f"{folder / MANIFEST} names no files of its folder",
+            f"pull what it pins: localai pull --manifest {MANIFEST}",
+        )
+    return pinned
+
+
+def preview(folder: Path, pinned: Sequence[Pinned]) -> Iterator[Pinned | Duplicate]:
+    """What `take` would do; nothing is read but the manifest."""
+    here = _installed()
+    for each in pinned:
+        same = here.get(tuple(file.sha256 for file in each.files))
+        yield each if same is None else _same(folder, each, same)
+
+
+def _installed() -> dict[tuple[str, ...], InstalledModel]:
+    return {tuple(file.sha256 for file in model.files): model for model in library.installed()}
+
+
+def _same(folder: Path, pinned: Pinned, model: InstalledModel) -> Duplicate:
+    return Duplicate(pinned.model, folder / str(pinned.files[0].path), model.model, model.path, 0)
+
+
+def take(
+    folder: Path,
+    pinned: Sequence[Pinned],
+    how: How = How.COPY,
+    progress: Callable[[int], None] = lambda done_bytes: None,
+) -> Iterator[Outcome]:
+    """Copy (or link) the models of a carried folder into ours, every hash checked, and record them.
+
+    One that is damaged does not stop the others; its error is raised at the end. Raises HashMismatch, NotFound,
+    EngineError, DoesNotFit, LocalaiError.
+    """
+    here = _installed()
+    new = [each for each in pinned if tuple(file.sha256 for file in each.files) not in here]
+    if how is How.COPY:
+        hint = "free some space, or take fewer models along"
+        copies.check_room(copies.folder(), sum(each.size_bytes for each in new), hint)
+    done, failure = 0, None
+    for each in pinned:
+        same = here.get(tuple(file.sha256 for file in each.files))
+        if same is not None:
+            yield _same(folder, each, same)
+        else:
+            try:
+                yield _taken(folder, each, how, _offset(progress, done))
+            except LocalaiError as error:
+                failure = failure or error
+                yield LeftOut(folder / str(each.files[0].path), error.message)
+        done += each.size_bytes
+        progress(done)
+    if failure is not None:
+        raise failure
+
+
+def _taken(folder: Path, pinned: Pinned, how: How, progress: Callable[[int], None]) -> InstalledModel:
+    placed, done = [], 0
+    for file in pinned.all_files:
+        source = _inside(folder, str(file.path))
+        target = copies.destination(file.name, file.sha256, pinned.files[0].sha256)
+        if how is How.COPY:
+            copies.copy(source, target, file.sha256, _offset(progress, done))
+        else:
+            _checked(source, file, _offset(progress, done))
+            copies.link(source, target)
+        placed.append(InstalledFile(file.name, target, file.size_bytes, file.sha256))
+        done += file.size_bytes
+    try:
+        gguf.read_model([each.path for each in placed[: len(pinned.files)]])
+    except LocalaiError:
+        for each in placed:
+            copies.discard(each.path)
+        raise
+    model = InstalledModel(
+        model=pinned.model,
+        repo=pinned.repo,
+        commit=pinned.commit,
+        quantization=pinned.quantization,
+        files=tuple(placed[: len(pinned.files)]),
+        projector=placed[-1] if pinned.projector else None,
+        verified_at=records.now(),
+        source="file",
+    )
+    records.save(model)
+    inventory.facts_of(model)
+    return model
+
+
+def _inside(folder: Path, path: str) -> Path:
+    """A file of the folder. Raises NotFound where it is missing, UsageError where a link leads out of the folder."""
+    found = folder / path
+    try:
+        whole = found.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise NotFound(f"{found} is missing", "bring the whole folder over again") from error
+    if not whole.is_relative_to(folder.resolve()):
+        raise UsageError(f"{found} leads out of its folder", "bring the files themselves over, no links to them")
+    return found
+
+
+def _checked(source: Path, file: PinnedFile, progress: Callable[[int], None]) -> None:
+    try:
+        found = sha256_of(source, progress)
+    except OSError as error:
+        raise LocalaiError(f"cannot read {source}: {error.strerror}", "check the disk it is on") from error
+    if found != file.sha256:
+        raise HashMismatch(
+            f"{source} has SHA-256 {found[:12]}…, not the {file.sha256[:12]}… of its manifest",
+            "the file is damaged: bring it over again from where it came",
+        )

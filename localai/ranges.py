@@ -1,0 +1,209 @@
+"""Headers of models on the Hub, over HTTP ranges: a few MB in a few requests, never the file; kept by commit.
+
+The requests are `source`'s, with its rules: at most 5 redirects, the token to the Hub's own origin only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import re
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from localai import gguf, hub, settings
+from localai.domain import MIB, RemoteFile
+from localai.errors import EngineError, LocalaiError, NetworkError
+from localai.source import BROKEN, Interrupted, Line, Pace, Source, reason_of
+
+# Bytes asked for at once: what a vocabulary takes is not known beforehand, and what is fetched beyond it is lost.
+# Headers of 150,000 tokens have 6 MB (3 requests, 7 MiB), of 260,000 up to 16.
+WINDOWS = (1 * MIB, 2 * MIB, 4 * MIB)
+LATER_SHARD_WINDOW = MIB // 4  # shards after the first have a tensor table and no vocabulary
+FETCH_LIMIT = 64 * MIB  # no header is as long; a hostile one gets no further
+CACHE_LIMIT = 256 * MIB
+_TRIES = 3
+_TIMEOUT_S = 15.0
+_LONGEST_WAIT_S = 5.0
+_LEAST_BYTES = 16 << 10  # in `_TIMEOUT_S`; a server that drips is as good as none
+_SAFE = re.compile(r"[^A-Za-z0-9._-]")
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteHeader:
+    """The header of a model on the Hub, all its shards as one, and where its beginning is kept on this disk.
+
+    `kept` has one file for each shard, of `header_bytes` bytes each: the shard up to its tensors' data.
+    """
+
+    header: gguf.Header
+    files: tuple[RemoteFile, ...]
+    kept: tuple[Path, ...]
+    header_bytes: tuple[int, ...]
+
+
+def read_model(repo: str, commit: str, files: Sequence[RemoteFile]) -> RemoteHeader:
+    """Read a model's header, all its shards, from the Hub or from what an earlier call kept.
+
+    Raises NetworkError, AccessDenied, NotFound, EngineError for what is no sound GGUF, LocalaiError where nothing can
+    be kept on the disk.
+    """
+    headers, kept = [], []
+    for number, file in enumerate(files):
+        path = _kept_path(repo, commit, file.name)
+        headers.append(_kept(path, file) or _fetched(repo, commit, file, path, number))
+        kept.append(path)
+    _forget_oldest(kept)
+    joined = gguf.join([file.name for file in files], headers)
+    return RemoteHeader(joined, tuple(files), tuple(kept), tuple(header.data_offset for header in headers))
+
+
+class HubFile:
+    """The beginning of a file on the Hub as far as it was asked for: a `gguf.ByteSource`. Use it as a context."""
+
+    def __init__(self, repo: str, commit: str, file: RemoteFile, windows: Sequence[int] = WINDOWS) -> None:
+        self.name = file.name.rpartition("/")[2]
+        self.size = file.size_bytes
+        self.prefix = bytearray()
+        self._windows = windows
+        self._requests = 0
+        self._line = Line(_TIMEOUT_S)
+        self._source = Source(
+            hub.file_url(repo, commit, file.name),
+            hub.auth_headers(),
+            _TIMEOUT_S,
+            lambda status, headers: hub.refusal(repo, status, headers),
+        )
+
+    def __enter__(self) -> HubFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._line.close()
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Up to `length` bytes from `offset`, fetched where they are not here yet."""
+        end = min(offset + length, self.size)
+        while len(self.prefix) < end:
+            window = self._windows[min(self._requests, len(self._windows) - 1)]
+            self._grow(min(max(end, len(self.prefix) + window), self.size))
+            self._requests += 1
+        return bytes(self.prefix[offset:end])
+
+    def _grow(self, end: int) -> None:
+        """Fetch up to `end`; what came of a broken answer is kept."""
+        if end > FETCH_LIMIT:
+            raise EngineError(f"{self.name}: its header is longer than {FETCH_LIMIT >> 20} MiB", gguf.HINT)
+        for tried in range(1, _TRIES + 1):
+            wait_s = 0.5 * tried
+            try:
+                self._take(end)
+                return
+            except Interrupted as error:
+                failure, wait_s = str(error), wait_s if error.retry_after_s is None else error.retry_after_s
+            except BROKEN as error:
+                failure = reason_of(error)
+            self._line.close()
+            if tried < _TRIES and wait_s <= _LONGEST_WAIT_S:
+                time.sleep(wait_s)
+            else:
+                break
+        raise NetworkError(f"{self.name}: {failure}", "check the network and HF_ENDPOINT, or try again later")
+
+    def _take(self, end: int) -> None:
+        start, pace = len(self.prefix), Pace(_TIMEOUT_S, _LEAST_BYTES)
+        response = self._source.open(self._line, start, end)
+        skip = self._checked(response, start)
+        while len(self.prefix) < end:
+            chunk = response.read1(min(end - len(self.prefix) + skip, gguf.CHUNK))
+            if not chunk:
+                raise Interrupted(f"the connection ended after {len(self.prefix)} bytes")
+            pace.add(len(chunk))
+            self.prefix += chunk[skip:]
+            skip = max(0, skip - len(chunk))
+        if response.status == 200:
+            self._line.close()  # the rest of the file is behind it
+        else:
+            response.read(0)  # lets go of the connection, for the next request
+
+    def _checked(self, response: http.client.HTTPResponse, start: int) -> int:
+        """How many bytes come before those asked for: a server without ranges begins at the beginning."""
+        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise Interrupted("the server sent compressed bytes that were not asked for")
+        if response.status == 200:
+            return start
+        said = re.fullmatch(
+            r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)", response.headers.get("Content-Range", "").strip()
+        )
+        if response.status != 206 or said is None or int(said[1]) != start or said[2] not in {str(self.size), "*"}:
+            raise Interrupted("the server sent another range than the one asked for")
+        return 0
+
+
+def _fetched(repo: str, commit: str, file: RemoteFile, path: Path, number: int) -> gguf.Header:
+    windows = (LATER_SHARD_WINDOW, *WINDOWS) if number else WINDOWS
+    with HubFile(repo, commit, file, windows) as source:
+        header = gguf.parse(source)
+        if header.data_offset > len(source.prefix):  # the padding before the data; or a model without tensors
+            source.read_at(0, header.data_offset)
+        content = bytes(source.prefix[: header.data_offset])
+    try:
+        settings.private_folder(path.parent)
+        settings.write_atomically(path, content)
+    except OSError as error:
+        raise LocalaiError(
+            f"cannot keep the header of {file.name}: {error.strerror}", f"check the folder {path.parent}"
+        ) from error
+    return header
+
+
+# ------------------------------------------------------------------------------------------------- what was kept
+
+
+class _Kept:
+    """The beginning of a file that is longer: a `gguf.ByteSource`."""
+
+    def __init__(self, name: str, size: int, content: bytes) -> None:
+        self.name, self.size, self._content = name, size, content
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        return self._content[offset : offset + length]
+
+
+def _kept(path: Path, file: RemoteFile) -> gguf.Header | None:
+    """The header that an earlier call kept; None where there is none, or it is damaged."""
+    try:
+        if path.stat().st_size > FETCH_LIMIT:
+            return None
+        header = gguf.parse(_Kept(file.name, file.size_bytes, path.read_bytes()))
+        os.utime(path)
+    except (OSError, EngineError):
+        return None
+    return header
+
+
+def _folder() -> Path:
+    return settings.folders().cache / "headers"
+
+
+def _kept_path(repo: str, commit: str, name: str) -> Path:
+    key = hashlib.sha256(f"{repo}\0{commit}\0{name}".encode()).hexdigest()[:24]
+    shown = _SAFE.sub("_", name.rpartition("/")[2])[:80]
+    return _folder() / f"{key}-{shown}"
+
+
+def _forget_oldest(needed: Sequence[Path]) -> None:
+    """Keep what is kept under its limit: the headers that were not used for longest go first."""
+    with suppress(OSError):
+        found = sorted(
+            ((each.stat().st_mtime, each.stat().st_size, each) for each in _folder().iterdir()), reverse=True
+        )
+        total = 0
+        for _, size, path in found:
+            total += size
+            if total > CACHE_LIMIT and path not in needed:
+                path.unlink()

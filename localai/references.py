@@ -1,0 +1,78 @@
+"""What a MODEL argument names, by the catalog and its form, and which installed models that are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from localai import aliases, catalog, naming, quantization
+from localai.catalog import CatalogModel
+from localai.domain import InstalledModel
+from localai.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What a MODEL argument names, whether or not it is installed. `repo` None: no repository is known for it.
+
+    `by_name` False: the repository itself was given, so a copy of the model by another publisher is not meant.
+    """
+
+    name: str
+    known: CatalogModel | None
+    repo: str | None
+    selector: str | None
+    revision: str | None
+    by_name: bool = True
+
+    @property
+    def model(self) -> str:
+        """The id that such a model is listed under."""
+        return self.known.id if self.known else self.repo or self.name
+
+
+def meaning(text: str) -> Meaning:
+    """What a MODEL argument names, by the catalog and its form. Raises UsageError for a path and what is no name."""
+    text = aliases.expand(text)
+    reference = naming.parse(text)
+    if reference.kind is naming.Kind.PATH:
+        raise UsageError(f"{text} is a path, not the name of a model", "give a name (localai recommend) or owner/repo")
+    selector, revision = reference.selector, reference.revision
+    if reference.kind is naming.Kind.REPO:
+        return Meaning(text, catalog.by_repo(reference.target), reference.target, selector, revision, by_name=False)
+    # `llama3.2:3b` is one name, `llama3.2:3b:q8_0` that name and a quantization: the longest name that is known wins.
+    head = text if revision is None else text.replace(f"@{revision}", "", 1)
+    while True:
+        if known := catalog.resolve_name(head):
+            return Meaning(known.id, known, known.repo, text[len(head) + 1 :].split("@")[0] or None, revision)
+        shorter, colon, _ = head.rpartition(":")
+        if not colon:
+            return Meaning(reference.target, None, None, selector, revision)
+        head = shorter
+
+
+def matching(wanted: Meaning, models: Iterable[InstalledModel]) -> list[InstalledModel]:
+    """The installed models that `wanted` names, whatever its selector."""
+    if wanted.by_name:
+        return [model for model in models if model.model.casefold() == wanted.model.casefold()]
+    return [model for model in models if (model.repo or "").casefold() == (wanted.repo or "").casefold()]
+
+
+def selected(models: Iterable[InstalledModel], wanted: Meaning) -> list[InstalledModel]:
+    """Those of `models` that the selector and the revision leave."""
+    return [
+        model
+        for model in models
+        if (
+            wanted.selector is None or selects(wanted.selector, model.quantization, [file.name for file in model.files])
+        )
+        and (wanted.revision is None or (model.commit or "").startswith(wanted.revision))
+    ]
+
+
+def selects(selector: str, quant: str, names: Sequence[str]) -> bool:
+    """Whether `:SELECTOR` means the variant of that quantization with these files."""
+    wanted = selector.casefold()
+    if wanted.endswith(".gguf"):
+        return any(wanted in {name.casefold(), name.casefold().rpartition("/")[2]} for name in names)
+    return quant.casefold() in {wanted, (quantization.of_filename(selector) or wanted).casefold()}

@@ -1,0 +1,105 @@
+"""A model on the Hub known by its header alone: its variants, shape and weights, before anything is downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from localai import gguf, hub, library, naming, quantization, ranges, shapes, sizes
+from localai.domain import RemoteFile, Shape, Variant, Weights
+from localai.engine.oracle import HeaderFile
+from localai.errors import NotFound
+from localai.estimate import Measure
+from localai.measuring import measure_for
+
+_PREFERRED = "Q4_K_M"  # whose header is read where no variant is asked for: nearly every repository has it
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteModel:
+    """What a repository holds and what one variant's header says of it all; `weights` are in the variants' order.
+
+    `measured` is for `estimate.plan`: quantization changes neither the cache nor the compute buffers.
+    """
+
+    repository: hub.Repository
+    header: gguf.Header
+    shape: Shape
+    read: Variant
+    variants: tuple[Variant, ...]
+    weights: tuple[Weights, ...]
+    measured: Measure | None
+
+
+def remote_shape(repo: str, commit: str, files: Sequence[RemoteFile]) -> tuple[Shape, Weights]:
+    """Shape and weights of one variant of a repository, `files` being its shards in order, read over HTTP ranges.
+
+    The header is kept by commit, so that asking again opens no connection. Raises NetworkError, AccessDenied, NotFound,
+    EngineError for a file that is no language model.
+    """
+    header = ranges.read_model(repo, commit, files).header
+    return shapes.shape(header), shapes.weights(header)
+
+
+def model(wanted: library.Meaning) -> RemoteModel:
+    """The model that a name means, on the Hub: all its variants, or the one that the name selects.
+
+    One header is read whole; the others' weights are their size less that header's size. Raises NetworkError (also
+    offline), AccessDenied, NotFound, EngineError.
+    """
+    if wanted.repo is None:
+        raise library.unknown(wanted.name)
+    found = hub.repository(wanted.repo, wanted.revision)
+    variants = _selected(naming.variants(found.files), wanted, found.repo)
+    if found.gated and hub.token() is None:
+        raise hub.gated(found.repo)
+    chosen = _representative(variants)
+    remote = ranges.read_model(found.repo, found.commit, chosen.files)
+    shape, weights = shapes.shape(remote.header), shapes.weights(remote.header)
+    beside_bytes = sum(remote.header_bytes)
+    tied = not weights.output_bytes
+    return RemoteModel(
+        repository=found,
+        header=remote.header,
+        shape=shape,
+        read=chosen,
+        variants=variants,
+        weights=tuple(weights if each is chosen else _by_size(each, beside_bytes, shape, tied) for each in variants),
+        measured=measure_for(
+            shape,
+            [
+                HeaderFile(path, length, file.size_bytes)
+                for path, length, file in zip(remote.kept, remote.header_bytes, remote.files, strict=True)
+            ],
+        ),
+    )
+
+
+def _by_size(variant: Variant, header_bytes: int, shape: Shape, tied: bool) -> Weights:
+    size_bytes = max(1, variant.size_bytes - header_bytes)
+    return sizes.weights_from_size(size_bytes, shape, variant.quantization, tied)
+
+
+def _selected(variants: tuple[Variant, ...], wanted: library.Meaning, repo: str) -> tuple[Variant, ...]:
+    if not variants:
+        raise NotFound(f"{repo} holds no GGUF files", "look for a repository whose name ends in -GGUF")
+    if wanted.selector is None:
+        return variants
+    chosen = tuple(
+        each
+        for each in variants
+        if library.selects(wanted.selector, each.quantization, [file.name for file in each.files])
+    )
+    if not chosen:
+        have = ", ".join(dict.fromkeys(each.quantization for each in variants))
+        raise NotFound(f"{repo} has no {wanted.selector}", f"it has {have}")
+    top = tuple(each for each in chosen if "/" not in each.files[0].name)  # the plain one, as `pull` takes it
+    return top if len(top) == 1 else chosen
+
+
+def _representative(variants: Sequence[Variant]) -> Variant:
+    """The variant whose header is read: the usual one, else the smallest of at least 4 bits, else the smallest."""
+    for each in variants:
+        if each.quantization == _PREFERRED:
+            return each
+    return min(variants, key=lambda each: ((quantization.bits(each.quantization) or 0) < 4, each.size_bytes))

@@ -1,0 +1,187 @@
+"""Conversations kept on this disk, for this user only: SQLite with a write-ahead log, every finished turn committed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from localai import settings
+from localai.domain import Message
+from localai.errors import LocalaiError, NotFound
+
+TITLE_LENGTH = 60
+LAST = "last"
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS session (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, started_at TEXT NOT NULL, updated_at TEXT NOT NULL,
+    model TEXT NOT NULL, title TEXT NOT NULL, system TEXT);
+CREATE TABLE IF NOT EXISTS message (
+    id INTEGER PRIMARY KEY, session INTEGER NOT NULL REFERENCES session (id) ON DELETE CASCADE,
+    role TEXT NOT NULL, content TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS message_session ON message (session);
+"""
+_SEARCH = """
+CREATE VIRTUAL TABLE IF NOT EXISTS message_text USING fts5 (content, content='message', content_rowid='id');
+CREATE TRIGGER IF NOT EXISTS message_added AFTER INSERT ON message BEGIN
+    INSERT INTO message_text (rowid, content) VALUES (new.id, new.content); END;
+CREATE TRIGGER IF NOT EXISTS message_removed AFTER DELETE ON message BEGIN
+    INSERT INTO message_text (message_text, rowid, content) VALUES ('delete', old.id, old.content); END;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A kept conversation; `turns` counts its questions, `title` is how the first one begins."""
+
+    id: int
+    started_at: str
+    updated_at: str
+    model: str
+    title: str
+    system: str | None
+    turns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A message that a search found, with some text around what was looked for."""
+
+    session: Session
+    role: str
+    excerpt: str
+
+
+def database() -> Path:
+    """The file that holds the conversations."""
+    return settings.folders().data / "sessions" / "sessions.db"
+
+
+@contextlib.contextmanager
+def _open() -> Iterator[sqlite3.Connection]:
+    """The database, made where there is none, in one transaction. Raises LocalaiError for one that cannot be used."""
+    path = database()
+    try:
+        settings.private_folder(path.parent)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # before SQLite makes it by the umask
+        connection = sqlite3.connect(path, timeout=10)
+        try:
+            connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;")
+            connection.executescript("PRAGMA secure_delete=ON;" + _TABLES)
+            with contextlib.suppress(sqlite3.OperationalError):  # an SQLite without FTS5: the search is by LIKE
+                connection.executescript(_SEARCH)
+            with connection:
+                yield connection
+        finally:
+            connection.close()
+    except (sqlite3.Error, OSError) as error:
+        raise LocalaiError(
+            f"cannot use the kept conversations in {path}: {error}",
+            "move that file away to begin anew, or chat with --private",
+        ) from error
+
+
+def keep(session: int | None, model: str, system: str | None, question: str, answer: str) -> int:
+    """Keep a finished turn; with None a new session begins. Returns the session's id. Raises LocalaiError."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    question, answer = _writable(question), _writable(answer)
+    with _open() as connection:
+        if session is None:
+            title = " ".join(question[:500].split())[:TITLE_LENGTH]
+            made = connection.execute(
+                "INSERT INTO session (started_at, updated_at, model, title, system) VALUES (?, ?, ?, ?, ?)",
+                (now, now, model, title, None if system is None else _writable(system)),
+            )
+            session = int(made.lastrowid or 0)
+        else:
+            connection.execute("UPDATE session SET updated_at = ?, model = ? WHERE id = ?", (now, model, session))
+        connection.executemany(
+            "INSERT INTO message (session, role, content) VALUES (?, ?, ?)",
+            [(session, "user", question), (session, "assistant", answer)],
+        )
+    return session
+
+
+def _writable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate has no UTF-8
+
+
+_COLUMNS = """SELECT session.id, started_at, updated_at, model, title, system,
+    (SELECT count(*) FROM message WHERE message.session = session.id AND role = 'user') FROM session"""
+
+
+def every() -> tuple[Session, ...]:
+    """All kept conversations, the latest first. Raises LocalaiError."""
+    if not database().exists():
+        return ()
+    with _open() as connection:
+        rows = connection.execute(f"{_COLUMNS} ORDER BY updated_at DESC, id DESC").fetchall()
+    return tuple(Session(*row) for row in rows)
+
+
+def find(name: str) -> Session:
+    """The conversation of that id, or the latest for "last". Raises NotFound, LocalaiError."""
+    found = every()
+    for each in found:
+        if name in (LAST, str(each.id)):
+            return each
+    hint = "localai sessions list shows them" if found else "localai chat keeps what is said, without --private"
+    raise NotFound(f"there is no kept conversation {name[:100]!r}", hint)
+
+
+def messages(session: Session) -> tuple[Message, ...]:
+    """What was said in it, in order, without the system text. Raises LocalaiError."""
+    with _open() as connection:
+        query = "SELECT role, content FROM message WHERE session = ? ORDER BY id"
+        return tuple(Message(*row) for row in connection.execute(query, (session.id,)))
+
+
+def search(words: str, limit: int = 50) -> tuple[Hit, ...]:
+    """The messages that hold all of the words, the latest first. Raises LocalaiError."""
+    wanted = words.replace("\0", " ").split()
+    if not wanted or not database().exists():
+        return ()
+    with _open() as connection:
+        rows = _matches(connection, wanted, limit)
+    by_id = {each.id: each for each in every()}
+    return tuple(Hit(by_id[number], role, excerpt) for number, role, excerpt in rows if number in by_id)
+
+
+def _matches(connection: sqlite3.Connection, words: Sequence[str], limit: int) -> list[tuple[int, str, str]]:
+    quoted = " ".join('"' + word.replace('"', '""') + '"' for word in words)
+    try:
+        return connection.execute(
+            "SELECT session, role, snippet(message_text, 0, '', '', '...', 16) FROM message_text"
+            " JOIN message ON message.id = message_text.rowid"
+            " WHERE message_text MATCH ? ORDER BY message.id DESC LIMIT ?",
+            (quoted, limit),
+        ).fetchall()
+    except sqlite3.OperationalError:
+        condition = " AND ".join("instr(lower(content), lower(?))" for _ in words)
+        query = f"SELECT session, role, substr(content, 1, 160) FROM message WHERE {condition} ORDER BY id DESC LIMIT ?"
+        return connection.execute(query, (*words, limit)).fetchall()
+
+
+def remove(session: Session) -> None:
+    """Remove a conversation, its bytes overwritten in the file. Raises LocalaiError."""
+    with _open() as connection:
+        connection.execute("DELETE FROM message WHERE session = ?", (session.id,))
+        connection.execute("DELETE FROM session WHERE id = ?", (session.id,))
+        connection.commit()
+        with contextlib.suppress(sqlite3.OperationalError):
+            connection.execute("INSERT INTO message_text (message_text) VALUES ('optimize')")
+            connection.commit()
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def markdown(session: Session, said: Sequence[Message]) -> str:
+    """A conversation as Markdown."""
+    parts = [f"# {session.title}", f"{session.model}, {session.started_at}"]
+    if session.system:
+        parts.append(f"## system\n\n{session.system}")
+    return "\n\n".join([*parts, *(f"## {each.role}\n\n{each.content}" for each in said)]) + "\n"

@@ -1,0 +1,28 @@
+"""Completion in the shell, by the protocol that the shells speak."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import Cli
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("localai reco", "recommend"),
+        ("localai chat smol", "smollm2-135m"),
+        ("localai run -m smol", "smollm2-135m"),
+        ("localai config get thr", "threads"),
+    ],
+)
+def test_what_is_offered(cli: Cli, typed: str, offered: str) -> None:
+    environment = {
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(len(typed.split()) - 1),
+        "_LOCALAI_COMPLETE": "complete_bash",
+    }
+    assert cli(env=environment).stdout.split() == [offered]
+
+
+def test_the_scripts_are_shown(cli: Cli) -> None:
+    assert "_LOCALAI_COMPLETE" in cli("--show-completion", "bash").stdout

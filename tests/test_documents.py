@@ -1,0 +1,173 @@
+"""Files become text, whatever they are and whoever made them; what has no text is told."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import Cli
+from document_files import WORD, docx, paragraph, pdf
+from hypothesis import given
+from hypothesis import strategies as st
+
+from localai import documents, pdf_text
+from localai.errors import LocalaiError, NotFound, UsageError
+
+CONTRACT = "The tenant pays 900 euros a month."
+
+
+def made(folder: Path, name: str, content: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("é à 日本\n".encode(), "é à 日本"),
+        (b"\xef\xbb\xbfmarked", "marked"),
+        ("é".encode("utf-16"), "é"),
+        ("Montant dû : 3 €".encode("cp1252"), "Montant dû : 3 €"),
+        (b"# Title\n\n- a <b>\n", "# Title\n\n- a <b>"),
+        (b"\x1b[31mred", "\x1b[31mred"),
+    ],
+)
+def test_plain_text_in_any_encoding(tmp_path: Path, content: bytes, text: str) -> None:
+    assert documents.read(made(tmp_path, "a.md", content)) == documents.Document("a.md", text)
+
+
+def test_pdf(tmp_path: Path) -> None:
+    path = made(tmp_path, "contrat.pdf", pdf("Loyer : 900 € par mois.", "Durée : trois ans."))
+    assert documents.read(path).text == "Loyer : 900 € par mois.\n\nDurée : trois ans."
+
+
+def test_a_pdf_of_pictures_is_told_to_be_a_scan(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="2 pages and no text: it is a scan"):
+        documents.read(made(tmp_path, "scan.pdf", pdf("", "")))
+
+
+@pytest.mark.parametrize("rc4", [True, False])
+def test_an_encrypted_pdf_is_told(tmp_path: Path, rc4: bool) -> None:
+    from pypdf import PdfReader, PdfWriter
+
+    writer = PdfWriter(clone_from=PdfReader(io.BytesIO(pdf("secret"))))
+    writer.encrypt("password", algorithm="RC4-128")
+    held = io.BytesIO()
+    writer.write(held)
+    content = held.getvalue() if rc4 else held.getvalue().replace(b"/V 2", b"/V 5")
+    with pytest.raises(UsageError, match=r"encrypted|damaged"):
+        documents.read(made(tmp_path, "secret.pdf", content))
+
+
+@given(st.binary(max_size=200), st.integers(0, 400))
+def test_a_damaged_docx_is_told(noise: bytes, at: int) -> None:
+    whole = docx(paragraph("hello"))
+    try:
+        documents._text(whole[:at] + noise + whole[at + len(noise) :], "x.docx")
+    except LocalaiError as error:
+        assert error.hint
+
+
+@pytest.mark.parametrize("content", [b"%PDF-1.4\n" + b"<<" * 50_000, b"%PDF-1.7", pdf("x")[:200]])
+def test_a_damaged_pdf_is_told(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(UsageError):
+        documents.read(made(tmp_path, "x.pdf", content))
+
+
+def test_a_pdf_that_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pdf_text, "MOST_SECONDS", 0.001)
+    with pytest.raises(UsageError, match="to read"):
+        documents.read(made(tmp_path, "x.pdf", pdf("x")))
+
+
+def test_html_is_what_a_reader_sees(tmp_path: Path) -> None:
+    page = """<!DOCTYPE html><html><head><title>Prix</title><style>p {}</style>
+<script>if (a<b) alert("no")</script></head>
+    <body><h1>Caf&eacute;</h1><p>Un   <b>caf&#233;</b>:
+    2&nbsp;&euro;</p><ul><li>noir<li>cr&egrave;me</ul><table><tr><td>a<td>b</table><!-- hidden --></body></html>"""
+    text = documents.read(made(tmp_path, "page.bin", page.encode())).text
+    assert text.split("\n") == ["Prix", "", "Café", "", "Un café: 2 €", "", "- noir", "- crème", "", "a\tb"]
+
+
+@given(st.text())
+def test_any_html_gives_some_text(source: str) -> None:
+    assert "\n\n\n" not in documents.html_text(source)
+
+
+def test_docx_with_paragraphs_and_a_table(tmp_path: Path) -> None:
+    cells = "".join(f"<w:tc>{paragraph(text)}</w:tc>" for text in ("Loyer", "900 €"))
+    body = paragraph("Contrat d&#8217;été") + f"<w:tbl><w:tr>{cells}</w:tr></w:tbl>" + paragraph("fin<!-- x -->")
+    text = documents.read(made(tmp_path, "contrat.docx", docx(body))).text
+    assert text == "Contrat d’été\nLoyer\t900 €\nfin"
+
+
+def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "LARGEST_XML_BYTES", 1_000_000)
+    path = made(tmp_path, "bomb.docx", docx(paragraph("0" * 5_000_000)))
+    assert path.stat().st_size < 50_000
+    with pytest.raises(UsageError, match="unpacks to more"):
+        documents.read(path)
+
+
+def test_entities_are_refused(tmp_path: Path) -> None:
+    laughs = '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]>'
+    with pytest.raises(UsageError, match="entities"):
+        documents.read(made(tmp_path, "x.docx", docx(paragraph("&b;"), laughs)))
+
+
+def test_what_has_no_text_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as archive:
+        archive.writestr("a.txt", "hello")
+    for name, content in {
+        "a.zip": held.getvalue(),
+        "a.doc": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 100,
+        "a.bin": bytes(range(256)) * 10,
+        "a.txt": b" \n\n",
+        "a.docx": docx(f'<w:p xmlns:w="{WORD}"/>'),
+    }.items():
+        with pytest.raises(UsageError) as caught:
+            documents.read(made(tmp_path, name, content))
+        assert name in caught.value.message
+    with pytest.raises(UsageError, match="folder"):
+        documents.read(tmp_path)
+    with pytest.raises(NotFound):
+        documents.read(tmp_path / "nosuch.txt")
+    monkeypatch.setattr(documents, "LARGEST_BYTES", 3)
+    with pytest.raises(UsageError, match="larger"):
+        documents.read(made(tmp_path, "b.txt", b"1234"))
+
+
+def test_documents_stand_under_their_names(tmp_path: Path) -> None:
+    names = ("a.txt", "b\x1b[2J.txt")
+    held = documents.together(documents.read(made(tmp_path, name, b"text")) for name in names)
+    assert held == "--- a.txt ---\ntext\n\n--- b?[2J.txt ---\ntext"
+
+
+def test_run_reads_files(cli: Cli, isolated: Path) -> None:
+    made(isolated, "bail.pdf", pdf(CONTRACT))
+    made(isolated, "note.docx", docx(paragraph("The flat is in Lyon.")))
+    words = ("run", "-m", "smollm2-135m", "--temperature", "0", "--max-tokens", "40")
+    told = cli(*words, "-o", "json", "--file", "bail.pdf", "--file", "note.docx", "What?")
+    assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout)["usage"]["prompt_tokens"] > 60
+    assert cli(*words, "--file", "bail.pdf").returncode == 2  # no task
+    assert cli(*words, "--file", "nosuch.pdf", "x").returncode == 3
+    assert cli(*words, "--file", "note.docx", "--preset", "summarize").returncode == 0
+
+
+def test_an_input_beyond_the_context_is_cut_only_when_asked(cli: Cli, isolated: Path) -> None:
+    made(isolated, "long.txt", b"The rent is 900 euros. " + b"Nothing happens on this page. " * 400)
+    words = ("run", "-m", "smollm2-135m", "--temperature", "0", "--max-tokens", "16", "--context", "512")
+    asked = ("--file", "long.txt", "How much is the rent?")
+    assert cli(*words, *asked).returncode == 7
+    cut = cli(*words, "--on-overflow", "truncate", *asked)
+    assert cut.returncode == 0
+    assert "warning: the input is cut to fit the context of 512 tokens" in cut.stderr
+    piped = cli(*words, "--on-overflow", "truncate", "How much is the rent?", input="word " * 3000)
+    assert piped.returncode == 0
+    assert cli(*words, "--on-overflow", "wat", *asked).returncode == 2

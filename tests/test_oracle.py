@@ -1,0 +1,226 @@
+"""The closed forms and llama.cpp's own reckoning, each held against the other; and a child process that can die."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gguf_files import Typed, gguf_bytes, write
+from model_headers import MODELS, Model, metadata, named, tensors, write_sparse
+from real_model import model_file
+
+from localai import buffers, estimate, gguf, measuring, shapes
+from localai.domain import MIB
+from localai.engine import oracle
+from localai.engine.oracle import HeaderFile, Reading, Setting
+from localai.errors import EngineError
+from localai.machines import hypothetical
+
+CONTEXTS = (512, 4096, 16384, 131072)
+SETTINGS = [Setting(context, kind) for context in CONTEXTS for kind in ("f16", "q8_0", "q4_0")]
+SETTINGS += [Setting(8192, ubatch=128), Setting(8192, ubatch=2048), Setting(300), Setting(8192, "bf16")]
+
+
+def file_of(path: Path) -> HeaderFile:
+    header = gguf.read_header(path)
+    return HeaderFile(path, header.data_offset, header.file_size)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+def test_the_closed_forms_are_what_llama_cpp_reserves(model: Model, tmp_path: Path) -> None:
+    path = write_sparse(tmp_path, model)
+    header = gguf.read_header(path)
+    shape, weights = shapes.shape(header), shapes.weights(header)
+    for setting, truth in zip(SETTINGS, oracle.measure([file_of(path)], SETTINGS), strict=True):
+        found = estimate.memory(shape, weights, setting.context, setting.kv_type, setting.ubatch)
+        assert found.kv_cache_bytes == pytest.approx(truth.kv_cache_bytes, abs=0.05 * MIB), setting
+        near = 32 * MIB * max(1, setting.ubatch / 512)
+        assert found.compute_bytes == pytest.approx(truth.compute_bytes, rel=0.05, abs=near), setting
+        assert weights.total_bytes == truth.weights_bytes
+        total = truth.weights_bytes + truth.kv_cache_bytes + truth.compute_bytes
+        assert found.total_bytes == pytest.approx(total, rel=0.02, abs=100 * MIB), setting
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "qwen2.5-32b", "gemma-3-4b", "smollm2-135m", "phi-4"])
+def test_dense_models_are_nearly_exact(name: str, tmp_path: Path) -> None:
+    path = write_sparse(tmp_path, named(name))
+    shape = shapes.shape(gguf.read_header(path))
+    assert measuring.is_exact(shape)
+    settings = [Setting(context) for context in CONTEXTS]
+    for setting, truth in zip(settings, oracle.measure([file_of(path)], settings), strict=True):
+        assert estimate.compute_bytes(shape, setting.context) == pytest.approx(truth.compute_bytes, abs=2 * MIB)
+
+
+def test_without_flash_attention_and_with_more_outputs(tmp_path: Path) -> None:
+    path = write_sparse(tmp_path, named("llama-3.1-8b"))
+    shape = shapes.shape(gguf.read_header(path))
+    plain, wide = oracle.measure([file_of(path)], [Setting(32768, flash=False), Setting(8192, outputs=512)])
+    assert estimate.compute_bytes(shape, 32768, flash=False) == pytest.approx(plain.compute_bytes, rel=0.01)
+    assert estimate.compute_bytes(shape, 8192, outputs=512) == pytest.approx(wide.compute_bytes, rel=0.01)
+
+
+def test_several_sequences(tmp_path: Path) -> None:
+    path = write_sparse(tmp_path, named("gemma-3-4b"))
+    shape = shapes.shape(gguf.read_header(path))
+    (truth,) = oracle.measure([file_of(path)], [Setting(8192, outputs=4, sequences=4)])
+    found = sum(buffers.kv_layers(shape, 8192, "f16", 512, 4))
+    assert found == pytest.approx(truth.kv_cache_bytes, abs=0.05 * MIB)
+
+
+@pytest.mark.parametrize("quantization", ["Q8_0", "Q4_0", "F16"])
+def test_the_quantization_changes_neither_cache_nor_buffers(quantization: str, tmp_path: Path) -> None:
+    for name in ("qwen3-0.6b", "gpt-oss-20b"):
+        files = [file_of(write_sparse(tmp_path, named(name), each)) for each in ("Q4_K_M", quantization)]
+        one, other = (oracle.measure([file], [Setting(8192)])[0] for file in files)
+        assert (one.kv_cache_bytes, one.compute_bytes) == (other.kv_cache_bytes, other.compute_bytes)
+        assert other.weights_bytes == shapes.weights(gguf.read_header(files[1].path)).total_bytes
+
+
+def test_the_beginning_of_a_file_is_enough(tmp_path: Path) -> None:
+    whole = file_of(write_sparse(tmp_path, named("qwen3-30b-a3b")))
+    beginning = tmp_path / "beginning"
+    with whole.path.open("rb") as stream:
+        beginning.write_bytes(stream.read(whole.header_bytes))
+    part = HeaderFile(beginning, whole.header_bytes, whole.size_bytes)
+    assert oracle.measure([part], [Setting(4096)]) == oracle.measure([whole], [Setting(4096)])
+
+
+def test_shards(tmp_path: Path) -> None:
+    model, files = named("smollm2-135m"), []
+    table = tensors(model, "Q8_0")
+    for number, part in enumerate((table[:100], table[100:])):
+        facts = {
+            "split.no": uint16(number),
+            "split.count": uint16(2),
+            "split.tensors.count": Typed(5, int32(len(table))),
+        }
+        whole = metadata(model) if number == 0 else {"general.architecture": "llama"}
+        files.append(file_of(write(tmp_path, gguf_bytes({**whole, **facts}, part), f"part-{number}.gguf")))
+    one = file_of(write_sparse(tmp_path, model, "Q8_0"))
+    assert oracle.measure(files, [Setting(512)]) == oracle.measure([one], [Setting(512)])
+    with pytest.raises(EngineError):
+        oracle.measure(files[:1], [Setting(512)])
+
+
+def uint16(value: int) -> Typed:
+    return Typed(2, struct.pack("<H", value))
+
+
+def int32(value: int) -> bytes:
+    return struct.pack("<i", value)
+
+
+def test_a_real_file_with_its_vocabulary() -> None:
+    path = model_file()
+    header = gguf.read_header(path)
+    (truth,) = oracle.measure(measuring.header_files([path]), [Setting(2048)])
+    found = estimate.memory(shapes.shape(header), shapes.weights(header), 2048)
+    assert found.weights_bytes == truth.weights_bytes
+    assert found.kv_cache_bytes == truth.kv_cache_bytes
+    assert found.compute_bytes == pytest.approx(truth.compute_bytes, abs=MIB)
+
+
+# -------------------------------------------------------------------------------------------- what can go wrong
+
+
+def test_a_header_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, gguf_bytes({"general.architecture": "llama"}))
+    with pytest.raises(EngineError, match="cannot tell"):
+        oracle.measure([file_of(path)], [Setting(512)])
+
+
+def test_a_cache_that_does_not_go_is_refused(tmp_path: Path) -> None:
+    path = write_sparse(tmp_path, named("smollm2-135m"))
+    with pytest.raises(EngineError):
+        oracle.measure([file_of(path)], [Setting(512, "q4_0", flash=False)])
+
+
+@pytest.mark.parametrize(
+    ("stdout", "code"),
+    [
+        ("", -6),
+        ("[[1, 2]]", 0),
+        ("[[1, 2, 3], [3, 4, 5]]", 0),
+        ('{"error": "no"}', 0),
+        ("[[null, 2, 3]]", 0),
+        ("null", 0),
+    ],
+)
+def test_a_child_that_dies_or_babbles(stdout: str, code: int, tmp_path: Path, monkeypatch: Any) -> None:
+    path = write_sparse(tmp_path, named("smollm2-135m"))
+    done = subprocess.CompletedProcess([], code, stdout, "")
+    monkeypatch.setattr(oracle.subprocess, "run", lambda *args, **more: done)
+    with pytest.raises(EngineError):
+        oracle.measure([file_of(path)], [Setting(512)])
+
+
+def test_a_child_that_hangs(tmp_path: Path) -> None:
+    path = write_sparse(tmp_path, named("smollm2-135m"))
+    with pytest.raises(EngineError, match="more than"):
+        oracle.measure([file_of(path)], [Setting(512)], timeout_s=0.001)
+
+
+def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_sparse(tmp_path, named("smollm2-135m"))
+    empty = tmp_path / "temporary"
+    empty.mkdir()
+    monkeypatch.setattr(oracle.tempfile, "tempdir", str(empty))
+    oracle.measure([file_of(path)], [Setting(512)])
+    assert not list(empty.iterdir())
+
+
+# -------------------------------------------------------------------------------------------------------- planning
+
+
+def test_a_plan_takes_the_measured_buffers_where_the_closed_form_is_inexact(tmp_path: Path) -> None:
+    path = write_sparse(tmp_path, named("qwen3.6-35b-a3b"))
+    header = gguf.read_header(path)
+    shape, weights = shapes.shape(header), shapes.weights(header)
+    measured = measuring.measure_for(shape, measuring.header_files([path]))
+    assert measured is not None
+    plan = estimate.plan(shape, weights, hypothetical(64), context=8192, measured=measured)
+    (truth,) = oracle.measure([file_of(path)], [Setting(8192)])
+    assert (plan.memory.kv_cache_bytes, plan.memory.compute_bytes) == (truth.kv_cache_bytes, truth.compute_bytes)
+
+
+def test_a_dense_model_starts_no_process(tmp_path: Path) -> None:
+    path = write_sparse(tmp_path, named("llama-3.1-8b"))
+    assert measuring.measure_for(shapes.shape(gguf.read_header(path)), measuring.header_files([path])) is None
+
+
+def test_one_process_answers_for_all_contexts_of_a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_sparse(tmp_path, named("qwen3-30b-a3b"))
+    header = gguf.read_header(path)
+    shape, weights = shapes.shape(header), shapes.weights(header)
+    asked: list[int] = []
+
+    def measure(files: object, settings: list[Setting]) -> tuple[Reading, ...]:
+        asked.append(len(settings))
+        return tuple(Reading(each.context, 7, 1) for each in settings)
+
+    monkeypatch.setattr(oracle, "measure", measure)
+    measured = measuring.measure_for(shape, measuring.header_files([path]))
+    plan = estimate.plan(shape, weights, hypothetical(8), measured=measured)
+    assert plan.memory.compute_bytes == 7
+    assert asked == [3]
+
+
+def test_where_llama_cpp_refuses_the_closed_form_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_sparse(tmp_path, named("qwen3-30b-a3b"))
+    header = gguf.read_header(path)
+    shape, weights = shapes.shape(header), shapes.weights(header)
+    asked: list[int] = []
+
+    def refuse(files: object, settings: list[Setting]) -> tuple[Reading, ...]:
+        asked.append(1)
+        raise EngineError("no", "no")
+
+    monkeypatch.setattr(oracle, "measure", refuse)
+    measured = measuring.measure_for(shape, measuring.header_files([path]))
+    assert estimate.plan(shape, weights, hypothetical(8), measured=measured) == estimate.plan(
+        shape, weights, hypothetical(8)
+    )
+    assert asked == [1]

@@ -1,0 +1,191 @@
+"""Presets: the built-in ones are whole in both languages, the user's own are kept safely, inputs are not templates."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from conftest import Cli
+from hypothesis import given
+from hypothesis import strategies as st
+
+from localai import answer_schema, presets
+from localai.errors import NotFound, UsageError
+
+BUILT_IN = ("basic", "correct", "document-analyst", "invoice", "keywords", "pro", "summarize", "translate")
+MINIMAL = '[text.en]\nuser = "Say {word}: {input}"\nrequired = ["word"]\n'
+
+
+def test_the_built_in_presets_are_there_in_english_and_french() -> None:
+    found = presets.every()
+    assert tuple(each.name for each in found) == BUILT_IN
+    for each in found:
+        assert tuple(each.texts) == ("en", "fr")
+        english, french = each.texts["en"], each.texts["fr"]
+        assert english.description
+        assert french.description
+        assert english.system != french.system
+        assert set(english.variables) == set(french.variables)
+        assert english.required == french.required
+        assert each.sampling["temperature"] <= 0.3
+        if each.schema:
+            answer_schema.from_text(each.schema, each.name)
+
+
+@pytest.mark.parametrize("language", ["en", "fr"])
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_no_placeholder_is_left(name: str, language: str) -> None:
+    preset = presets.find(name)
+    text = preset.text(language)
+    filled = presets.fill(preset, text, dict.fromkeys(text.required, "VALUE"), "THE INPUT")
+    assert "THE INPUT" in filled.user
+    assert "{" not in filled.user + (filled.system or "")
+    for required in text.required:
+        assert "VALUE" in filled.user + (filled.system or ""), required
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_what_is_put_in_is_never_looked_through(value: str, content: str) -> None:
+    preset = presets._parse("mine", '[text.en]\nuser = "<{word}|{input}>"\nrequired = ["word"]\n', None)
+    filled = presets.fill(preset, preset.text("en"), {"word": value + "{input}"}, content + "{word}{0}{{")
+    assert filled.user == f"<{value}{{input}}|{content}{{word}}{{0}}{{{{>"
+
+
+def test_an_input_that_the_texts_do_not_mention_follows_them() -> None:
+    preset = presets._parse("mine", '[text.en]\nuser = "Be brief."\n', None)
+    assert presets.fill(preset, preset.text(), {}, "Why?").user == "Be brief.\n\nWhy?"
+
+
+def test_the_locale_chooses_the_language() -> None:
+    preset = presets.find("summarize")
+    assert preset.text(None, {"LANG": "fr_FR.UTF-8"}).language == "fr"
+    assert preset.text(None, {"LC_ALL": "de_DE", "LANG": "fr_FR"}).language == "en"
+    assert preset.text("fr", {"LANG": "en_GB"}).language == "fr"
+    with pytest.raises(UsageError, match="'de'"):
+        preset.text("de")
+
+
+def test_variables_are_checked() -> None:
+    preset = presets.find("translate")
+    with pytest.raises(UsageError, match="needs language"):
+        presets.fill(preset, preset.text("en"), {}, "hi")
+    with pytest.raises(UsageError, match="no variable 'tone'"):
+        presets.fill(preset, preset.text("en"), {"language": "French", "tone": "x"}, "hi")
+    with pytest.raises(UsageError):
+        presets.given_variables(["language"])
+    assert presets.given_variables(["a=b=c", "d="]) == {"a": "b=c", "d": ""}
+
+
+def test_nearest_names_are_offered() -> None:
+    with pytest.raises(NotFound) as caught:
+        presets.find("sumarise")
+    assert "summarize" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "Evil", "e vil", "", ".", "a" * 65, "con:", "x\n"])
+def test_a_name_that_could_write_elsewhere_is_refused(name: str, isolated: Path) -> None:
+    with pytest.raises(UsageError):
+        presets.create(name, MINIMAL)
+    with pytest.raises(NotFound):
+        presets.remove(name)
+    assert not list(isolated.rglob("*.toml"))
+
+
+def test_a_preset_of_ones_own_is_private_and_stands_in_for_a_built_in_one() -> None:
+    before = os.umask(0)
+    try:
+        path = presets.create("summarize", MINIMAL)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert presets.find("summarize").source == "user"
+    with pytest.raises(UsageError, match="already"):
+        presets.create("summarize", MINIMAL)
+    presets.remove("summarize")
+    assert presets.find("summarize").source == "built-in"
+    with pytest.raises(UsageError, match="built in"):
+        presets.remove("summarize")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "not toml [",
+        "text = 3",
+        "[text.en]\nuser = 3",
+        "[text.en]\nuser = '{nobody}'",
+        "[text.en]\nuser = 'x'\nsurprise = 1",
+        "[text.en]\nuser = 'x'\nrequired = ['input']",
+        "[text.en]\nuser = 'x'\n[sampling]\ntemperature = 99",
+        "[text.en]\nuser = 'x'\n[sampling]\nseed = 1",
+        "schema = 3\n[text.en]\nuser = 'x'",
+        "[text.'../x']\nuser = 'x'",
+    ],
+)
+def test_a_damaged_preset_is_told_and_the_others_stay(text: str) -> None:
+    with pytest.raises(UsageError):
+        presets.create("mine", text)
+    folder = presets.folder()
+    folder.mkdir(parents=True)
+    (folder / "mine.toml").write_text(text)
+    damaged: list[str] = []
+    assert len(presets.every(damaged.append)) == len(BUILT_IN)
+    assert "mine.toml" in damaged[0]
+    with pytest.raises(UsageError):
+        presets.find("mine")
+    presets.remove("mine")
+
+
+def test_the_commands(cli: Cli) -> None:
+    listed = json.loads(cli("presets", "list", "--json", env={"LANG": "fr_FR.UTF-8", "LC_ALL": ""}).stdout)
+    assert [each["name"] for each in listed["presets"]] == list(BUILT_IN)
+    assert {each["language"] for each in listed["presets"]} == {"fr"}
+    made = cli("presets", "new", "mine", "--from", "translate")
+    assert made.returncode == 0
+    shown = json.loads(cli("presets", "show", "mine", "--json", "--language", "en").stdout)
+    assert (shown["source"], shown["required"]) == ("user", ["language"])
+    assert "{language}" in shown["system"]
+    edited = cli("presets", "edit", "mine", env={"EDITOR": "true"})
+    assert edited.returncode == 2
+    assert "terminal" in edited.stderr
+    assert cli("presets", "rm", "mine").returncode == 2
+    removed = cli("presets", "rm", "mine", "--yes", "--json")
+    assert json.loads(removed.stdout)["removed"] == "mine"
+    assert cli("presets", "show", "mine").returncode == 3
+
+
+def test_the_starter_is_a_preset(cli: Cli) -> None:
+    assert cli("presets", "new", "mine").returncode == 0
+    assert "{tone}" in cli("presets", "show", "mine").stdout
+
+
+def test_run_with_a_preset(cli: Cli) -> None:
+    missing = cli("run", "--preset", "translate", "hi")
+    assert missing.returncode == 2
+    assert "language" in missing.stderr
+    unknown = cli("run", "--preset", "sumarize", "hi")
+    assert unknown.returncode == 3
+    assert "summarize" in unknown.stderr
+    assert cli("run", "--var", "a=b", "hi").returncode == 2
+    told = cli("run", "-m", "smollm2-135m", "--preset", "keywords", "--language", "fr", input="Le chat dort {input}.")
+    assert told.returncode == 0, told.stderr
+    words = json.loads(told.stdout)
+    assert all(isinstance(word, str) for word in words)
+
+
+INVOICE = """FACTURE n° 2026-118
+Rivière & Fils SARL, 12 rue Mercière, Lyon
+Client : Northwind Ltd, Leeds
+Total à payer : 1 440,00 EUR avant le 15/12/2026
+Pénalité de retard : 1,5 % par mois"""
+
+
+def test_an_invoice_gives_json_of_its_schema(cli: Cli) -> None:
+    told = cli("run", "-m", "smollm2-135m", "--preset", "invoice", "--language", "fr", input=INVOICE)
+    assert told.returncode == 0, told.stderr
+    assert set(json.loads(told.stdout)) == {"total", "currency", "due_date", "late_fee", "parties"}

@@ -1,0 +1,127 @@
+"""Kept conversations: for this user only, found again, whole after `kill -9`, gone when they are removed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Cli
+from hypothesis import given
+from hypothesis import strategies as st
+
+from localai import sessions
+from localai.domain import Message
+from localai.errors import LocalaiError, NotFound
+
+
+def test_turns_are_kept_in_order() -> None:
+    first = sessions.keep(None, "m", "Be brief.", "What is\n a river?", "Water.")
+    assert sessions.keep(first, "m2", "Be brief.", "And a lake?", "Still water.") == first
+    second = sessions.keep(None, "m", None, "Hello", "Hi.")
+    assert [each.id for each in sessions.every()] == [second, first]
+    found = sessions.find(str(first))
+    assert (found.title, found.turns, found.model, found.system) == ("What is a river?", 2, "m2", "Be brief.")
+    assert sessions.messages(found)[2:] == (Message("user", "And a lake?"), Message("assistant", "Still water."))
+    assert sessions.find("last").id == second
+    for name in ("99", "x", ""):
+        with pytest.raises(NotFound):
+            sessions.find(name)
+
+
+def test_only_this_user_can_read_them() -> None:
+    before = os.umask(0)
+    try:
+        sessions.keep(None, "m", None, "secret", "word")
+    finally:
+        os.umask(before)
+    folder = sessions.database().parent
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("full_text", [True, False])
+def test_search_finds_all_of_the_words(monkeypatch: pytest.MonkeyPatch, full_text: bool) -> None:
+    if not full_text:  # an SQLite that was built without FTS5
+        monkeypatch.setattr(sessions, "_SEARCH", "no such statement")
+    kept = sessions.keep(None, "m", None, "Où coule la Loire ?", "Through Nantes, to the ocean.")
+    sessions.keep(None, "m", None, "Name a mountain.", "Etna.")
+    assert [hit.session.id for hit in sessions.search("nantes OCEAN")] == [kept]
+    assert sessions.search("Loire")[0].role == "user"
+    assert sessions.search("Loire Etna") == ()
+    assert sessions.search("  ") == ()
+
+
+@given(st.text())
+def test_any_words_can_be_searched(words: str) -> None:
+    sessions.keep(None, "m", words, words, words)
+    assert isinstance(sessions.search(words), tuple)
+
+
+def test_what_is_removed_is_gone_from_the_disk() -> None:
+    kept = sessions.find(str(sessions.keep(None, "m", None, "the passphrase is xylophone", "noted")))
+    sessions.remove(kept)
+    assert sessions.every() == ()
+    assert sessions.search("xylophone") == ()
+    assert not any(b"passphrase is" in path.read_bytes() for path in sessions.database().parent.iterdir())
+
+
+def test_finished_turns_survive_kill_9(isolated: Path) -> None:
+    script = """
+from localai import sessions
+kept, number = None, 0
+while True:
+    kept = sessions.keep(kept, "m", None, f"question {number}", f"answer {number}")
+    print(number, flush=True)
+    number += 1
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for _ in range(5):
+            told = int(process.stdout.readline())
+        process.send_signal(signal.SIGKILL)
+        rest = process.stdout.read().split()
+    told = int(rest[-1]) if rest else told
+    kept = sessions.find("last")
+    said = sessions.messages(kept)
+    assert said[2 * told + 1] == Message("assistant", f"answer {told}")
+    assert len(said) % 2 == 0
+
+
+def test_a_damaged_file_is_told(isolated: Path) -> None:
+    path = sessions.database()
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"no database at all" * 100)
+    with pytest.raises(LocalaiError, match="kept conversations"):
+        sessions.keep(None, "m", None, "a", "b")
+    assert path.read_bytes().startswith(b"no database")
+
+
+def test_the_commands(cli: Cli, isolated: Path) -> None:
+    assert json.loads(cli("sessions", "list", "--json").stdout)["sessions"] == []
+    sessions.keep(None, "m", None, "What?\x1b]0;owned\x07", "That.")
+    assert "What?" in cli("sessions", "list").stdout
+    listed = json.loads(cli("sessions", "list", "--json").stdout)["sessions"]
+    assert listed[0]["turns"] == 1
+    assert cli("sessions", "export").stdout.endswith("## assistant\n\nThat.\n")
+    whole = json.loads(cli("sessions", "export", "1", "--format", "json").stdout)
+    assert whole["messages"][1] == {"role": "assistant", "content": "That."}
+    assert json.loads(cli("sessions", "search", "that", "--json").stdout)["hits"][0]["session"] == 1
+    assert cli("sessions", "show", "7").returncode == 3
+    assert cli("sessions", "rm", "1").returncode == 2
+    assert cli("sessions", "rm", "1", "--yes").returncode == 0
+    assert cli("chat", "--resume", "1").returncode == 3
+
+
+def test_the_file_is_what_sqlite_says_is_whole() -> None:
+    sessions.keep(None, "m", None, "a", "b")
+    connection = sqlite3.connect(sessions.database())
+    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()

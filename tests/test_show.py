@@ -1,0 +1,287 @@
+"""`show` of models on the Hub: what it moves, what it says, and what it does where the Hub is not there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gguf_files import STRING, Typed, gguf_bytes, size_of
+from hub_on_loopback import HubOnLoopback, running
+from model_headers import Model, metadata, named, tensors
+
+from localai import cards, estimate, gguf, hub, ranges, remote, shapes
+from localai.domain import MIB, RemoteFile
+from localai.errors import AccessDenied, EngineError, NetworkError, NotFound
+from localai.machines import hypothetical
+
+REPO = "somebody/Some-GGUF"
+
+
+class Sparse(bytes):
+    """A file of which only the beginning exists; the rest are zeros, made when asked for."""
+
+    size: int
+
+    def __new__(cls, beginning: bytes, size: int) -> Sparse:
+        made = super().__new__(cls, beginning)
+        made.size = size
+        return made
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, key: Any) -> Any:
+        start, stop, _ = key.indices(self.size)
+        return bytes.__getitem__(self, slice(start, stop)).ljust(stop - start, b"\0")
+
+
+def vocabulary(count: int) -> Typed:
+    """Tokens as long as a real vocabulary's are on average."""
+    return Typed(
+        9,
+        STRING.to_bytes(4, "little")
+        + count.to_bytes(8, "little")
+        + b"".join(len(text).to_bytes(8, "little") + text for text in (b"t%06d" % i for i in range(count))),
+    )
+
+
+def header_of(model: Model, quantization: str, **more: Any) -> tuple[bytes, int]:
+    """The header of a model with a real vocabulary, and the size of the whole file."""
+    table = tensors(model, quantization)
+    tokens = vocabulary(model.vocabulary)
+    facts = {**metadata(model), "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.merges": tokens, **more}
+    header = gguf_bytes(facts, table, data=False)
+    return header, len(header) + sum(-(-size_of(kind, dims) // 32) * 32 for _, kind, dims in table)
+
+
+def file_of(model: Model, quantization: str, **more: Any) -> Sparse:
+    return Sparse(*header_of(model, quantization, **more))
+
+
+@pytest.fixture
+def loopback(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubOnLoopback]:
+    monkeypatch.setattr(cards.hardware, "detect", lambda: hypothetical(64))  # the real one's free memory changes
+    with running(storage=True) as served:
+        monkeypatch.setenv("HF_ENDPOINT", served.url)
+        yield served
+
+
+def small(quantization: str = "Q4_K_M") -> Sparse:
+    return file_of(named("smollm2-135m"), quantization)
+
+
+def moved(hub_server: HubOnLoopback) -> int:
+    return sum(seen.sent for seen in hub_server.downloads())
+
+
+# ------------------------------------------------------------------------------------------------------- the service
+
+
+def test_a_30b_model_is_known_from_its_header_alone(loopback: HubOnLoopback) -> None:
+    model = named("qwen3-30b-a3b")
+    loopback.add(REPO, {"Some-Q4_K_M.gguf": file_of(model, "Q4_K_M"), "Some-Q8_0.gguf": file_of(model, "Q8_0")})
+    card = cards.card(REPO, context=8192)
+    requests = loopback.downloads()
+    assert moved(loopback) < 16 * MIB
+    assert len(requests) <= 5
+    assert {seen.path.rpartition("/")[2] for seen in requests} == {"Some-Q4_K_M.gguf"}, "one header says it all"
+    assert (card.basis, card.source, card.architecture) == ("header", "hub", "qwen3moe")
+    for variant, quantization in zip(card.variants, ("Q4_K_M", "Q8_0"), strict=True):
+        exact = sum(size_of(kind, dims) for _, kind, dims in tensors(model, quantization))
+        assert variant.quantization == quantization
+        assert variant.plan is not None
+        assert variant.plan.memory.weights_bytes == pytest.approx(exact, rel=1e-4)
+        assert variant.plan.memory.kv_cache_bytes == 768 * MIB
+
+
+def test_asking_again_reads_nothing_again(loopback: HubOnLoopback) -> None:
+    loopback.add(REPO, {"Some-Q4_K_M.gguf": small()})
+    first = cards.card(REPO)
+    seen = len(loopback.downloads())
+    assert cards.card(REPO) == first
+    assert len(loopback.downloads()) == seen
+    loopback.repos[REPO].replace({"Some-Q4_K_M.gguf": small("Q8_0")}, "f" * 40)
+    assert cards.card(REPO).variants[0].size_bytes != first.variants[0].size_bytes
+    assert len(loopback.downloads()) > seen
+
+
+def test_a_damaged_copy_is_fetched_anew(loopback: HubOnLoopback, isolated: Path) -> None:
+    loopback.add(REPO, {"Some-Q4_K_M.gguf": small()})
+    first = cards.card(REPO)
+    (kept,) = (isolated / "localai" / "cache" / "headers").iterdir()
+    kept.write_bytes(kept.read_bytes()[:1000])
+    assert cards.card(REPO) == first
+
+
+def test_one_file_has_its_fit_at_the_top(loopback: HubOnLoopback) -> None:
+    loopback.add(REPO, {"Some-Q4_K_M.gguf": small(), "Some-Q8_0.gguf": small("Q8_0")})
+    card = cards.card(f"{REPO}:q8_0", context=2048)
+    assert [each.quantization for each in card.variants] == ["Q8_0"]
+    assert card.plan is not None
+    assert card.plan.memory.weights_bytes == sum(
+        size_of(kind, dims) for _, kind, dims in tensors(named("smollm2-135m"), "Q8_0")
+    )
+    with pytest.raises(NotFound) as caught:
+        cards.card(f"{REPO}:q2_k")
+    assert "Q4_K_M, Q8_0" in caught.value.hint
+
+
+def test_every_shard_is_read(loopback: HubOnLoopback) -> None:
+    model = named("smollm2-135m")
+    table = tensors(model, "Q8_0")
+    parts, files = (table[:100], table[100:200], table[200:]), {}
+    for number, part in enumerate(parts):
+        facts = {"split.no": number, "split.count": 3, "split.tensors.count": len(table)}
+        facts = {**metadata(model), "tokenizer.ggml.tokens": vocabulary(49152), **facts} if number == 0 else facts
+        header = gguf_bytes(facts, part, data=False)
+        size = len(header) + sum(-(-size_of(kind, dims) // 32) * 32 for _, kind, dims in part)
+        files[f"big/Some-Q8_0-{number + 1:05}-of-00003.gguf"] = Sparse(header, size)
+    loopback.add(REPO, files)
+    card = cards.card(REPO)
+    assert card.variants[0].size_bytes == sum(map(len, files.values()))
+    assert card.plan is not None
+    assert card.plan.memory.weights_bytes == sum(size_of(kind, dims) for _, kind, dims in table)
+    assert len(loopback.downloads()) == 3
+    assert moved(loopback) < 3 * MIB
+
+
+def test_the_shape_and_weights_of_one_file(loopback: HubOnLoopback, tmp_path: Path) -> None:
+    content = small()
+    loopback.add(REPO, {"Some-Q4_K_M.gguf": content})
+    found = hub.repository(REPO)
+    path = tmp_path / "same.gguf"
+    path.write_bytes(bytes.__getitem__(content, slice(None)))
+    with path.open("r+b") as stream:
+        stream.truncate(content.size)
+    header = gguf.read_header(path)
+    assert remote.remote_shape(REPO, found.commit, found.files) == (shapes.shape(header), shapes.weights(header))
+
+
+def test_the_token_goes_to_the_hub_only(loopback: HubOnLoopback, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    loopback.add(REPO, {"Some-Q4_K_M.gguf": small()}, token="hf_secret")
+    cards.card(REPO)
+    assert loopback.storage is not None
+    assert {seen.authorization for seen in loopback.requests() if "/resolve/" in seen.path} == {"Bearer hf_secret"}
+    assert {seen.authorization for seen in loopback.storage.requests()} == {None}
+
+
+@pytest.mark.parametrize(
+    "fault", [{"drop_at": 70_000}, {"status": 503}, {"ignore_range": True, "times": 9}, {"reset": True, "drop_at": 9}]
+)
+def test_a_hitch_is_overcome(loopback: HubOnLoopback, fault: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranges.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(ranges, "WINDOWS", (1 << 16, 1 << 20))
+    loopback.add(REPO, {"Some-Q4_K_M.gguf": small()})
+    loopback.fault(**fault)
+    assert cards.card(REPO).params_b == pytest.approx(0.1345, abs=0.001)
+
+
+@pytest.mark.parametrize("fault", [{"status": 503}, {"content_range": "bytes 5-9/10"}, {"hang_at": 0, "status": 500}])
+def test_a_hub_that_stays_broken_is_said_so(
+    loopback: HubOnLoopback, fault: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranges.time, "sleep", lambda seconds: None)
+    loopback.add(REPO, {"Some-Q4_K_M.gguf": small()})
+    loopback.fault(times=99, **fault)
+    with pytest.raises(NetworkError):
+        cards.card(REPO)
+
+
+def test_a_hostile_header_costs_little(loopback: HubOnLoopback, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranges, "FETCH_LIMIT", 4 * MIB)
+    far = Typed(8, (60 * MIB).to_bytes(8, "little"))  # a string of 60 MiB, whose end would have to be read
+    loopback.add(REPO, {"Some-Q4_K_M.gguf": Sparse(gguf_bytes({"a": far}), 10**11)})
+    with pytest.raises(EngineError):
+        cards.card(REPO)
+    assert moved(loopback) <= 5 * MIB
+    loopback.add(REPO, {"Some-Q4_K_M.gguf": b"no model at all" * 100})
+    with pytest.raises(EngineError):
+        cards.card(REPO)
+
+
+def test_what_is_kept_stays_under_its_limit(loopback: HubOnLoopback, isolated: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(ranges, "CACHE_LIMIT", 3 * MIB)
+    folder = isolated / "localai" / "cache" / "headers"
+    for number in range(4):
+        loopback.add(f"{REPO}-{number}", {"Some-Q4_K_M.gguf": small()})
+        cards.card(f"{REPO}-{number}")
+    assert 0 < sum(each.stat().st_size for each in folder.iterdir()) <= 3 * MIB
+
+
+def test_a_gated_repository_says_so(loopback: HubOnLoopback) -> None:
+    loopback.add(REPO, {"Some-Q4_K_M.gguf": small()}, gated=True, token="hf_other")
+    with pytest.raises(AccessDenied, match="gated"):
+        cards.card(REPO)
+    assert not loopback.downloads()
+
+
+def test_a_repository_without_models(loopback: HubOnLoopback) -> None:
+    loopback.add(REPO, {"README.md": b"nothing"})
+    with pytest.raises(NotFound, match="no GGUF"):
+        cards.card(REPO)
+    with pytest.raises(NotFound):
+        cards.card("nobody/nothing")
+
+
+def test_a_catalog_model_is_read_where_the_hub_is_there(loopback: HubOnLoopback) -> None:
+    repo = cards.catalog.resolve_name("qwen3-4b")
+    assert repo is not None
+    loopback.add(repo.repo, {"Qwen3-4B-Q4_K_M.gguf": file_of(named("qwen3-4b"), "Q4_K_M")})
+    card = cards.card("qwen3-4b")
+    assert (card.basis, card.model, card.warning) == ("header", "qwen3-4b", None)
+    assert card.license == "Apache-2.0"
+
+
+def test_a_catalog_model_without_the_hub_is_told_from_the_catalog() -> None:
+    card = cards.card("qwen3-4b")
+    assert card.basis == "catalog"
+    assert card.warning is not None
+    assert "cannot reach" in card.warning
+    assert len(card.variants) > 1
+    with pytest.raises(NetworkError):
+        cards.card("nobody/nothing")
+
+
+def test_the_cache_type_and_the_context_are_planned_with(loopback: HubOnLoopback) -> None:
+    loopback.add(REPO, {"Some-Q4_K_M.gguf": small()})
+    wide, narrow = cards.card(REPO, 4096), cards.card(REPO, 4096, "q8_0")
+    assert wide.plan is not None
+    assert narrow.plan is not None
+    assert narrow.plan.memory.kv_cache_bytes == wide.plan.memory.kv_cache_bytes // 2 * 34 // 32
+    assert estimate.KV_TYPES[1] == "f16"
+
+
+def test_a_name_from_the_hub_is_never_a_path(loopback: HubOnLoopback, isolated: Path) -> None:
+    found = RemoteFile("a/../../b c\u202e.gguf", 1, None)
+    path = ranges._kept_path(REPO, "f" * 40, found.name)
+    assert path.parent == isolated / "localai" / "cache" / "headers"
+    assert path.name.isascii()
+
+
+# -------------------------------------------------------------------------------------------------------- the command
+
+
+def test_the_command(loopback: HubOnLoopback, cli: Any) -> None:
+    loopback.add(REPO, {"Some-Q4_K_M.gguf": small(), "Some-Q8_0.gguf": small("Q8_0")})
+    done = cli("show", REPO, "--context", "2048", "--json")
+    shown = json.loads(done.stdout)
+    assert (done.returncode, shown["schema_version"], shown["fit"]) == (0, 1, None)
+    assert [set(each) >= {"quantization", "file", "size_bytes", "fit"} for each in shown["variants"]] == [True, True]
+    one = json.loads(cli("show", f"{REPO}:Q4_K_M", "--context", "2048", "--json").stdout)
+    assert one["fit"]["memory"]["kv_cache_bytes"] == 23040 * 2048
+    text = cli("show", REPO).stdout
+    assert "Q8_0" in text
+    assert f"localai pull {REPO}" in text
+
+
+def test_the_command_offline_and_its_exit_codes(cli: Any) -> None:
+    done = cli("--offline", "show", "qwen3-4b")
+    assert done.returncode == 0
+    assert "warning: looking up" in done.stderr
+    assert cli("--offline", "show", REPO).returncode == 5
+    assert cli("show", REPO, "--kv-type", "q9").returncode == 2
+    assert cli("--offline", "show", "qwen3-235b-a22b-2507:q4_k_m", "--context", "262144", "--check").returncode == 4
