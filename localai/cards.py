@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from localai import catalog, estimate, gguf, hardware, library, shapes
-from localai.domain import Plan
+from localai import catalog, estimate, gguf, hardware, library, naming, shapes
+from localai.domain import Machine, Plan
 from localai.errors import AccessDenied, LocalaiError, NetworkError, NotFound
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ class Card:
 
     @property
     def plan(self) -> Plan | None:
-        """The plan of the one variant, where the card is of one file."""
-        return self.variants[0].plan if len(self.variants) == 1 else None
+        """The plan of the one file that the card is of; the file that is here comes first of the variants."""
+        return self.variants[0].plan if len(self.variants) == 1 or self.path is not None else None
 
 
 def size_note(params: int) -> str | None:
@@ -72,6 +73,8 @@ def card(name: str, context: int | None = None, kv_type: str = "f16") -> Card:
     try:
         found = library.find(name)
     except NotFound as error:
+        if naming.parse(name).kind is naming.Kind.PATH:
+            raise
         wanted = library.meaning(name)
         if wanted.repo is None:
             raise error from None
@@ -135,7 +138,8 @@ def from_header(found: library.Found, context: int | None, kv_type: str = "f16")
     header = gguf.read_model(paths)
     facts, shape, weights = shapes.card(header), shapes.shape(header), shapes.weights(header)
     measured = None if measuring.is_exact(shape) else measuring.measure_for(shape, measuring.header_files(paths))
-    plan = estimate.plan(shape, weights, hardware.detect(), context=context, kv_type=kv_type, measured=measured)
+    machine = hardware.detect()
+    plan = estimate.plan(shape, weights, machine, context=context, kv_type=kv_type, measured=measured)
     known = catalog.resolve_name(found.name)
     size = found.model.size_bytes if found.model else found.path.stat().st_size
     quantization = found.model.quantization if found.model else shapes.quantization(header)
@@ -154,13 +158,32 @@ def from_header(found: library.Found, context: int | None, kv_type: str = "f16")
         path=str(found.path),
         note=size_note(shape.params),
         basis="header",
-        variants=(CardVariant(quantization, found.path.name, size, found.model is not None, plan),),
+        variants=(
+            CardVariant(quantization, found.path.name, size, found.model is not None, plan),
+            *([] if found.model is None or known is None else others(known, quantization, context, kv_type, machine)),
+        ),
     )
 
 
-def from_catalog(known: catalog.CatalogModel, selector: str | None, context: int | None, kv_type: str = "f16") -> Card:
+def others(
+    known: catalog.CatalogModel, quantization: str, context: int | None, kv_type: str, machine: Machine
+) -> Iterator[CardVariant]:
+    """The quantizations that the catalog knows besides the one that is shown; `installed` where they are here too."""
+    here = {model.quantization for model in library.installed() if model.model == known.id}
+    for variant in from_catalog(known, None, context, kv_type, machine).variants:
+        if variant.quantization != quantization:
+            yield replace(variant, installed=variant.quantization in here)
+
+
+def from_catalog(
+    known: catalog.CatalogModel,
+    selector: str | None,
+    context: int | None,
+    kv_type: str = "f16",
+    machine: Machine | None = None,
+) -> Card:
     """The card of a model that is not here, from the catalog's facts; `selector` leaves one of its files."""
-    machine = hardware.detect()
+    machine = machine or hardware.detect()
     variants = []
     for file in known.files:
         if selector is not None and not library.selects(selector, file.quantization, [file.name]):

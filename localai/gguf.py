@@ -28,7 +28,7 @@ NAME_LIMIT = 64  # GGML_MAX_NAME, its final NUL included
 DIMENSIONS_LIMIT = 4  # GGML_MAX_DIMS
 CHUNK = 256 * 1024
 
-HINT = "the file is damaged or not a model: pull it again, or remove it"
+HINT = "the file is damaged or no model; localai verify checks what is installed and says how to mend it"
 
 
 @dataclass(frozen=True, slots=True)

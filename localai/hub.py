@@ -84,7 +84,10 @@ def token() -> str | None:
     """The token of `HF_TOKEN` or `hf auth login`; None without one, or where `HF_HUB_DISABLE_IMPLICIT_TOKEN` is set."""
     if os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in {"1", "ON", "YES", "TRUE"}:
         return None
-    found = _client().get_token()
+    try:
+        found = _client().get_token()
+    except OSError:  # a token file that cannot be read is no token
+        return None
     return found if isinstance(found, str) else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from localai import (
     records,
     settings,
     transfer,
+    verifying,
 )
 from localai.domain import GIB, MIB, InstalledFile, InstalledModel, Machine, Plan, RemoteFile, Variant
 from localai.errors import DoesNotFit, HashMismatch, NotFound, UsageError
@@ -68,7 +70,7 @@ def plan_pull(text: str, machine: Machine, reserved_bytes: int = 0, disk: Path |
     """
     wanted = library.meaning(text)
     models = library.installed()
-    here = library.selected(library.matching(wanted, models), wanted)
+    here = [model for model in library.selected(library.matching(wanted, models), wanted) if _is_sound(model)]
     if here:
         return nothing_to_do(max(here, key=lambda model: (model.last_used_at or "", model.size_bytes)))
     if wanted.repo is None:
@@ -76,6 +78,19 @@ def plan_pull(text: str, machine: Machine, reserved_bytes: int = 0, disk: Path |
     found = hub.repository(wanted.repo, wanted.revision)
     variant, plan, why = _choose(text, wanted, found, machine)
     return planned(wanted.model, found, wanted.revision, variant, plan, why, reserved_bytes, projector_of(found), disk)
+
+
+def _is_sound(model: InstalledModel) -> bool:
+    """Whether a model is still what was verified: one whose files were written to since is hashed again.
+
+    The index then knows of a fault, and the pull mends it.
+    """
+    verified = datetime.fromisoformat(model.verified_at).timestamp() if model.verified_at else 0.0
+    try:
+        touched = any(os.stat(file.path).st_mtime > verified + 2 for file in library.files(model))
+    except OSError:
+        touched = True
+    return not touched or all(check.sound for check in verifying.verify([model]))
 
 
 def is_updatable(model: InstalledModel) -> bool:
@@ -248,6 +263,7 @@ def pull(
     if plan.already_installed is not None:
         return plan.already_installed
     hub.require_online(f"pulling {plan.model}")
+    records.prepare()
     done = 0
     for file in plan.files:
         _fetch(plan, file, lambda so_far, before=done: progress(before + so_far), on_retry, patience)  # type: ignore[misc]

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from typing import Any
 
 from localai import settings
 from localai.domain import InstalledFile, InstalledModel
+from localai.errors import LocalaiError
 from localai.partial import disk_error, sync_folder
 
 SCHEMA_VERSION = 1
@@ -40,6 +42,22 @@ class Record:
 def folder() -> Path:
     """Where the records are."""
     return settings.folders().data / "models"
+
+
+def prepare() -> None:
+    """Make the folder of the records and see that it can be written, before hours go into what is to be recorded.
+
+    Raises LocalaiError.
+    """
+    try:
+        settings.private_folder(folder())
+        with tempfile.TemporaryFile(dir=folder()):
+            return
+    except OSError as error:
+        raise LocalaiError(
+            f"cannot write to {folder()}, where installed models are recorded: {error.strerror}",
+            "mend the folder's permissions, or set LOCALAI_HOME to a folder of your own",
+        ) from error
 
 
 def save(model: InstalledModel) -> None:

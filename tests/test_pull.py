@@ -370,7 +370,7 @@ def test_a_disk_that_is_read_only(hub: HubOnLoopback, pull: Pull, isolated: Path
     try:
         result = pull(REPO, "--yes")
         assert (result.code, listed()) == (1, [])
-        assert "may not write" in result.error
+        assert "may not write" in result.error or "cannot write" in result.error
         subprocess.run(["mount", "-o", "remount,rw", str(isolated / folder)], check=True)
         assert (pull().code, listed()) == (0, [CONTENT])
         assert fetched(hub) == len(CONTENT)
@@ -756,3 +756,36 @@ def test_a_link_in_the_tree_is_not_written_through(
     result = pull()
     assert precious.read_text() == "mine"
     assert listed() == ([CONTENT] if result.code == 0 else [])
+
+
+# ------------------------------------------------------------------------------------------------ after the pull
+
+
+def test_what_was_written_to_since_is_hashed_again_and_mended(hub: HubOnLoopback, pull: Pull) -> None:
+    assert pull().code == 0
+    path = hub_cache.blob_path(REPO, SHA256)
+    path.write_bytes(b"GGUF" + bytes(len(CONTENT) - 4))
+    later = time.time() + 3600
+    os.utime(path, (later, later))
+    assert pull().code == 0
+    assert path.read_bytes() == CONTENT
+    assert listed() == [CONTENT]
+
+
+def test_a_folder_for_records_that_cannot_be_written_is_told_before_the_first_byte(
+    hub: HubOnLoopback, pull: Pull, isolated: Path
+) -> None:
+    (isolated / "localai").mkdir(exist_ok=True)
+    (isolated / "localai" / "data").write_text("in the way")
+    result = pull()
+    assert result.code == 1
+    assert "LOCALAI_HOME" in result.err
+    assert fetched(hub) == 0
+
+
+def test_end_of_input_at_a_question_is_no(hub: HubOnLoopback, pull: Pull, monkeypatch: pytest.MonkeyPatch) -> None:
+    from localai import render
+
+    monkeypatch.setattr(render, "is_terminal", lambda stream: True)
+    monkeypatch.setattr(render, "ask", lambda question: None)
+    assert render.confirmed("Download 5 GB?") is False

@@ -104,7 +104,7 @@ def _load_model(
             )
         raise EngineError(
             f"llama.cpp cannot load {path.name}: {library.reason() or 'it gives no reason'}",
-            "if it is damaged, localai pull fetches it again; if it is newer than the engine, update llama-cpp-python",
+            "localai verify tells whether it is damaged; a model newer than the engine needs a newer llama-cpp-python",
         )
     if api.llama_model_has_encoder(model) or not api.llama_vocab_type(api.llama_model_get_vocab(model)):
         api.llama_model_free(model)
