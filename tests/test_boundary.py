@@ -192,7 +192,14 @@ def test_help_fits_80_columns(cli: Cli) -> None:
 
 
 def test_reports_fit_80_columns(cli: Cli) -> None:
-    for command in ("hardware", "recommend --ram 64 --vram 24", "list", "show smollm2-135m", "config list"):
+    for command in (
+        "hardware",
+        "recommend --ram 64 --vram 24",
+        "list",
+        "show smollm2-135m",
+        "config list",
+        "hardware --machines",
+    ):
         shown = cli(*command.split(), env={"COLUMNS": "80"}).stdout
         assert max(len(line) for line in shown.splitlines() if "/" not in line) <= 80, command
 

@@ -109,12 +109,12 @@ def show_machines(as_json: bool) -> None:
         (
             each.id,
             render.memory(each.machine.memory.total_bytes),
-            ", ".join(gpu.name for gpu in each.machine.gpus if gpu.usable_by_engine) or "-",
             tier(each.machine).size,
+            ", ".join(gpu.name for gpu in each.machine.gpus if gpu.usable_by_engine) or "-",
         )
         for each in found
     ]
-    render.out(render.columns(("NAME", "RAM", "GPU", "TIER"), rows, right=(1,)))
+    render.out(render.columns(("NAME", "RAM", "TIER", "GPU"), rows, right=(1,), fold=True))
     render.out()
     render.out(f"Next: localai recommend --machine {found[0].id}")
 

@@ -82,10 +82,10 @@ def choose(machine: Machine, installed: tuple[InstalledModel, ...]) -> str | Non
 
 def offered(machine: Machine) -> list[Recommendation]:
     """The best model for the machine and a light one; nothing where downloads are forbidden."""
-    from localai import catalog, recommend
+    from localai import catalog, measurement, recommend
 
     if settings.offline():
         render.note("(offline: nothing can be downloaded)")
         return []
-    rows = recommend.rank(machine, catalog.load(), limit=20)
+    rows = recommend.rank(measurement.measured(machine, render.note), catalog.load(), limit=20)
     return [row for row in rows if row.rank == 1 or row.starter]
