@@ -183,8 +183,8 @@ def make_venv() -> None:
     try:
         import ensurepip  # noqa: F401  (Debian ships Python without it)
     except ImportError:
-        say(f"hint: Python's venv module is missing: {install_command('venv')}")
-        raise subprocess.CalledProcessError(1, ["python3", "-m", "venv"]) from None
+        hint = f"{install_command('venv')}, then run the same command again"
+        raise SystemExit(fail("Python's venv module is missing", hint)) from None
     run(sys.executable, "-m", "venv", str(VENV))
 
 

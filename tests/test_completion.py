@@ -12,6 +12,8 @@ from conftest import Cli
         ("localai reco", "recommend"),
         ("localai chat smol", "smollm2-135m"),
         ("localai run -m smol", "smollm2-135m"),
+        ("localai pull qwen3-0", "qwen3-0.6b"),
+        ("localai show qwen3-0", "qwen3-0.6b"),
         ("localai config get thr", "threads"),
     ],
 )

@@ -162,6 +162,11 @@ def recommend(
         language=language,
         allow_low_bit=allow_low_bit,
     )
+    if not rows:
+        where = "there" if elsewhere else "here"
+        raise NotFound(
+            f"no model of the catalog meets all of that {where}", "ask for less: --context, --min-speed, --task"
+        )
     installed = set() if elsewhere else {(each.model, each.quantization) for each in library.installed()}
     row = tier(machine)
     if as_json:
@@ -170,11 +175,6 @@ def recommend(
             {"machine": schema.machine(machine, row), "tier": schema.tier_row(row), "recommendations": found}
         )
         return
-    if not rows:
-        where = "there" if elsewhere else "here"
-        raise NotFound(
-            f"no model of the catalog meets all of that {where}", "ask for less: --context, --min-speed, --task"
-        )
     show_recommendations(machine, row, rows, installed, elsewhere is not None)
 
 

@@ -9,7 +9,7 @@ import typer
 
 from localai import render, schema
 from localai.commands.machine import speed_text
-from localai.commands.options import MODEL_HELP, JsonFlag, YesFlag, complete_model, sentence
+from localai.commands.options import MODEL_HELP, JsonFlag, YesFlag, complete_known, complete_model, sentence
 from localai.errors import DoesNotFit, UsageError
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def remove(model: InstalledName, yes: YesFlag = False, as_json: JsonFlag = False
 
 
 def show(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=sentence(MODEL_HELP), autocompletion=complete_model)],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=sentence(MODEL_HELP), autocompletion=complete_known)],
     context: Annotated[
         int | None, typer.Option("--context", "-c", min=1, help="Tokens of context to plan for.")
     ] = None,

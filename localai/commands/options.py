@@ -18,6 +18,13 @@ def complete_model(incomplete: str) -> list[str]:
     return sorted(name for name in names if name.startswith(incomplete))
 
 
+def complete_known(incomplete: str) -> list[str]:
+    """Also the models of the catalog, for commands that know more than this disk."""
+    from localai import catalog
+
+    return sorted({*complete_model(incomplete), *(m.id for m in catalog.load() if m.id.startswith(incomplete))})
+
+
 def complete_alias(incomplete: str) -> list[str]:
     from localai import aliases
 
