@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from localai import render, schema
-from localai.commands.options import JsonFlag, YesFlag
+from localai.commands.options import JsonFlag, YesFlag, complete_known
 from localai.domain import GIB, InstalledModel
 from localai.errors import DoesNotFit, LocalaiError, UsageError
 
@@ -26,10 +26,7 @@ PULL_HELP = "A catalog name (qwen3-4b) or a Hub repository (owner/repo), with :Q
 
 ModelNames = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="MODEL",
-        help=PULL_HELP,
-    ),
+    typer.Argument(metavar="MODEL", help=PULL_HELP, autocompletion=complete_known),
 ]
 UpdateFlag = Annotated[
     bool, typer.Option("--update", "-u", help="Look for newer revisions of the installed models, all or the named.")
