@@ -71,7 +71,7 @@ def list_presets(language: LanguageOption = None, as_json: JsonFlag = False) -> 
         (preset.name, ",".join(preset.texts), variables_text(text), preset.source, text.description)
         for preset, text in found
     ]
-    render.out(render.columns(("PRESET", "IN", "VARIABLES", "SOURCE", "WHAT IT DOES"), rows))
+    render.out(render.columns(("PRESET", "IN", "VARIABLES", "SOURCE", "WHAT IT DOES"), rows, fold=True))
 
 
 @app.command()
