@@ -199,6 +199,7 @@ def test_reports_fit_80_columns(cli: Cli) -> None:
         "show smollm2-135m",
         "config list",
         "hardware --machines",
+        "presets list",
     ):
         shown = cli(*command.split(), env={"COLUMNS": "80"}).stdout
         assert max(len(line) for line in shown.splitlines() if "/" not in line) <= 80, command

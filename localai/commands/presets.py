@@ -59,7 +59,7 @@ def main(context: typer.Context) -> None:
 
 @app.command(name="list")
 def list_presets(language: LanguageOption = None, as_json: JsonFlag = False) -> None:
-    """List the presets: variables in brackets have a default."""
+    """List the presets; show tells each one's variables."""
     damaged: list[str] = []
     found = [(each, each.text(language if language in each.texts else None)) for each in presets.every(damaged.append)]
     for line in damaged:
@@ -67,11 +67,8 @@ def list_presets(language: LanguageOption = None, as_json: JsonFlag = False) -> 
     if as_json:
         render.json_object({"presets": [row(*each) for each in found], "path": str(presets.folder())})
         return
-    rows = [
-        (preset.name, ",".join(preset.texts), variables_text(text), preset.source, text.description)
-        for preset, text in found
-    ]
-    render.out(render.columns(("PRESET", "IN", "VARIABLES", "SOURCE", "WHAT IT DOES"), rows, fold=True))
+    rows = [(preset.name, ",".join(preset.texts), preset.source, text.description) for preset, text in found]
+    render.out(render.columns(("PRESET", "IN", "SOURCE", "WHAT IT DOES"), rows, fold=True))
 
 
 @app.command()
