@@ -47,10 +47,6 @@ def row(preset: Preset, text: PresetText) -> dict[str, Any]:
     }
 
 
-def variables_text(text: PresetText) -> str:
-    return ", ".join([*text.required, *(f"[{name}]" for name in text.variables)]) or "-"
-
-
 @app.callback(invoke_without_command=True)
 def main(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
