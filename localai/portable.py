@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from localai import copies, gguf, hub, hub_cache, inventory, library, manifests, records, settings, transfer
+from localai import copies, gguf, hub, hub_cache, inventory, library, manifests, pulling, records, settings, transfer
 from localai.copies import How
 from localai.domain import InstalledFile, InstalledModel, RemoteFile
 from localai.errors import HashMismatch, LocalaiError, NotFound, UsageError
@@ -129,19 +129,7 @@ def _downloaded(
     if not plan.repo or not plan.commit:
         raise HashMismatch(f"{file.name} is damaged here", f"localai verify {plan.model} says what to do")
     hub.require_online(f"pulling {plan.model}")
-    transfer.download(
-        hub.file_url(plan.repo, plan.commit, file.name),
-        target,
-        size_bytes=file.size_bytes,
-        sha256=file.sha256,
-        lock=hub_cache.lock_path(plan.repo, file.sha256),
-        headers=hub.auth_headers(),
-        progress=progress,
-        on_retry=on_retry,
-        on_wait=lambda: on_retry(f"another program is downloading {file.name}; waiting for it"),
-        refusal=lambda status, headers: hub.refusal(plan.repo, status, headers),
-        patience=patience,
-    )
+    pulling.download(plan, file.name, file.size_bytes, file.sha256, target, progress, on_retry, patience)
 
 
 def describe(folder: Path, pinned: Sequence[Pinned]) -> Path:

@@ -296,16 +296,31 @@ def _fetch(
 ) -> None:
     assert file.sha256 is not None
     hub_cache.reclaim(plan.repo, plan.commit, file)
+    blob = hub_cache.blob_path(plan.repo, file.sha256)
+    download(plan, file.name, file.size_bytes, file.sha256, blob, progress, on_retry, patience)
+
+
+def download(
+    plan: PullPlan,
+    name: str,
+    size_bytes: int,
+    sha256: str,
+    destination: Path,
+    progress: Callable[[int], None],
+    on_retry: Callable[[str], None],
+    patience: transfer.Patience | None,
+) -> None:
+    """Bring one file of the plan's repository and commit to `destination`, verified. Raises as `transfer.download`."""
     transfer.download(
-        hub.file_url(plan.repo, plan.commit, file.name),
-        hub_cache.blob_path(plan.repo, file.sha256),
-        size_bytes=file.size_bytes,
-        sha256=file.sha256,
-        lock=hub_cache.lock_path(plan.repo, file.sha256),
+        hub.file_url(plan.repo, plan.commit, name),
+        destination,
+        size_bytes=size_bytes,
+        sha256=sha256,
+        lock=hub_cache.lock_path(plan.repo, sha256),
         headers=hub.auth_headers(),
         progress=progress,
         on_retry=on_retry,
-        on_wait=lambda: on_retry(f"another program is downloading {file.name}; waiting for it"),
+        on_wait=lambda: on_retry(f"another program is downloading {name}; waiting for it"),
         refusal=lambda status, headers: hub.refusal(plan.repo, status, headers),
         patience=patience,
     )
