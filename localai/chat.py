@@ -62,6 +62,17 @@ class Conversation:
         """Go on from these turns, a question and its answer each, as if they had been said here."""
         self._turns = list(turns)
 
+    def undo(self) -> tuple[Message, Message] | None:
+        """Forget the last turn and return it, question and answer; None where there is none.
+
+        To ask again, or something else instead, is to `ask` afterwards: the engine still holds all that came before.
+        """
+        if not self._turns:
+            return None
+        question, answer = self._turns[-2:]
+        del self._turns[-2:]
+        return question, answer
+
     def set_system(self, text: str | None) -> None:
         """Give another system text from the next answer on; None or "" takes it away."""
         self.system = text or None

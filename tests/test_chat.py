@@ -57,6 +57,20 @@ def test_clear_keeps_the_system_text() -> None:
     assert conversation.messages == ()
 
 
+def test_undo_takes_the_last_turn_back() -> None:
+    engine = FakeEngine(["One.", "Two.", "Three."])
+    conversation = Conversation(engine, "Be brief.")
+    assert conversation.undo() is None
+    said(conversation, "a")
+    said(conversation, "b")
+    assert conversation.undo() == (Message("user", "b"), Message("assistant", "Two."))
+    assert conversation.messages == (Message("system", "Be brief."), Message("user", "a"), Message("assistant", "One."))
+    assert said(conversation, "c") == "Three."
+    assert engine.requests[-1].messages == (*conversation.messages[:-2], Message("user", "c"))
+    assert conversation.undo() and conversation.undo()
+    assert conversation.undo() is None
+
+
 def test_an_interrupted_answer_keeps_what_was_said() -> None:
     conversation = Conversation(FakeEngine(["one two three"]))
     answers = iter([False, False, True])
