@@ -67,7 +67,8 @@ def test_undo_takes_the_last_turn_back() -> None:
     assert conversation.messages == (Message("system", "Be brief."), Message("user", "a"), Message("assistant", "One."))
     assert said(conversation, "c") == "Three."
     assert engine.requests[-1].messages == (*conversation.messages[:-2], Message("user", "c"))
-    assert conversation.undo() and conversation.undo()
+    assert conversation.undo() is not None
+    assert conversation.undo() is not None
     assert conversation.undo() is None
 
 
