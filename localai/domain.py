@@ -12,6 +12,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+from localai.errors import LocalaiError
+
 KIB = 1024
 MIB = 1024**2
 GIB = 1024**3
@@ -438,4 +440,38 @@ class ChatEngine(Protocol):
 
     def close(self) -> None:
         """Free the model's memory. Idempotent."""
+        ...
+
+
+class Ticket(Protocol):
+    """A request that a `BatchEngine` has taken."""
+
+    def cancel(self) -> None:
+        """End it as soon as may be, from any thread: its last event is an `AnswerEnd`, "interrupted". Idempotent."""
+        ...
+
+
+Delivery = Event | LocalaiError
+
+
+class BatchEngine(Protocol):
+    """A loaded model that answers many requests at once. The real one is `localai.engine.scheduler.Scheduler`."""
+
+    context: int
+    load_ms: float
+
+    def submit(self, request: GenerationRequest, deliver: Callable[[Delivery], None]) -> Ticket:
+        """Take a request, from any thread; it takes a few milliseconds (the prompt is rendered and split).
+
+        `deliver` is called in the engine's own thread with each event, the last an `AnswerEnd` or a `LocalaiError`;
+        it must be quick, and what it raises is lost. Raises QueueFull, ContextOverflow.
+        """
+        ...
+
+    def count_tokens(self, messages: Sequence[Message], think: bool | None = None) -> int:
+        """Tokens that the rendered conversation takes, the opening of the answer included. From any thread."""
+        ...
+
+    def close(self) -> None:
+        """End what is under way as interrupted, and free the memory. Idempotent."""
         ...

@@ -2,6 +2,7 @@
 
     LocalaiError                 1  failure
     ├── CheckFailed              1  check-failed       a check found a fault
+    ├── QueueFull                1  queue-full         more requests than are taken at once
     ├── UsageError               2  usage              wrong usage, bad setting
     ├── NotFound                 3  not-found          model, quantization, file
     ├── DoesNotFit               4  does-not-fit       memory or disk, said beforehand
@@ -51,6 +52,10 @@ class LocalaiError(Exception):
 
 class CheckFailed(LocalaiError):
     code = "check-failed"
+
+
+class QueueFull(LocalaiError):
+    code = "queue-full"
 
 
 class UsageError(LocalaiError):

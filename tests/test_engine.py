@@ -250,7 +250,7 @@ def test_no_mixture_of_fragments_makes_a_control_token(engine: LlamaEngine, part
 
 
 def test_ordinary_text_is_tokenized_as_the_template_writes_it(engine: LlamaEngine) -> None:
-    text = engine._template.render([CAPITAL]).text
+    text = engine._prompts._template.render([CAPITAL]).text
     assert engine.prompt_tokens([CAPITAL]) == engine._vocabulary.tokenize(text)
 
 

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from time import perf_counter
 
 from localai.domain import AnswerEnd, AnswerText, Event, GenerationRequest, ThinkingText, Timings, Usage
 from localai.engine import thinking
+from localai.engine.prompts import Prompt
 from localai.engine.text import StopMatcher, Utf8Stream
 from localai.engine.vocabulary import Vocabulary
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A rendered conversation: its text (with borders in it), its tokens, the strings that end an answer."""
-
-    text: str
-    tokens: list[int]
-    stops: tuple[str, ...]
 
 
 class Answer:

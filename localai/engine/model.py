@@ -10,15 +10,14 @@ from typing import Any
 
 from localai.domain import Event, GenerationRequest, Message, Plan, PromptProgress
 from localai.engine import library, thinking
-from localai.engine.answer import Answer, Prompt
+from localai.engine.answer import Answer
 from localai.engine.cache import Cancelled, SequenceCache
+from localai.engine.prompts import Prompt, Prompts
 from localai.engine.sampling import sampler_chain
-from localai.engine.templates import CHATML_END, ChatTemplate, Renderer
-from localai.engine.vocabulary import Vocabulary, unused_character
-from localai.errors import ContextOverflow, DoesNotFit, EngineError
+from localai.engine.templates import Renderer
+from localai.errors import DoesNotFit, EngineError
 
 _MMAP, _NO_MMAP = 1, 0  # enum llama_load_mode
-_SLICE = 65_536  # characters tokenized at a time, a few milliseconds
 
 
 def load(
@@ -35,13 +34,13 @@ def load(
     refused, KeyboardInterrupt when `cancelled` says so.
     """
     started = perf_counter()
-    _check_magic(path)
+    check_magic(path)
     renderer = Renderer()  # starts while the model is read
     model = cache = None
     api = None
     try:
         api = library.api()
-        model = _load_model(api, path, plan, progress, cancelled)
+        model = load_model(api, path, plan, progress, cancelled)
         cache = SequenceCache(api, model, plan)
         engine = LlamaEngine(api, model, cache, renderer, plan.context, notice or (lambda text: None))
     except BaseException:
@@ -55,7 +54,8 @@ def load(
     return engine
 
 
-def _check_magic(path: Path) -> None:
+def check_magic(path: Path) -> None:
+    """Raise EngineError for a file that cannot be read or is no GGUF file at all."""
     try:
         with path.open("rb") as stream:
             magic = stream.read(4)
@@ -67,13 +67,14 @@ def _check_magic(path: Path) -> None:
         raise EngineError(f"{path.name} is not a GGUF model file", "localai pull MODEL fetches one")
 
 
-def _load_model(
+def load_model(
     api: Any,
     path: Path,
     plan: Plan,
     progress: Callable[[float], None] | None,
     cancelled: Callable[[], bool] | None,
 ) -> Any:
+    """llama.cpp's model of `path`, which the caller frees. Raises as `load` does."""
     raised: list[BaseException] = []
 
     def go_on(share: float, _: object) -> bool:
@@ -131,18 +132,8 @@ class LlamaEngine:
         self._cache = cache
         self._renderer = renderer
         self.context = min(context, cache.capacity)
-        source = (api.llama_model_chat_template(model, None) or b"").decode("utf-8", "replace")
-        self._vocabulary = Vocabulary(api, model, source)
-        self._vocabulary.show(thinking.MARKERS)
-        self._template = ChatTemplate(
-            source,
-            renderer,
-            bos=self._vocabulary.text(self._vocabulary.bos),
-            eos=self._vocabulary.text(self._vocabulary.eos),
-            chatml=self._vocabulary.single(CHATML_END) is not None,
-            notice=notice,
-        )
-        self._border = unused_character([source])
+        self._prompts = Prompts(api, model, renderer, notice)
+        self._vocabulary = self._prompts.vocabulary
         self._asked: tuple[tuple[Message, ...], bool | None, Prompt] | None = None
         self._told: tuple[str, list[int]] = ("", [])  # the last prompt and answer, as text and as tokens
 
@@ -158,50 +149,13 @@ class LlamaEngine:
         """Empty the KV cache: the next prompt is evaluated whole."""
         self._cache.clear()
 
-    def _overflow(self, needed: int | None, told: str, answer: int) -> ContextOverflow:
-        made_for = int(self._api.llama_model_n_ctx_train(self._model))
-        if needed is not None and needed + answer <= made_for:
-            hint = f"ask for a larger context (--context {needed + answer}), or shorten the input"
-        else:
-            hint = f"shorten the input, or take a model made for more than {made_for} tokens"
-        return ContextOverflow(f"the input takes {told} tokens, the context has {self.context}", hint, needed)
-
-    def _refuse_far_too_long(self, messages: Sequence[Message], cancelled: Callable[[], bool]) -> None:
-        """Refuse what is far longer than the context without tokenizing it whole, which takes seconds and a gigabyte.
-
-        Asks `cancelled` on the way and raises KeyboardInterrupt.
-        """
-        length = sum(len(message.content) for message in messages)
-        if length <= _SLICE * 4:
-            return
-        seen = tokens = 0
-        for message in messages:
-            for start in range(0, len(message.content), _SLICE):
-                if cancelled():
-                    raise KeyboardInterrupt
-                part = message.content[start : start + _SLICE]
-                tokens += len(self._vocabulary.tokenize(part, parse_special=False))
-                seen += len(part)
-                if tokens > self.context * 2:
-                    raise self._overflow(None, f"about {tokens * length // seen}", 0)
-
     def _prompt(self, messages: tuple[Message, ...], think: bool | None) -> Prompt:
         self._check_open()
         if self._asked is not None and self._asked[:2] == (messages, think):
             return self._asked[2]
-        contents = [message.content for message in messages]
-        if any(self._border in content for content in contents):
-            self._border = unused_character(contents)
-        protect = self._vocabulary.protected
-        safe = [Message(message.role, protect(message.content, self._border)) for message in messages]
-        rendered = self._template.render(safe, think)
-        text, tokens = self._told
-        if text and rendered.text.startswith(text):
-            # the model's own tokens, which need not be those that its text would be split into
-            tokens = tokens + self._vocabulary.encode(rendered.text[len(text) :], self._border)
-        else:
-            tokens = self._vocabulary.with_bos(self._vocabulary.encode(rendered.text, self._border))
-        prompt = Prompt(rendered.text, tokens or [max(self._vocabulary.bos, 0)], rendered.stops)
+        prompt = self._prompts.prompt(
+            messages, think, lambda text: self._told if text.startswith(self._told[0]) else ("", [])
+        )
         self._asked = (messages, think, prompt)
         return prompt
 
@@ -212,11 +166,10 @@ class LlamaEngine:
         llama.cpp fails.
         """
         started = perf_counter()
-        self._refuse_far_too_long(request.messages, cancelled)
+        self._prompts.refuse_far_too_long(request.messages, self.context, cancelled)
         prompt = self._prompt(request.messages, request.think)
+        self._prompts.refuse_too_long(prompt, self.context, request.max_tokens)
         total = len(prompt.tokens)
-        if total + 1 > self.context:
-            raise self._overflow(total, f"{total}", request.max_tokens or 512)
         kept = self._cache.keep_prefix(prompt.tokens)
         answer = Answer(self._vocabulary, prompt, request, self.load_ms, kept, started)
         yield PromptProgress(kept, total)

@@ -1,0 +1,103 @@
+"""From a conversation to the tokens of a prompt: the model's template, its vocabulary, and what is too long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from localai.domain import Message
+from localai.engine import thinking
+from localai.engine.templates import CHATML_END, ChatTemplate, Renderer
+from localai.engine.vocabulary import Vocabulary, unused_character
+from localai.errors import ContextOverflow
+
+_SLICE = 65_536  # characters tokenized at a time, a few milliseconds
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A rendered conversation: its text (with borders in it), its tokens, the strings that end an answer."""
+
+    text: str
+    tokens: list[int]
+    stops: tuple[str, ...]
+
+
+class Prompts:
+    """Makes the prompts of a loaded model. `told`, where it is given, is a prompt with its answer, as text and as the
+    model's own tokens, which need not be those that its text would be split into.
+    """
+
+    def __init__(self, api: Any, model: Any, renderer: Renderer, notice: Callable[[str], None]) -> None:
+        source = (api.llama_model_chat_template(model, None) or b"").decode("utf-8", "replace")
+        self.vocabulary = Vocabulary(api, model, source)
+        self.vocabulary.show(thinking.MARKERS)
+        self._made_for = int(api.llama_model_n_ctx_train(model))
+        self._template = ChatTemplate(
+            source,
+            renderer,
+            bos=self.vocabulary.text(self.vocabulary.bos),
+            eos=self.vocabulary.text(self.vocabulary.eos),
+            chatml=self.vocabulary.single(CHATML_END) is not None,
+            notice=notice,
+        )
+        self._border = unused_character([source])
+
+    def prompt(
+        self,
+        messages: Sequence[Message],
+        think: bool | None,
+        told: Callable[[str], tuple[str, list[int]]] = lambda text: ("", []),
+    ) -> Prompt:
+        """The conversation rendered, the opening of the answer included.
+
+        `told` is asked for the longest known beginning of the rendered text, and the tokens it stands for.
+        """
+        contents = [message.content for message in messages]
+        if any(self._border in content for content in contents):
+            self._border = unused_character(contents)
+        border, protect = self._border, self.vocabulary.protected
+        safe = [Message(message.role, protect(message.content, border)) for message in messages]
+        rendered = self._template.render(safe, think)
+        text, tokens = told(rendered.text)
+        if text:
+            tokens = tokens + self.vocabulary.encode(rendered.text[len(text) :], border)
+        else:
+            tokens = self.vocabulary.with_bos(self.vocabulary.encode(rendered.text, border))
+        return Prompt(rendered.text, tokens or [max(self.vocabulary.bos, 0)], rendered.stops)
+
+    def refuse_far_too_long(
+        self, messages: Sequence[Message], context: int, cancelled: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Refuse what is far longer than the context without tokenizing it whole, which takes seconds and a gigabyte.
+
+        Asks `cancelled` on the way and raises KeyboardInterrupt. Raises ContextOverflow.
+        """
+        length = sum(len(message.content) for message in messages)
+        if length <= _SLICE * 4:
+            return
+        seen = tokens = 0
+        for message in messages:
+            for start in range(0, len(message.content), _SLICE):
+                if cancelled():
+                    raise KeyboardInterrupt
+                part = message.content[start : start + _SLICE]
+                tokens += len(self.vocabulary.tokenize(part, parse_special=False))
+                seen += len(part)
+                if tokens > context * 2:
+                    raise self.overflow(None, f"about {tokens * length // seen}", context, 0)
+
+    def refuse_too_long(self, prompt: Prompt, context: int, max_tokens: int | None) -> None:
+        """Raise ContextOverflow for a prompt that leaves no room for an answer."""
+        total = len(prompt.tokens)
+        if total + 1 > context:
+            raise self.overflow(total, f"{total}", context, max_tokens or 512)
+
+    def overflow(self, needed: int | None, told: str, context: int, answer: int) -> ContextOverflow:
+        """What is to be said of an input of `told` tokens (`needed`, where they were counted)."""
+        if needed is not None and needed + answer <= self._made_for:
+            hint = f"ask for a larger context (--context {needed + answer}), or shorten the input"
+        else:
+            hint = f"shorten the input, or take a model made for more than {self._made_for} tokens"
+        return ContextOverflow(f"the input takes {told} tokens, the context has {context}", hint, needed)
