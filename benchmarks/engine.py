@@ -33,7 +33,7 @@ from localai.domain import (
 )
 from localai.engine import library, model
 from localai.engine.cache import SequenceCache
-from localai.engine.sampling import sampler_chain
+from localai.engine.sampling import Sampler
 
 SAMPLING = Sampling(seed=7)
 
@@ -66,7 +66,8 @@ class BareLoop:
         silent = (ctypes.c_int8 * self.step)()
         one = (ctypes.c_int32 * 1)()
         batch = api.llama_batch(n_tokens=1, token=one)
-        with sampler_chain(api, vocab, SAMPLING, prompt) as chain:
+        with Sampler(api, vocab, SAMPLING, prompt) as sampler:
+            chain = sampler.chain
             started = perf_counter()
             for array in arrays:
                 flags = None if array is arrays[-1] else silent

@@ -332,7 +332,7 @@ class Message:
 class Sampling:
     """How the next token is drawn. The defaults are llama.cpp's own; temperature 0 is greedy.
 
-    `seed` None draws a fresh one.
+    `seed` None draws a fresh one. `logit_bias` adds to the logits of single tokens: (number of the token, what to add).
     """
 
     temperature: float = 0.8
@@ -341,6 +341,7 @@ class Sampling:
     min_p: float = 0.05
     repeat_penalty: float = 1.0
     seed: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from localai.engine import library, thinking
 from localai.engine.answer import Answer
 from localai.engine.cache import Cancelled, SequenceCache
 from localai.engine.prompts import Prompt, Prompts
-from localai.engine.sampling import sampler_chain
+from localai.engine.sampling import NOTHING, Sampler
 from localai.engine.templates import Renderer
 from localai.errors import DoesNotFit, EngineError
 
@@ -190,18 +190,18 @@ class LlamaEngine:
     def _decode(
         self, request: GenerationRequest, prompt: Prompt, answer: Answer, cancelled: Callable[[], bool]
     ) -> Iterator[Event]:
-        cache, vocabulary, sample = self._cache, self._vocabulary, self._api.llama_sampler_sample
+        cache, vocabulary = self._cache, self._vocabulary
         room = self.context - len(prompt.tokens)
         limit = room if request.max_tokens is None else min(room, request.max_tokens)
         grammar = request.grammar and thinking.after_thoughts(request.grammar, prompt.text)
-        with sampler_chain(self._api, vocabulary.pointer, request.sampling, prompt.tokens, grammar) as chain:
+        with Sampler(self._api, vocabulary.pointer, request.sampling, prompt.tokens, grammar) as sampler:
             while len(answer.tokens) < limit:
                 if cancelled():
                     answer.finish_reason = "interrupted"
                     return
-                token = sample(chain, cache.pointer, -1)
+                token = sampler.draw(cache.pointer, -1)
                 answer.sampled()
-                if vocabulary.is_end(token):
+                if token == NOTHING or vocabulary.is_end(token):
                     answer.finish_reason = "stop"
                     return
                 yield from answer.add(token)

@@ -3,51 +3,79 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 from localai.domain import Sampling
-from localai.errors import EngineError
+from localai.engine.constraint import Constraint
 
 PENALTY_WINDOW = 64  # tokens looked back on, llama.cpp's own default (common_params_sampling.penalty_last_n)
 FRESH_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: llama.cpp draws one
+NOTHING = -1  # drawn where a grammar leaves no token at all
 
 
-@contextmanager
-def sampler_chain(
-    api: Any, vocab: Any, sampling: Sampling, prompt: Sequence[int], grammar: str | None = None
-) -> Iterator[Any]:
-    """A chain in llama.cpp's own order (penalties, top-k, top-p, min-p, temperature, draw), freed at the end.
+class Sampler:
+    """Draws the tokens of one answer, in llama.cpp's own order: penalties, bias, top-k, top-p, min-p, temperature.
 
     The repeat penalty counts the prompt's last tokens too, as in llama.cpp's programs. With a grammar (GBNF) only
-    tokens that continue a text of it can be drawn. Raises EngineError for a grammar that llama.cpp does not take.
+    tokens that continue a text of it are drawn. Use it in a `with`. Raises EngineError for a grammar that llama.cpp
+    does not take.
     """
-    chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
-    try:
-        if sampling.repeat_penalty != 1.0:
-            penalties = api.llama_sampler_init_penalties(
-                api.llama_vocab_n_tokens(vocab), PENALTY_WINDOW, sampling.repeat_penalty, 0.0, 0.0
-            )
-            for token in prompt[-PENALTY_WINDOW:]:
-                api.llama_sampler_accept(penalties, token)
-            api.llama_sampler_chain_add(chain, penalties)
-        if grammar is not None:
-            api.llama_sampler_chain_add(chain, _constraint(api, vocab, grammar))
-        for sampler in _samplers(api, sampling):
-            api.llama_sampler_chain_add(chain, sampler)
-        yield chain
-    finally:
-        api.llama_sampler_free(chain)
+
+    def __init__(
+        self, api: Any, vocab: Any, sampling: Sampling, prompt: Sequence[int], grammar: str | None = None
+    ) -> None:
+        self._api = api
+        self._sample = api.llama_sampler_sample
+        self._constraint: Constraint | None = None
+        self.chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
+        try:
+            penalties = _penalties(api, vocab, sampling, prompt)
+            if grammar is not None:
+                self._constraint = Constraint(api, vocab, grammar, penalties)
+                api.llama_sampler_chain_add(self.chain, self._constraint.step)
+            elif penalties is not None:
+                api.llama_sampler_chain_add(self.chain, penalties)
+            for sampler in _samplers(api, vocab, sampling):
+                api.llama_sampler_chain_add(self.chain, sampler)
+        except BaseException:
+            self.close()
+            raise
+
+    def draw(self, context: Any, row: int) -> int:
+        """The next token, by the logits of `row` of the last batch (-1: the last); NOTHING where none may follow."""
+        if self._constraint is None:
+            return int(self._sample(self.chain, context, row))
+        return self._constraint.draw(lambda: int(self._sample(self.chain, context, row)))
+
+    def close(self) -> None:
+        """Free it. Idempotent."""
+        chain, self.chain = self.chain, None
+        if chain is not None:
+            self._api.llama_sampler_free(chain)
+        if self._constraint is not None:
+            self._constraint.close()
+
+    def __enter__(self) -> Sampler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
-def _constraint(api: Any, vocab: Any, grammar: str) -> Any:
-    constraint = api.llama_sampler_init_grammar(vocab, grammar.encode(), b"root")
-    if not constraint:
-        raise EngineError("llama.cpp does not take the grammar of this JSON schema", "simplify the schema")
-    return constraint
+def _penalties(api: Any, vocab: Any, sampling: Sampling, prompt: Sequence[int]) -> Any:
+    if sampling.repeat_penalty == 1.0:
+        return None
+    size = api.llama_vocab_n_tokens(vocab)
+    penalties = api.llama_sampler_init_penalties(size, PENALTY_WINDOW, sampling.repeat_penalty, 0.0, 0.0)
+    for token in prompt[-PENALTY_WINDOW:]:
+        api.llama_sampler_accept(penalties, token)
+    return penalties
 
 
-def _samplers(api: Any, sampling: Sampling) -> Iterator[Any]:
+def _samplers(api: Any, vocab: Any, sampling: Sampling) -> Iterator[Any]:
+    if biases := [pair for pair in sampling.logit_bias if 0 <= pair[0] < api.llama_vocab_n_tokens(vocab)]:
+        array = (api.llama_logit_bias * len(biases))(*(api.llama_logit_bias(token, bias) for token, bias in biases))
+        yield api.llama_sampler_init_logit_bias(api.llama_vocab_n_tokens(vocab), len(biases), array)
     if sampling.temperature <= 0:
         yield api.llama_sampler_init_greedy()
         return
