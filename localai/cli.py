@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from localai.commands import answer, config, doctor, library, machine, models, presets, pull, sessions, welcome
+from localai.commands import answer, config, doctor, embed, library, machine, models, presets, pull, sessions, welcome
 
 HELP = "Run language models on your own computer: know what fits, download it safely, chat, and use it in pipelines."
 
@@ -62,6 +62,7 @@ app.command()(library.alias)
 app.command()(library.export_manifest)
 app.command()(answer.chat)
 app.command()(answer.run)
+app.command()(embed.embed)
 app.add_typer(presets.app, name="presets")
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(config.app, name="config")

@@ -171,7 +171,7 @@ def _default() -> Found:
         except (NotFound, UsageError) as error:
             raise type(error)(f"{error.message} (the default model, from {where})", error.hint) from error
         return Found(found.model, found.path, found.name, f"using {found.name}, the default from {where}")
-    models = installed()
+    models = [model for model in installed() if _writes(model)]
     if not models:
         raise NotFound(
             "no model is installed", "localai recommend says which would run well here, then: localai pull NAME"
@@ -182,6 +182,12 @@ def _default() -> Found:
         return Found(best, best.path, best.model, f"using {best.model} ({best.quantization}), the last one used")
     best, reason = _best_installed(models)
     return Found(best, best.path, best.model, f"using {best.model} ({best.quantization}), {reason}")
+
+
+def _writes(model: InstalledModel) -> bool:
+    """Whether a model can be asked; one that only makes embeddings is never chosen for it."""
+    known = catalog.resolve_name(model.model)
+    return known is None or not known.embedding_only
 
 
 def _best_installed(models: Sequence[InstalledModel]) -> tuple[InstalledModel, str]:

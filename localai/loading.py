@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from localai import cards, estimate, gguf, hardware, library, shapes
-from localai.domain import GIB, ChatEngine, Plan
-from localai.errors import DoesNotFit, UsageError
+from localai.domain import GIB, ChatEngine, Machine, Plan
+from localai.errors import DoesNotFit, EngineError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +55,14 @@ def prepare(found: library.Found, wishes: Wishes, want_context: int | None = Non
     than there are (llama.cpp's threads wait actively: too many make it not slow but still).
     """
     machine = hardware.detect()
-    if wishes.threads is not None and wishes.threads > machine.cpu.logical_cores:
-        raise UsageError(
-            f"{wishes.threads} threads are more than the {machine.cpu.logical_cores} of this machine",
-            "leave --threads out: the plan takes one a physical core",
-        )
+    check_threads(wishes, machine)
     header = gguf.read_model([file.path for file in found.model.files] if found.model else [found.path])
     shape, weights = shapes.shape(header), shapes.weights(header)
+    if not shapes.makes_text(header):
+        raise EngineError(
+            f"{found.name} is a model for embeddings: it writes no text",
+            f"localai embed -m {found.name if found.model else found.path} ...",
+        )
     plan = estimate.plan(
         shape,
         weights,
@@ -84,6 +85,15 @@ def prepare(found: library.Found, wishes: Wishes, want_context: int | None = Non
             else "close other programs, ask for less (--context), or take a smaller model (localai recommend)",
         )
     return Prepared(found, plan, shape.params, shape.context_length)
+
+
+def check_threads(wishes: Wishes, machine: Machine) -> None:
+    """Refuse more threads than there are: llama.cpp's wait actively, and too many make it not slow but still."""
+    if wishes.threads is not None and wishes.threads > machine.cpu.logical_cores:
+        raise UsageError(
+            f"{wishes.threads} threads are more than the {machine.cpu.logical_cores} of this machine",
+            "leave --threads out: the plan takes one a physical core",
+        )
 
 
 def load(

@@ -119,6 +119,11 @@ def json_object(content: Mapping[str, Any]) -> None:
     _write(sys.stdout, json_line(content, indent=2))
 
 
+def line(content: Mapping[str, Any]) -> None:
+    """Write one JSON object with its schema version as a line of its own."""
+    _write(sys.stdout, json_line(content))
+
+
 def event(kind: str, content: Mapping[str, Any]) -> None:
     """Write one event of an ndjson stream, at once."""
     _write(sys.stdout, json_line({"event": kind, **content}))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from localai.domain import Shape, Weights
+from localai.domain import Pooling, Shape, Weights
 from localai.errors import EngineError
 from localai.gguf import Header, Skipped, TensorInfo
 
@@ -80,6 +80,7 @@ _WITHOUT_CACHE = frozenset(
         "wavtokenizer-dec",
     }
 )
+_POOLINGS = ("mean", "mean", "cls", "last", "rank")  # enum llama_pooling_type of llama.h; 0 is none
 _GEMMA3N_OWN_KV_LAYERS = 20  # src/models/gemma3n.cpp
 
 # general.file_type, enum llama_ftype of include/llama.h, named as files are.
@@ -167,6 +168,23 @@ def quantization(header: Header) -> str:
         return "F32"
     most = max(size, key=lambda kind: size[kind])
     return _LIKE_A_FILE.get(most, most)
+
+
+def pooling(header: Header) -> Pooling:
+    """How the model makes vectors. Raises EngineError for a way that llama.cpp doesn't know."""
+    architecture = _text(header, "general.architecture")
+    number = header.metadata.get(f"{architecture}.pooling_type", 0)
+    causal = header.metadata.get(f"{architecture}.attention.causal", True) is not False
+    causal = causal and architecture not in _WITHOUT_CACHE
+    if type(number) is not int or not 0 <= number < len(_POOLINGS):
+        raise EngineError("the model's pooling_type is unknown", "a newer engine may know it")
+    return Pooling(_POOLINGS[number], causal, declared=number > 0)
+
+
+def makes_text(header: Header) -> bool:
+    """Whether the model is one that writes: embedding models and rerankers are not."""
+    found = pooling(header)
+    return found.causal and not found.declared
 
 
 def shape(header: Header) -> Shape:

@@ -40,6 +40,7 @@ LAYERS = {
         "documents",
         "sessions",
         "loading",
+        "embeddings",
         "cards",
         "measuring",
         "remote",

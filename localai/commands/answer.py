@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -163,6 +165,15 @@ def read_stdin() -> str:
         raise LocalaiError(f"cannot read stdin: {error.strerror}", "check what is piped in") from error
 
 
+def stdin_lines() -> Iterator[str]:
+    """The lines of stdin as they come, without their ends, as UTF-8 whatever the locale."""
+    try:
+        for number, line in enumerate(sys.stdin.buffer):
+            yield line.decode("utf-8-sig" if number == 0 else "utf-8", "replace").rstrip("\r\n")
+    except OSError as error:
+        raise LocalaiError(f"cannot read stdin: {error.strerror}", "check what is piped in") from error
+
+
 def hint_at_model(words: list[str], model: str | None) -> None:
     """Ollama's users write `run MODEL PROMPT`: tell them about -m, and go on."""
     from localai import library
@@ -207,16 +218,20 @@ def prepare(name: str | None, wished: Wishes, want_context: int | None) -> Prepa
 def load_prepared(prepared: Prepared, interrupts: Interrupts) -> Loaded:
     """Load, with progress on stderr; Ctrl-C stops it."""
     from localai import loading
+
+    with loading_shown(prepared.found.name) as progress:
+        return loading.load(prepared, progress, interrupts.requested, render.note)
+
+
+@contextlib.contextmanager
+def loading_shown(name: str) -> Iterator[Callable[[float], None]]:
+    """What a load is to tell the share that is read; an abort of llama.cpp's ends the process in our own way."""
     from localai.engine import library as llama
 
     llama.on_fatal(engine_gave_up)
     status = render.Status()
-
-    def progress(share: float) -> None:
-        status.show(f"loading {prepared.found.name}: {share:.0%}")
-
     try:
-        return loading.load(prepared, progress, interrupts.requested, render.note)
+        yield lambda share: status.show(f"loading {name}: {share:.0%}")
     finally:
         status.clear()
 

@@ -27,6 +27,9 @@ class SequenceCache:
         self._api = api
         self.pointer: Any = _new_context(api, model, plan)
         self._memory = api.llama_get_memory(self.pointer)
+        if not self._memory:  # an encoder's; llama.cpp would crash
+            self.close()
+            raise EngineError("the model is not one that writes text", "localai recommend names some that do")
         self._window = max(1, api.llama_model_n_swa(model))
         self._step = max(1, min(plan.ubatch, plan.batch))
         self.capacity = int(api.llama_n_ctx(self.pointer))

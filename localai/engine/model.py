@@ -109,7 +109,9 @@ def load_model(
         )
     if api.llama_model_has_encoder(model) or not api.llama_vocab_type(api.llama_model_get_vocab(model)):
         api.llama_model_free(model)
-        raise EngineError(f"{path.name} is not a model that chats", "localai recommend names some that do")
+        raise EngineError(
+            f"{path.name} is not a model that chats or makes embeddings", "localai recommend names some that do"
+        )
     return model
 
 

@@ -32,15 +32,15 @@ class Vocabulary:
         self._shown: frozenset[int] = frozenset()
         self._tags = tuple(tag for tag in dict.fromkeys(_TAG.findall(template)) if self._is_special(tag))
 
-    def tokenize(self, text: str, *, parse_special: bool = True) -> list[int]:
-        """The tokens of `text`, none added; what cannot be UTF-8 becomes "?"."""
+    def tokenize(self, text: str, *, parse_special: bool = True, add_special: bool = False) -> list[int]:
+        """The tokens of `text`; with `add_special` those at its ends, too. What cannot be UTF-8 becomes "?"."""
         raw = text.encode("utf-8", "replace")
         room = len(raw) + 16
         tokens = (ctypes.c_int32 * room)()
-        count = self._api.llama_tokenize(self._vocab, raw, len(raw), tokens, room, False, parse_special)
+        count = self._api.llama_tokenize(self._vocab, raw, len(raw), tokens, room, add_special, parse_special)
         if count < 0:
             tokens = (ctypes.c_int32 * -count)()
-            count = self._api.llama_tokenize(self._vocab, raw, len(raw), tokens, -count, False, parse_special)
+            count = self._api.llama_tokenize(self._vocab, raw, len(raw), tokens, -count, add_special, parse_special)
         return tokens[: max(count, 0)]
 
     def single(self, text: str) -> int | None:
