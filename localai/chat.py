@@ -89,7 +89,7 @@ class Conversation:
         if dropped := (len(self._turns) - len(kept)) // 2:
             yield TurnsDropped(dropped)
         request = GenerationRequest(
-            (*self._head(), *kept, question), self.sampling, self.max_tokens, self.stop, self.think
+            (*self._head(), *kept, question), self.sampling, self.max_tokens, self.stop, self.think, revisable=True
         )
         said: list[str] = []
         end: AnswerEnd | None = None

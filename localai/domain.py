@@ -411,7 +411,8 @@ Event = TurnsDropped | PromptProgress | ThinkingText | AnswerText | AnswerEnd
 class GenerationRequest:
     """What to answer and how. `max_tokens` None means: until the model stops or the context is full.
 
-    `think` None leaves it to the model's template. `grammar` (GBNF) is what the answer must be a text of.
+    `think` None leaves it to the model's template. `grammar` (GBNF) is what the answer must be a text of. `revisable`:
+    the conversation may be taken up again before this answer or its question, so keep what going back there needs.
     """
 
     messages: tuple[Message, ...]
@@ -420,6 +421,7 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     think: bool | None = None
     grammar: str | None = None
+    revisable: bool = False
 
 
 EMBEDDING_STEP = 512  # tokens of a batch: more at a time is no faster on a CPU, and each takes a row of logits

@@ -21,12 +21,12 @@ def model_file() -> Path:
 
 
 def plan(context: int = 2048) -> Plan:
-    """A plan made by hand: CPU, two threads, llama.cpp's usual batches."""
+    """A plan made by hand: CPU, llama.cpp's usual batches; one thread, as the tests themselves run in parallel."""
     return Plan(
         context=context,
         placement=Placement.CPU,
         gpu_layers=0,
-        threads=2,
+        threads=1,
         batch=2048,
         ubatch=512,
         kv_type="f16",

@@ -8,6 +8,7 @@ from typing import Any
 
 from localai.domain import Plan
 from localai.engine import library
+from localai.engine.checkpoints import Checkpoints
 from localai.errors import DoesNotFit, EngineError
 
 # enum ggml_type of ggml.h: the types a KV cache can have
@@ -30,6 +31,7 @@ class SequenceCache:
         if not self._memory:  # an encoder's; llama.cpp would crash
             self.close()
             raise EngineError("the model is not one that writes text", "localai recommend names some that do")
+        self._checkpoints = Checkpoints(api, model, self.pointer)
         self._window = max(1, api.llama_model_n_swa(model))
         self._step = max(1, min(plan.ubatch, plan.batch))
         self.capacity = int(api.llama_n_ctx(self.pointer))
@@ -54,21 +56,40 @@ class SequenceCache:
         return self._truncate(kept)
 
     def _truncate(self, length: int) -> int:
-        """Keep the first `length` tokens, or none where the model's memory cannot go back; returns how many."""
+        """Keep the first `length` tokens, fewer where the model's memory cannot go back; returns how many."""
         if length >= len(self.tokens):
             return length
         # a sliding window may have let go of cells that the next token must see; a recurrent state cannot go back
         oldest = self._api.llama_memory_seq_pos_min(self._memory, 0)
-        can_go_back = 0 <= oldest <= max(0, length - self._window)
-        if length and can_go_back and self._api.llama_memory_seq_rm(self._memory, 0, length, -1):
-            del self.tokens[length:]
-        else:
-            self.clear()
+        if not (0 <= oldest <= max(0, length - self._window) and self._let_go(length)):
+            self._back_to_a_checkpoint(length)
         return len(self.tokens)
+
+    def _let_go(self, length: int) -> bool:
+        """Take the cells from `length` on out of the memory, where it can be done."""
+        if not length or not self._api.llama_memory_seq_rm(self._memory, 0, length, -1):
+            return False
+        del self.tokens[length:]
+        self._checkpoints.forget_beyond(length)
+        return True
+
+    def _back_to_a_checkpoint(self, length: int) -> None:
+        if not self._let_go(self._checkpoints.restore(length)):
+            self.clear()
+
+    def mark(self) -> None:
+        """Remember the present state as one to come back to, where the memory cannot go back by itself."""
+        self._checkpoints.take(len(self.tokens))
+
+    @property
+    def needs_marks(self) -> bool:
+        """Whether coming back takes a `mark`."""
+        return self._checkpoints.needed
 
     def clear(self) -> None:
         """Forget everything."""
         self._api.llama_memory_clear(self._memory, False)
+        self._checkpoints.forget_beyond(0)
         self.tokens.clear()
 
     def evaluate(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> Iterator[int]:
@@ -124,9 +145,9 @@ class SequenceCache:
         self.tokens.append(token)
 
     def _repair(self) -> None:
-        """Take the cells of a broken-off batch out of the memory again, everything where that cannot be done."""
-        if not self.tokens or not self._api.llama_memory_seq_rm(self._memory, 0, len(self.tokens), -1):
-            self.clear()
+        """Take the cells of a broken-off batch out of the memory again, more where that cannot be done."""
+        if not self._let_go(len(self.tokens)):
+            self._back_to_a_checkpoint(len(self.tokens))
 
     def _fail(self, code: int) -> None:
         self.clear()

@@ -15,6 +15,7 @@ from localai.engine.cache import Cancelled, SequenceCache
 from localai.engine.prompts import Prompt, Prompts
 from localai.engine.sampling import NOTHING, Sampler
 from localai.engine.templates import Renderer
+from localai.engine.told import Told
 from localai.errors import DoesNotFit, EngineError
 
 _MMAP, _NO_MMAP = 1, 0  # enum llama_load_mode
@@ -137,7 +138,7 @@ class LlamaEngine:
         self._prompts = Prompts(api, model, renderer, notice)
         self._vocabulary = self._prompts.vocabulary
         self._asked: tuple[tuple[Message, ...], bool | None, Prompt] | None = None
-        self._told: tuple[str, list[int]] = ("", [])  # the last prompt and answer, as text and as tokens
+        self._told = Told()
 
     def count_tokens(self, messages: Sequence[Message], think: bool | None = None) -> int:
         """Tokens that the rendered conversation takes, the opening of the answer included."""
@@ -155,9 +156,7 @@ class LlamaEngine:
         self._check_open()
         if self._asked is not None and self._asked[:2] == (messages, think):
             return self._asked[2]
-        prompt = self._prompts.prompt(
-            messages, think, lambda text: self._told if text.startswith(self._told[0]) else ("", [])
-        )
+        prompt = self._prompts.prompt(messages, think, self._told.beginning)
         self._asked = (messages, think, prompt)
         return prompt
 
@@ -176,9 +175,11 @@ class LlamaEngine:
         answer = Answer(self._vocabulary, prompt, request, self.load_ms, kept, started)
         yield PromptProgress(kept, total)
         try:
-            for done in self._cache.evaluate(prompt.tokens[kept:], cancelled):
-                yield PromptProgress(kept + done, total)
-                self._check_open()
+            for part in self._parts(request, prompt, kept):
+                before = len(self._cache.tokens)
+                for done in self._cache.evaluate(part, cancelled):
+                    yield PromptProgress(before + done, total)
+                    self._check_open()
         except Cancelled:
             answer.finish_reason = "interrupted"
         else:
@@ -186,8 +187,20 @@ class LlamaEngine:
             try:
                 yield from self._decode(request, prompt, answer, cancelled)
             finally:
-                self._told = (prompt.text + answer.raw, prompt.tokens + answer.tokens)
+                self._told.say(prompt.text, prompt.tokens, answer.raw, answer.tokens)
         yield from answer.finish()
+
+    def _parts(self, request: GenerationRequest, prompt: Prompt, kept: int) -> Iterator[list[int]]:
+        """What is to be evaluated of the prompt: in one part, or with marks at the turn's borders between them."""
+        rest = prompt.tokens[kept:]
+        if request.revisable and self._cache.needs_marks:
+            self._cache.mark()  # the end of the last answer, or what is left of it
+            border = len(prompt.tokens) - self._prompts.opening_length(request.messages, request.think, prompt)
+            if kept < border < len(prompt.tokens):
+                yield prompt.tokens[kept:border]
+                self._cache.mark()
+                rest = prompt.tokens[border:]
+        yield rest
 
     def _decode(
         self, request: GenerationRequest, prompt: Prompt, answer: Answer, cancelled: Callable[[], bool]

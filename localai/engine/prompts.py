@@ -67,6 +67,18 @@ class Prompts:
             tokens = self.vocabulary.with_bos(self.vocabulary.encode(rendered.text, border))
         return Prompt(rendered.text, tokens or [max(self.vocabulary.bos, 0)], rendered.stops)
 
+    def opening_length(self, messages: Sequence[Message], think: bool | None, prompt: Prompt) -> int:
+        """How many of the prompt's last tokens only open the answer; 0 where that cannot be told.
+
+        A later prompt of the same conversation may well have something else there (thoughts are left out of it).
+        """
+        safe = [Message(message.role, self.vocabulary.protected(message.content, self._border)) for message in messages]
+        closed = self._template.without_opening(safe, think)
+        if closed is None or not prompt.text.startswith(closed):
+            return 0
+        opening = self.vocabulary.encode(prompt.text[len(closed) :], self._border)
+        return len(opening) if opening and prompt.tokens[-len(opening) :] == opening else 0
+
     def refuse_far_too_long(
         self, messages: Sequence[Message], context: int, cancelled: Callable[[], bool] = lambda: False
     ) -> None:

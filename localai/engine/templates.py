@@ -146,10 +146,19 @@ class ChatTemplate:
             self._fall_back(f"the model's chat template fails ({reason})")
         return plain(messages, chatml=self._chatml)
 
-    def _apply(self, messages: Sequence[Message], think: bool | None) -> str:
+    def without_opening(self, messages: Sequence[Message], think: bool | None = None) -> str | None:
+        """The conversation as text, without what opens the answer; None where the template cannot tell."""
+        if self._source is None:
+            return None
+        try:
+            return self._apply(messages, think, opening=False)
+        except TemplateFailed:
+            return None
+
+    def _apply(self, messages: Sequence[Message], think: bool | None, opening: bool = True) -> str:
         variables: dict[str, Any] = {
             "messages": [{"role": message.role, "content": message.content} for message in messages],
-            "add_generation_prompt": True,
+            "add_generation_prompt": opening,
             **self._tokens,
         }
         if think is not None:

@@ -1,0 +1,34 @@
+"""What was last said, as text and as the model's own tokens, which need not be those its text is split into."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class Told:
+    """A prompt with its answer. `borders` are where text and tokens are known to meet: ends of prompts and of answers.
+
+    A later prompt that begins with the same text up to a border takes the tokens up to there over, so that they are
+    those that the cache holds.
+    """
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.tokens: list[int] = []
+        self.borders: list[tuple[int, int]] = []  # characters, tokens
+
+    def beginning(self, rendered: str) -> tuple[str, list[int]]:
+        """The longest known beginning of `rendered`, and its tokens; nothing where there is none."""
+        for characters, tokens in reversed(self.borders):
+            if rendered.startswith(self.text[:characters]):
+                return self.text[:characters], self.tokens[:tokens]
+        return "", []
+
+    def say(self, text: str, tokens: Sequence[int], answer: str, answer_tokens: Sequence[int]) -> None:
+        """Remember a prompt, made with the help of `beginning`, and its answer."""
+        known, _ = self.beginning(text)
+        self.borders = [border for border in self.borders if border[0] <= len(known)]
+        self.text, self.tokens = text + answer, [*tokens, *answer_tokens]
+        for border in ((len(text), len(tokens)), (len(self.text), len(self.tokens))):
+            if not self.borders or border[0] > self.borders[-1][0]:
+                self.borders.append(border)
