@@ -124,6 +124,20 @@ def read(source: gguf.ByteSource) -> str:
     return "read"
 
 
+def timed(where: Path | Pieces) -> tuple[str, float]:
+    """What became of it and in how many seconds; a crash is an outcome like any other."""
+    started = time.monotonic()
+    try:
+        if isinstance(where, Path):
+            with gguf.FileSource(where) as source:
+                outcome = read(source)
+        else:
+            outcome = read(where)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it is what is looked for
+        outcome = f"CRASH {type(error).__name__}: {error}"[:200]
+    return outcome, time.monotonic() - started
+
+
 def main() -> int:
     """Run, print what was seen, and exit 1 if anything was crash, hang or hunger."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -142,16 +156,10 @@ def main() -> int:
         as_file = rng.random() < 0.2
         if as_file:
             path.write_bytes(data)
-        started = time.monotonic()
-        try:
-            if as_file:
-                with gguf.FileSource(path) as source:
-                    outcome = read(source)
-            else:
-                outcome = read(Pieces(data, size))
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is what is looked for
-            outcome = f"CRASH {type(error).__name__}: {error}"[:200]
-        took_s = time.monotonic() - started
+        source = path if as_file else Pieces(data, size)
+        outcome, took_s = timed(source)
+        if took_s > SECONDS_LIMIT:  # the machine's pause or ours? whatever is slow is slow twice
+            outcome, took_s = min(((outcome, took_s), timed(source)), key=lambda each: each[1])
         longest_s = max(longest_s, took_s)
         if took_s > SECONDS_LIMIT:
             outcome = f"HANG of {took_s:.1f} s"

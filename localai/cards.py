@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from localai import catalog, estimate, gguf, hardware, library, naming, shapes
-from localai.domain import Machine, Plan
+from localai.buffers import UBATCH
+from localai.domain import Machine, Plan, Shape, Weights
 from localai.errors import AccessDenied, LocalaiError, NetworkError, NotFound
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def size_note(params: int) -> str | None:
     return "a very small model: good for trying things out, often wrong"
 
 
-def card(name: str, context: int | None = None, kv_type: str = "f16") -> Card:
+def card(name: str, context: int | None = None, kv_type: str | None = None) -> Card:
     """The card of an installed model, a .gguf file, or a model of the Hub; a connection is opened for the last only.
 
     Where the Hub cannot be asked, a model of the catalog is described by the catalog's facts, with a `warning`.
@@ -94,20 +95,32 @@ def _instead(error: LocalaiError) -> str:
     return f"{error.message}; what follows is reckoned from the catalog's facts"
 
 
-def from_hub(wanted: library.Meaning, found: remote.RemoteModel, context: int | None, kv_type: str) -> Card:
+def _planned(
+    shape: Shape,
+    weights: Weights,
+    machine: Machine,
+    context: int | None,
+    kv_type: str | None,
+    quant: str | None,
+    measured: estimate.Measure | None = None,
+) -> Plan:
+    """How it would run here. With a context of the user's own, what that takes as it is asked for: an f16 cache and the
+    usual micro-batch, where the plan would take less of either to make it fit.
+    """
+    ubatch = None
+    if context is not None:
+        kv_type, ubatch = kv_type or "f16", UBATCH
+    return estimate.plan(
+        shape, weights, machine, context=context, kv_type=kv_type, ubatch=ubatch, quant=quant, measured=measured
+    )
+
+
+def from_hub(wanted: library.Meaning, found: remote.RemoteModel, context: int | None, kv_type: str | None) -> Card:
     """The card of a model on the Hub: one variant's header was read, the others go by their sizes."""
     machine, facts, known = hardware.detect(), shapes.card(found.header), wanted.known
     variants = []
     for variant, weights in zip(found.variants, found.weights, strict=True):
-        plan = estimate.plan(
-            found.shape,
-            weights,
-            machine,
-            context=context,
-            kv_type=kv_type,
-            quant=variant.quantization,
-            measured=found.measured,
-        )
+        plan = _planned(found.shape, weights, machine, context, kv_type, variant.quantization, found.measured)
         name = variant.files[0].name
         variants.append(CardVariant(variant.quantization, name, variant.size_bytes, False, plan))
     return Card(
@@ -130,7 +143,7 @@ def from_hub(wanted: library.Meaning, found: remote.RemoteModel, context: int | 
     )
 
 
-def from_header(found: library.Found, context: int | None, kv_type: str = "f16") -> Card:
+def from_header(found: library.Found, context: int | None, kv_type: str | None = None) -> Card:
     """The card of a model whose file is here."""
     from localai import measuring
 
@@ -139,7 +152,7 @@ def from_header(found: library.Found, context: int | None, kv_type: str = "f16")
     facts, shape, weights = shapes.card(header), shapes.shape(header), shapes.weights(header)
     measured = None if measuring.is_exact(shape) else measuring.measure_for(shape, measuring.header_files(paths))
     machine = hardware.detect()
-    plan = estimate.plan(shape, weights, machine, context=context, kv_type=kv_type, measured=measured)
+    plan = _planned(shape, weights, machine, context, kv_type, None, measured)
     known = catalog.resolve_name(found.name)
     size = found.model.size_bytes if found.model else found.path.stat().st_size
     quantization = found.model.quantization if found.model else shapes.quantization(header)
@@ -166,7 +179,7 @@ def from_header(found: library.Found, context: int | None, kv_type: str = "f16")
 
 
 def others(
-    known: catalog.CatalogModel, quantization: str, context: int | None, kv_type: str, machine: Machine
+    known: catalog.CatalogModel, quantization: str, context: int | None, kv_type: str | None, machine: Machine
 ) -> Iterator[CardVariant]:
     """The quantizations that the catalog knows besides the one that is shown; `installed` where they are here too."""
     here = {model.quantization for model in library.installed() if model.model == known.id}
@@ -179,7 +192,7 @@ def from_catalog(
     known: catalog.CatalogModel,
     selector: str | None,
     context: int | None,
-    kv_type: str = "f16",
+    kv_type: str | None = None,
     machine: Machine | None = None,
 ) -> Card:
     """The card of a model that is not here, from the catalog's facts; `selector` leaves one of its files."""
@@ -191,7 +204,7 @@ def from_catalog(
         plan = None
         if known.shape is not None:
             weights = estimate.weights_from_catalog(known, file.quantization)
-            plan = estimate.plan(known.shape, weights, machine, context=context, kv_type=kv_type)
+            plan = _planned(known.shape, weights, machine, context, kv_type, file.quantization)
         variants.append(CardVariant(file.quantization, file.name, file.size_bytes, False, plan))
     if selector is not None and not variants:
         have = ", ".join(file.quantization for file in known.files)

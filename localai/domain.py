@@ -202,6 +202,7 @@ class Weights:
     output_bytes: int = 0
     tied_bytes: int = field(default=0, compare=False)  # the part of the embedding that is the output, too
     layer_bytes: tuple[int, ...] = field(default=(), compare=False)  # of each layer, () where no header was read
+    expert_bytes: tuple[int, ...] = field(default=(), compare=False)  # the part of them that is routed experts
 
 
 class Placement(StrEnum):
@@ -212,16 +213,19 @@ class Placement(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MemoryNeed:
-    """Predicted memory in bytes; `total_bytes` is weights + KV cache + compute, without `overhead_bytes`."""
+    """Predicted memory in bytes; `total_bytes` is weights + KV cache + compute (+ the projector, 0 of text models),
+    without `overhead_bytes`.
+    """
 
     weights_bytes: int
     kv_cache_bytes: int
     compute_bytes: int
     overhead_bytes: int
+    projector_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
-        return self.weights_bytes + self.kv_cache_bytes + self.compute_bytes
+        return self.weights_bytes + self.kv_cache_bytes + self.compute_bytes + self.projector_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +240,11 @@ class SpeedRange:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a model is to be loaded on a machine, and what that costs. `fits` False means: do not load."""
+    """How a model is to be loaded on a machine, and what that costs. `fits` False means: do not load.
+
+    The routed experts of the first `cpu_expert_layers` layers stay in RAM and are computed there, whatever `gpu_layers`
+    says of the rest of those layers.
+    """
 
     context: int
     placement: Placement
@@ -253,6 +261,7 @@ class Plan:
     decode_tps: SpeedRange | None
     prompt_tps: SpeedRange | None
     warnings: tuple[str, ...] = ()
+    cpu_expert_layers: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,18 @@
 """Memory and speed of a model on a machine, and how to load it there: pure functions of shape, weights and machine.
 
-What a model takes is in `buffers` and `sizes`, how fast it is in `speed`; here it is put together into a plan.
+What a model takes is in `buffers` and `sizes`, where it goes in `placement`, how fast it is in `speed`; here it is put
+together into a plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
-from localai import quantization
-from localai.buffers import CONTEXT_STEP, KV_TYPES, UBATCH, compute_bytes, kv_cache_bytes, kv_layers, padded
-from localai.domain import GIB, MIB, Machine, MemoryNeed, Placement, Plan, Shape, Weights
+from localai import placement, quantization
+from localai.buffers import CONTEXT_STEP, KV_TYPES, UBATCH, compute_bytes, kv_cache_bytes, padded
+from localai.domain import MIB, Machine, MemoryNeed, Placement, Plan, Shape, Weights
+from localai.placement import GPU_MARGIN_BYTES
 from localai.sizes import shape_from_params, shape_from_size, weights_from_catalog, weights_from_size
 from localai.speed import cores, decode_speed, engine_gpus, prompt_speed
 
@@ -33,17 +35,31 @@ __all__ = [
 DEFAULT_CONTEXT = 8192
 SMALLEST_CONTEXT = 2048
 BATCH = 2048  # llama.cpp's default n_batch
+SMALL_UBATCH = 128  # where memory is short: a quarter of the compute buffer, prompts a little slower
+# About half of f16's bytes, at a mean divergence of 0.001 (llama.cpp PR 7412; Q4_K_M weights: 0.031); slower on CPUs.
+SMALL_KV_TYPE = "q8_0"
+_WORTH_THE_GPU = 4096  # tokens of context for which more is given up, to stay on the GPU whole
 
 # This program beside what llama.cpp allocates: Python and its libraries 52 MiB (unshared, measured), the vocabulary,
 # the prompt and text as they grow, with room.
 PROCESS_BYTES = 150 * MIB
 RAM_MARGIN = 0.05  # of what is available, so that a load never swaps
-GPU_MARGIN_BYTES = GIB  # the driver's context and the desktop; what llama.cpp's own fitting leaves (common/fit)
+
+# What llama.cpp itself says that a context takes, of (context, kv_type, ubatch): bytes of KV cache and of compute
+# buffers; None where it cannot be asked. See `measuring`.
+Measure = Callable[[int, str, int], tuple[int, int] | None]
 
 
-# What llama.cpp itself says that a context takes, of (context, kv_type): bytes of KV cache and of compute buffers; None
-# where it cannot be asked. See `measuring`.
-Measure = Callable[[int, str], tuple[int, int] | None]
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is to be placed, and where: what stays the same while `plan` tries contexts and the rest."""
+
+    shape: Shape
+    weights: Weights
+    machine: Machine
+    gpu_layers: int | None
+    measured: Measure | None
+    projector_bytes: int
 
 
 def memory(
@@ -55,20 +71,20 @@ def memory(
     outputs: int = 1,
     flash: bool = True,
     measured: Measure | None = None,
+    projector_bytes: int = 0,
 ) -> MemoryNeed:
-    """What loading takes: tensors once, KV cache, compute buffer, and this program itself as overhead.
+    """What loading takes: tensors once, KV cache, compute buffer, projector, and this program itself as overhead.
 
-    `measured`, where it has an answer, goes before the closed forms; it knows the default ubatch and outputs only.
+    `measured`, where it has an answer, goes before the closed forms; it knows one output row and flash attention only.
     """
-    asked = measured is not None and (ubatch, outputs, flash) == (UBATCH, 1, True)
-    if asked and measured is not None and (found := measured(padded(context), kv_type)) is not None:
-        return MemoryNeed(weights.total_bytes, *found, PROCESS_BYTES)
-    return MemoryNeed(
-        weights.total_bytes,
+    found = (
+        measured(padded(context), kv_type, ubatch) if measured is not None and (outputs, flash) == (1, True) else None
+    )
+    cache, buffers = found or (
         kv_cache_bytes(shape, context, kv_type, ubatch),
         compute_bytes(shape, context, ubatch, outputs, flash),
-        PROCESS_BYTES,
     )
+    return MemoryNeed(weights.total_bytes, cache, buffers, PROCESS_BYTES, projector_bytes)
 
 
 def plan(
@@ -79,36 +95,62 @@ def plan(
     context: int | None = None,
     gpu_layers: int | None = None,
     threads: int | None = None,
-    kv_type: str = "f16",
+    kv_type: str | None = None,
+    ubatch: int | None = None,
     want_context: int = DEFAULT_CONTEXT,
     quant: str | None = None,
     measured: Measure | None = None,
+    projector_bytes: int = 0,
 ) -> Plan:
     """How to load the model here, with what that takes and how fast it will be; `fits` False means: do not load.
 
-    `context` is taken as asked; without it, `want_context` or the most that fits, within the model's own. As many
-    layers as fit go to the GPUs, leaving 1 GiB a device; a shorter context is preferred to leaving the GPU. `measured`
-    goes before the closed forms of cache and compute buffers.
+    What is given is taken as asked, and what is None is chosen: of `want_context` tokens, or the most that fits within
+    the model's own; an f16 cache and 512 tokens at a time, less of either where that does not fit. As much as fits goes
+    to the GPUs, leaving 1 GiB a device; a smaller cache, or a context down to 4,096, is preferred to leaving the GPU.
+    `measured` goes before the closed forms of cache and compute buffers.
     """
-
-    def placed_with(length: int) -> Plan:
-        return _placed(shape, weights, machine, length, gpu_layers, kv_type, measured)
-
-    if context is not None:
-        best = placed_with(padded(max(context, 1)))
-    else:
-        tried = [placed_with(each) for each in _contexts(shape, want_context)]
-        fitting = [each for each in tried if each.fits]
-        on_gpu = [each for each in fitting if each.placement is Placement.GPU]
-        best = (on_gpu or fitting or tried[-1:])[0]
-    decode = decode_speed(shape, weights, machine, best.gpu_layers, kv_type=kv_type)
+    job = _Job(shape, weights, machine, gpu_layers, measured, projector_bytes)
+    contexts = _contexts(shape, want_context) if context is None else [padded(max(context, 1))]
+    kv_types = [kv_type] if kv_type is not None else ["f16", *([SMALL_KV_TYPE] if _can_shrink(shape) else [])]
+    ubatches = [ubatch] if ubatch is not None else [UBATCH, SMALL_UBATCH]
+    best = _best(job, contexts, kv_types, ubatches)
+    decode = decode_speed(
+        shape, weights, machine, best.gpu_layers, kv_type=best.kv_type, cpu_expert_layers=best.cpu_expert_layers
+    )
     placed = replace(
         best,
         threads=threads or cores(machine),
         decode_tps=decode,
-        prompt_tps=prompt_speed(shape, weights, machine, best.gpu_layers),
+        prompt_tps=prompt_speed(shape, weights, machine, best.gpu_layers, cpu_expert_layers=best.cpu_expert_layers),
     )
-    return replace(placed, warnings=tuple(_warnings(placed, shape, quant, context or want_context)))
+    chosen = kv_type is None and placed.fits and placed.kv_type != kv_types[0]
+    return replace(placed, warnings=tuple(_warnings(placed, shape, quant, context or want_context, chosen)))
+
+
+def _best(job: _Job, contexts: list[int], kv_types: list[str], ubatches: list[int]) -> Plan:
+    """The first way that fits: on the GPU whole, else the longest context, else a smaller cache; else what to refuse.
+
+    On a GPU a smaller cache comes before a shorter context; on a CPU after it, since CPUs read it slower.
+    """
+    if engine_gpus(job.machine) and job.gpu_layers is None:
+        enough = min(contexts[0], _WORTH_THE_GPU)
+        for ubatch, context, kv_type in (
+            (u, c, k) for u in ubatches for c in contexts if c >= enough for k in kv_types
+        ):
+            found = _placed(job, context, kv_type, ubatch)
+            if found.fits and found.placement is Placement.GPU:
+                return found
+    for kv_type, context, ubatch in ((k, c, u) for k in kv_types for c in contexts for u in ubatches):
+        found = _placed(job, context, kv_type, ubatch)
+        if found.fits:
+            return found
+    return _placed(job, contexts[-1], kv_types[0], ubatches[0])
+
+
+def _can_shrink(shape: Shape) -> bool:
+    """Whether llama.cpp takes a quantized cache of this model: whole blocks of 32, and flash attention."""
+    blocks = shape.key_length % 32 == 0 and (shape.latent_kv or shape.value_length % 32 == 0)
+    return any(shape.kv_heads) and blocks and shape.architecture != "grok"
 
 
 def _contexts(shape: Shape, want: int) -> list[int]:
@@ -121,102 +163,66 @@ def _contexts(shape: Shape, want: int) -> list[int]:
     return tried
 
 
-def _placed(
-    shape: Shape,
-    weights: Weights,
-    machine: Machine,
-    context: int,
-    gpu_layers: int | None,
-    kv_type: str,
-    measured: Measure | None,
-) -> Plan:
+def _placed(job: _Job, context: int, kv_type: str, ubatch: int) -> Plan:
     """The plan for one context, without speeds: layers on the GPU, memory, whether it fits."""
+    shape, weights, machine = job.shape, job.weights, job.machine
     gpus = engine_gpus(machine)
-    unified = bool(gpus) and all(gpu.shared_memory for gpu in gpus)
-    need = memory(shape, weights, context, kv_type, measured=measured)
+    need = memory(shape, weights, context, kv_type, ubatch, measured=job.measured, projector_bytes=job.projector_bytes)
     ram = machine.memory.available_bytes
+    margin = PROCESS_BYTES + round(ram * RAM_MARGIN)
     everything = shape.n_layers + 1
-    if not gpus or gpu_layers == 0:
-        layers, placement, free, fits = 0, Placement.CPU, ram, True
-        overhead = PROCESS_BYTES + round(ram * RAM_MARGIN)
-        fits = need.total_bytes + overhead <= ram
-    elif unified:
-        layers = everything if gpu_layers is None else min(gpu_layers, everything)
-        placement = Placement.GPU if layers == everything else Placement.SPLIT
-        limits = [gpu.vram_free_bytes or gpu.vram_total_bytes or ram for gpu in gpus]
-        free = min(ram, *limits)
-        overhead = PROCESS_BYTES + round(free * RAM_MARGIN)
-        fits = need.total_bytes + overhead <= free
-    else:
-        budgets = [(gpu.vram_free_bytes or 0) - GPU_MARGIN_BYTES - need.compute_bytes for gpu in gpus]
-        items = _items(shape, weights, context, kv_type)
-        room = _layers_that_fit(items, budgets)
-        layers = room if gpu_layers is None else min(gpu_layers, everything)
-        if layers <= 1 and gpu_layers is None:  # the output alone gains nothing
-            return _placed(shape, weights, machine, context, 0, kv_type, measured)
-        placement = Placement.GPU if layers == everything else Placement.SPLIT
-        on_cpu = weights.embedding_bytes + sum(items[: everything - layers]) + need.compute_bytes
-        vram = sum(gpu.vram_free_bytes or 0 for gpu in gpus)
-        margin = PROCESS_BYTES + round(ram * RAM_MARGIN)
-        overhead = PROCESS_BYTES + GPU_MARGIN_BYTES * len(gpus)
-        fits = layers <= room and on_cpu + margin <= ram
-        free = vram if placement is Placement.GPU else vram + ram
+    on_gpus = None
+    if gpus and job.gpu_layers != 0:
+        if all(gpu.shared_memory for gpu in gpus):
+            layers = everything if job.gpu_layers is None else min(job.gpu_layers, everything)
+            kind = Placement.GPU if layers == everything else Placement.SPLIT
+            free = min([ram, *(gpu.vram_free_bytes or gpu.vram_total_bytes or ram for gpu in gpus)])
+            on_gpus = placement.Placed(kind, layers, 0, need.total_bytes, free, True)
+            margin = PROCESS_BYTES + round(free * RAM_MARGIN)
+            overhead, fits = margin, need.total_bytes + margin <= free
+        else:
+            on_gpus = placement.on_gpus(shape, weights, machine, gpus, need, (context, kv_type, ubatch), job.gpu_layers)
+            if on_gpus is not None:
+                overhead = PROCESS_BYTES + GPU_MARGIN_BYTES * len(gpus)
+                fits = on_gpus.fits_gpus and on_gpus.ram_bytes + margin <= ram
+    if on_gpus is None:
+        on_gpus = placement.Placed(Placement.CPU, 0, 0, need.total_bytes, ram, True)
+        overhead, fits = margin, need.total_bytes + margin <= ram
     return Plan(
         context=context,
-        placement=placement,
-        gpu_layers=layers,
+        placement=on_gpus.placement,
+        gpu_layers=on_gpus.gpu_layers,
         threads=1,
         batch=BATCH,
-        ubatch=UBATCH,
+        ubatch=ubatch,
         kv_type=kv_type,
         flash_attention=True,
         # repacked copies and mapped originals together must not push other programs out (llama.cpp repacks on CPUs)
-        use_mmap=placement is Placement.GPU or 2 * need.weights_bytes + need.kv_cache_bytes <= ram,
+        use_mmap=on_gpus.placement is Placement.GPU or 2 * need.weights_bytes + need.kv_cache_bytes <= ram,
         memory=replace(need, overhead_bytes=overhead),
-        available_bytes=free,
+        available_bytes=on_gpus.available_bytes,
         fits=fits,
         decode_tps=None,
         prompt_tps=None,
+        cpu_expert_layers=on_gpus.cpu_expert_layers,
     )
 
 
-def _items(shape: Shape, weights: Weights, context: int, kv_type: str) -> list[int]:
-    """Bytes of each layer with its cache, and last of the output with all that is in no layer.
-
-    A tied output is copied to the GPU. Without a header all layers count as equal.
-    """
-    layers = shape.n_layers
-    body = max(0, weights.total_bytes - weights.embedding_bytes - weights.output_bytes)
-    each = list(weights.layer_bytes) if len(weights.layer_bytes) == layers else [body // layers] * layers
-    state = shape.recurrent_state_bytes // layers
-    caches = kv_layers(shape, context, kv_type, UBATCH)
-    caches += [0] * (layers - len(caches))
-    rest = max(0, body - sum(each)) if weights.layer_bytes else 0
-    output = weights.output_bytes or weights.tied_bytes or weights.embedding_bytes
-    return [own + state + cache for own, cache in zip(each, caches[:layers], strict=True)] + [output + rest]
-
-
-def _layers_that_fit(items: Sequence[int], budgets: Iterable[int]) -> int:
-    """How many of the last items fit into the devices, filled one after another.
-
-    llama.cpp: layer i is on the GPU if i ≥ n_layer + 1 − n_gpu_layers; the output counts as the last layer.
-    """
-    rest = list(items)
-    for budget in budgets:
-        left = budget
-        while rest and rest[-1] <= left:
-            left -= rest.pop()
-    return len(items) - len(rest)
-
-
-def _warnings(placed: Plan, shape: Shape, quant: str | None, wanted: int) -> Iterable[str]:
+def _warnings(placed: Plan, shape: Shape, quant: str | None, wanted: int, shrunk: bool) -> Iterator[str]:
     if quant is not None and quantization.is_low_bit(quant):
         yield f"{quant} is under 4 bits: expect more made-up answers"
     if shape.context_length is not None and placed.context > padded(shape.context_length):
         yield f"a context of {placed.context} tokens is beyond the {shape.context_length} that the model was made for"
     elif placed.context < min(wanted, shape.context_length or wanted):
         yield f"memory leaves room for a context of {placed.context} tokens only"
-    if placed.placement is Placement.SPLIT:
+    if shrunk:
+        yield f"the KV cache is kept as {placed.kv_type}, about half the size of f16, so that it fits"
+    if placed.cpu_expert_layers:
+        yield (
+            f"the experts of {placed.cpu_expert_layers} of {shape.n_layers} layers do not fit on the GPU; they run on"
+            " the CPU"
+        )
+    elif placed.placement is Placement.SPLIT:
         yield f"{placed.gpu_layers} of {shape.n_layers + 1} layers fit on the GPU; the rest runs on the CPU"
     if placed.decode_tps is not None and placed.decode_tps.mid < 4:
         yield f"slow here: about {placed.decode_tps.mid:.1f} tokens per second, reading speed is 5 or more"

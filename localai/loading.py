@@ -70,7 +70,7 @@ def prepare(found: library.Found, wishes: Wishes, want_context: int | None = Non
         context=wishes.context,
         gpu_layers=wishes.gpu_layers,
         threads=wishes.threads,
-        kv_type=wishes.kv_type or "f16",
+        kv_type=wishes.kv_type,
         want_context=want_context or estimate.DEFAULT_CONTEXT,
     )
     if not plan.fits:

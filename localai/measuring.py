@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from localai import gguf
+from localai.buffers import UBATCH
 from localai.domain import Shape
 from localai.engine import oracle
 from localai.engine.oracle import HeaderFile
 from localai.errors import LocalaiError
-from localai.estimate import SMALLEST_CONTEXT, Measure
+from localai.estimate import SMALL_KV_TYPE, SMALL_UBATCH, SMALLEST_CONTEXT, Measure
 
 # Architectures whose compute buffer the closed form gives within 5 % (docs/estimation.md has the table).
 _CLOSED_FORM = frozenset(
@@ -56,23 +57,31 @@ def header_files(paths: Sequence[Path]) -> tuple[HeaderFile, ...]:
 
 
 class _Measured:
-    """Asks once for a context and all the shorter ones that a plan tries; silent once llama.cpp has refused."""
+    """Asks once for a context and all the shorter ones that a plan tries; silent once llama.cpp has refused.
+
+    All that a plan tries where that does not fit (another cache type, a smaller micro-batch) is one more question.
+    """
 
     def __init__(self, files: tuple[HeaderFile, ...]) -> None:
         self._files = files
-        self._known: dict[tuple[int, str], tuple[int, int]] = {}
+        self._known: dict[tuple[int, str, int], tuple[int, int]] = {}
         self._refused = False
 
-    def __call__(self, context: int, kv_type: str) -> tuple[int, int] | None:
-        if (context, kv_type) not in self._known and not self._refused:
+    def __call__(self, context: int, kv_type: str, ubatch: int) -> tuple[int, int] | None:
+        if (context, kv_type, ubatch) not in self._known and not self._refused:
             contexts = [context]
             while contexts[-1] > SMALLEST_CONTEXT:
                 contexts.append(max(SMALLEST_CONTEXT, contexts[-1] // 2 // 256 * 256))
+            more = [(kv_type, ubatch)]
+            if self._known:
+                more += [(each, tokens) for each in (kv_type, SMALL_KV_TYPE) for tokens in (UBATCH, SMALL_UBATCH)]
+            wanted = [(each, *how) for how in dict.fromkeys(more) for each in contexts]
+            wanted = [each for each in wanted if each not in self._known]
             try:
-                found = oracle.measure(self._files, [oracle.Setting(each, kv_type) for each in contexts])
+                found = oracle.measure(self._files, [oracle.Setting(*each) for each in wanted])
             except LocalaiError:
                 self._refused = True
                 return None
-            for each, reading in zip(contexts, found, strict=True):
-                self._known[(each, kv_type)] = (reading.kv_cache_bytes, reading.compute_bytes)
-        return self._known.get((context, kv_type))
+            for each, reading in zip(wanted, found, strict=True):
+                self._known[each] = (reading.kv_cache_bytes, reading.compute_bytes)
+        return self._known.get((context, kv_type, ubatch))

@@ -76,6 +76,8 @@ class Recommendation:
     memory: MemoryNeed
     placement: Placement
     gpu_layers: int
+    cpu_expert_layers: int
+    kv_type: str
     fits: bool
     decode_tps: SpeedRange | None
     prompt_tps: SpeedRange | None
@@ -246,6 +248,8 @@ def _row(model: CatalogModel, file: CatalogFile, weights_bytes: int, plan: Plan,
         memory=plan.memory,
         placement=plan.placement,
         gpu_layers=plan.gpu_layers,
+        cpu_expert_layers=plan.cpu_expert_layers,
+        kv_type=plan.kv_type,
         fits=plan.fits,
         decode_tps=plan.decode_tps,
         prompt_tps=plan.prompt_tps,

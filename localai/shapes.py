@@ -126,7 +126,7 @@ _GUESSED = 1024  # LLAMA_FTYPE_GUESSED
 _LIKE_A_FILE = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 _LAYER = re.compile(r"blk\.(\d{1,4})\.")
-_EXPERTS = re.compile(r"_exps\b")
+_EXPERTS = re.compile(r"_(?:ch)?exps\b")
 _LOOKED_UP = frozenset({"token_embd.weight", "per_layer_token_embd.weight"})  # a row a token, never read whole
 
 
@@ -202,12 +202,14 @@ def weights(header: Header) -> Weights:
     total = embedding = output = 0
     read = 0.0
     tied_bytes = 0
-    layers = [0] * reading.n_layers
+    layers, of_experts = [0] * reading.n_layers, [0] * reading.n_layers
     tied = not any(tensor.name == "output.weight" for tensor in header.tensors)
     for tensor in header.tensors:
         total += tensor.size_bytes
         if (found := _LAYER.match(tensor.name)) and int(found.group(1)) < len(layers):
             layers[int(found.group(1))] += tensor.size_bytes
+            if reading.expert_count and _EXPERTS.search(tensor.name):
+                of_experts[int(found.group(1))] += tensor.size_bytes
         if tensor.name in _LOOKED_UP:
             embedding += tensor.size_bytes
             if not (tied and tensor.name == "token_embd.weight"):
@@ -216,7 +218,7 @@ def weights(header: Header) -> Weights:
         elif tensor.name == "output.weight":
             output = tensor.size_bytes
         read += tensor.size_bytes * reading.share_used(tensor)
-    return Weights(total, round(read), embedding, output, tied_bytes, tuple(layers))
+    return Weights(total, round(read), embedding, output, tied_bytes, tuple(layers), tuple(of_experts))
 
 
 def _text(header: Header, key: str) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from localai import tiers
+from localai import experts, tiers
 from localai.buffers import UBATCH, kv_cache_bytes, typical_width
 from localai.domain import Gpu, Machine, Shape, SpeedRange, Weights
 
@@ -83,21 +83,37 @@ def _rates(machine: Machine, gpus: Sequence[Gpu], only_gpu: bool) -> _Rates:
 
 
 def decode_speed(
-    shape: Shape, weights: Weights, machine: Machine, gpu_layers: int = 0, depth: int = _DEPTH, kv_type: str = "f16"
+    shape: Shape,
+    weights: Weights,
+    machine: Machine,
+    gpu_layers: int = 0,
+    depth: int = _DEPTH,
+    kv_type: str = "f16",
+    cpu_expert_layers: int = 0,
 ) -> SpeedRange:
-    """Tokens per second of writing: bytes read over bandwidth, plus a constant a layer, over CPU and GPU."""
+    """Tokens per second of writing: bytes read over bandwidth, plus a constant a layer, over CPU and GPU.
+
+    Of a mixture of experts the first `cpu_expert_layers` layers' experts are read and computed on the CPU.
+    """
     gpus = engine_gpus(machine)
     share = _gpu_share(shape, gpu_layers) if gpus else 0.0
-    rates = _rates(machine, gpus, share == 1)
+    rates = _rates(machine, gpus, share == 1 and not cpu_expert_layers)
     read = weights.read_per_token_bytes + kv_cache_bytes(shape, min(depth, shape.context_length or depth), kv_type)
     per_layer = _EXPERT_LAYERS if _has_experts(shape) else 1.0
     layers = shape.n_layers * per_layer
-    on_gpu = share * (read / rates.gpu + layers * _GPU_LAYER_S)
-    on_cpu = (1 - share) * (max(read / rates.ram, _decode_arithmetic_s(shape, machine)) + layers * _CPU_LAYER_S)
+    if share and cpu_expert_layers:
+        moved = experts.read_bytes(shape, weights, cpu_expert_layers)
+        on_gpu = (read - moved) / rates.gpu + layers * _GPU_LAYER_S
+        on_cpu = moved / rates.ram + cpu_expert_layers * per_layer * _CPU_LAYER_S
+    else:
+        on_gpu = share * (read / rates.gpu + layers * _GPU_LAYER_S)
+        on_cpu = (1 - share) * (max(read / rates.ram, _decode_arithmetic_s(shape, machine)) + layers * _CPU_LAYER_S)
     return _range(1 / max(on_gpu + on_cpu, 1e-9), rates.low, rates.high, rates.basis)
 
 
-def prompt_speed(shape: Shape, weights: Weights, machine: Machine, gpu_layers: int = 0) -> SpeedRange:
+def prompt_speed(
+    shape: Shape, weights: Weights, machine: Machine, gpu_layers: int = 0, cpu_expert_layers: int = 0
+) -> SpeedRange:
     """Tokens per second of reading, at one micro-batch: max(2·P_active·u / FLOPS, bytes / bandwidth)."""
     gpus = engine_gpus(machine)
     share = _gpu_share(shape, gpu_layers) if gpus else 0.0
@@ -108,7 +124,9 @@ def prompt_speed(shape: Shape, weights: Weights, machine: Machine, gpu_layers: i
     per_byte = _APPLE_FLOP_PER_BYTE if gpus and all(gpu.shared_memory for gpu in gpus) else _GPU_FLOP_PER_BYTE
     gpu_flops = rates.gpu / _EFFICIENCY * per_byte
     on_gpu = share * max(flop / gpu_flops, weights.total_bytes / rates.gpu)
-    if gpus and share:
+    if share and cpu_expert_layers:
+        on_cpu = sum(experts.layer_bytes(shape, weights)[:cpu_expert_layers]) / _PCIE_BYTES_S
+    elif gpus and share:
         on_cpu = (1 - share) * (weights.total_bytes / _PCIE_BYTES_S + flop / gpu_flops)
     else:
         on_cpu = max(flop / _cpu_flops(machine), weights.total_bytes / rates.ram)

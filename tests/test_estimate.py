@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localai import catalog, estimate, gguf, shapes
+from localai import catalog, estimate, gguf, placement, shapes
 from localai.catalog import CatalogModel
 from localai.domain import GIB, MIB, Gpu, Machine, Placement, Shape, Weights
 from localai.machines import hypothetical
@@ -247,7 +247,7 @@ def test_layers_go_to_the_gpu_by_their_own_bytes(tmp_path: Path) -> None:
     assert len(set(weights.layer_bytes)) > 1
     assert sum(weights.layer_bytes) + weights.embedding_bytes <= weights.total_bytes
     assert weights.tied_bytes == 1536 * 262144 * 210 // 256
-    items = estimate._items(shape, weights, 4096, "f16")
+    items = placement._layers(shape, weights, (4096, "f16", 512))
     total = weights.total_bytes + weights.tied_bytes + estimate.kv_cache_bytes(shape, 4096)
     assert sum(items) + weights.embedding_bytes == total
     assert items[20] > items[3] > 0

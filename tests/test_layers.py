@@ -23,6 +23,8 @@ LAYERS = {
         "measurement",
         "catalog",
         "estimate",
+        "placement",
+        "experts",
         "recommend",
         "library",
         "references",

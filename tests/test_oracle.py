@@ -191,7 +191,9 @@ def test_a_dense_model_starts_no_process(tmp_path: Path) -> None:
     assert measuring.measure_for(shapes.shape(gguf.read_header(path)), measuring.header_files([path])) is None
 
 
-def test_one_process_answers_for_all_contexts_of_a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_at_most_answer_for_all_that_a_plan_tries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_sparse(tmp_path, named("qwen3-30b-a3b"))
     header = gguf.read_header(path)
     shape, weights = shapes.shape(header), shapes.weights(header)
@@ -202,10 +204,13 @@ def test_one_process_answers_for_all_contexts_of_a_plan(tmp_path: Path, monkeypa
         return tuple(Reading(each.context, 7, 1) for each in settings)
 
     monkeypatch.setattr(oracle, "measure", measure)
-    measured = measuring.measure_for(shape, measuring.header_files([path]))
-    plan = estimate.plan(shape, weights, hypothetical(8), measured=measured)
+    files = measuring.header_files([path])
+    plan = estimate.plan(shape, weights, hypothetical(64), measured=measuring.measure_for(shape, files))
     assert plan.memory.compute_bytes == 7
     assert asked == [3]
+    asked.clear()
+    assert not estimate.plan(shape, weights, hypothetical(8), measured=measuring.measure_for(shape, files)).fits
+    assert asked == [3, 9]
 
 
 def test_where_llama_cpp_refuses_the_closed_form_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

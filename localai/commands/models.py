@@ -112,7 +112,7 @@ def show(
 
     if kv_type is not None and kv_type not in estimate.KV_TYPES:
         raise UsageError(f"{kv_type!r} is no type of KV cache", f"one of: {', '.join(estimate.KV_TYPES)}")
-    card = cards.card(model, context, kv_type or "f16")
+    card = cards.card(model, context, kv_type)
     if card.warning:
         render.note(f"warning: {card.warning}")
     if as_json:

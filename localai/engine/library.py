@@ -148,6 +148,29 @@ def info() -> EngineInfo:
         return EngineInfo(installed)
 
 
+class _BufferOverride(ctypes.Structure):
+    """struct llama_model_tensor_buft_override of llama.h; a list of them ends with a null pattern."""
+
+    _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
+
+
+def experts_on_cpu(layers: int) -> Any:
+    """llama.cpp's `tensor_buft_overrides` that keep the routed experts of the first `layers` layers in RAM; None for 0.
+
+    Keep the array alive while the model is loaded. The patterns are those of llama.cpp's own --n-cpu-moe (common.h).
+    """
+    if layers <= 0:
+        return None
+    cpu_buffer_type = _library(api(), "ggml-base").ggml_backend_cpu_buffer_type
+    cpu_buffer_type.restype = ctypes.c_void_p
+    ram = cpu_buffer_type()
+    overrides = (_BufferOverride * (layers + 1))()
+    for layer in range(layers):
+        overrides[layer].pattern = rb"blk\.%d\.ffn_(up|down|gate|gate_up)_(ch|)exps" % layer
+        overrides[layer].buffer_type = ram
+    return overrides
+
+
 def system_info() -> str | None:
     """The instructions that the engine was built for ("CPU : AVX2 = 1 | …"), in llama.cpp's words; None without one."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -90,6 +91,8 @@ def load_model(
     callback = api.llama_progress_callback(go_on)
     parameters = api.llama_model_default_params()
     parameters.n_gpu_layers = plan.gpu_layers
+    kept = library.experts_on_cpu(plan.cpu_expert_layers)
+    parameters.tensor_buft_overrides = ctypes.addressof(kept) if kept is not None else None
     parameters.load_mode = _MMAP if plan.use_mmap else _NO_MMAP
     parameters.progress_callback = callback
     library.forget_log()
