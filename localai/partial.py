@@ -17,7 +17,7 @@ from types import TracebackType
 from localai.errors import DoesNotFit, LocalaiError
 
 CHUNK_BYTES = 1 << 20
-_QUEUED_CHUNKS = 4  # bounds the memory between the network and the hash
+_BUFFERS = 4  # of CHUNK_BYTES each, between the network and the hash: this bounds the memory
 _SYNC_BYTES = 128 << 20  # what a power loss can cost at most, besides what is on its way to the disk
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -50,25 +50,44 @@ def sha256_of(path: Path, progress: Callable[[int], None] | None = None) -> str:
 
 
 class _Digest:
-    """SHA-256 in a thread of its own, so that hashing and receiving overlap (hashlib releases the GIL)."""
+    """SHA-256 in a thread of its own, so that hashing and receiving overlap (hashlib releases the GIL).
+
+    Buffers are lent, filled from their start, and given back by the hash: no byte is copied, and no memory is asked
+    for again and again, which costs the kernel as much as the copy.
+    """
 
     def __init__(self) -> None:
-        self._queue: queue.Queue[bytes | None] = queue.Queue(_QUEUED_CHUNKS)
+        self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
+        for _ in range(_BUFFERS):
+            self._free.put(memoryview(bytearray(CHUNK_BYTES)))
+        self._todo: queue.SimpleQueue[tuple[memoryview, int] | None] = queue.SimpleQueue()
         self._sha256 = hashlib.sha256()
+        self._buffer, self._filled = self._free.get(), 0
         self._thread = threading.Thread(target=self._work, name="localai-sha256", daemon=True)
         self._thread.start()
 
     def _work(self) -> None:
-        while (chunk := self._queue.get()) is not None:
-            self._sha256.update(chunk)
+        while (item := self._todo.get()) is not None:
+            buffer, count = item
+            self._sha256.update(buffer[:count])
+            self._free.put(buffer)
 
-    def update(self, chunk: bytes) -> None:
-        self._queue.put(chunk)
+    def space(self) -> memoryview:
+        """Where the next bytes belong; never empty. Waits for the hash where it is behind."""
+        if self._filled == CHUNK_BYTES:
+            self._todo.put((self._buffer, self._filled))
+            self._buffer, self._filled = self._free.get(), 0
+        return self._buffer[self._filled :]
+
+    def filled(self, count: int) -> None:
+        """The first `count` bytes of `space` are the next ones."""
+        self._filled += count
 
     def finish(self) -> str:
-        """Wait for what is queued and return the hexadecimal digest. Idempotent."""
+        """Wait for the rest and return the hexadecimal digest; nothing may come after. Idempotent."""
         if self._thread.is_alive():
-            self._queue.put(None)
+            self._todo.put((self._buffer, self._filled))
+            self._todo.put(None)
             self._thread.join()
         return self._sha256.hexdigest()
 
@@ -131,10 +150,11 @@ class PartialFile:
             elif boot is not None and boot != boot_id():
                 here = min(here, synced)
             os.ftruncate(self._descriptor, here)
-            while chunk := os.read(self._descriptor, CHUNK_BYTES):
-                self._digest.update(chunk)
-                self.position += len(chunk)
-                progress(self.position)
+            with open(self._descriptor, "rb", buffering=0, closefd=False) as stream:
+                while count := stream.readinto(self._digest.space()):
+                    self._digest.filled(count)
+                    self.position += count
+                    progress(self.position)
         except OSError as error:
             raise disk_error(error, self.path) from error
         self._asked_to_sync = self.position
@@ -155,21 +175,38 @@ class PartialFile:
         except OSError as error:
             raise disk_error(error, self.path) from error
 
-    def write(self, chunk: bytes) -> None:
-        """Append `chunk`, at once visible to the next process should this one be killed."""
-        self._digest.update(chunk)
-        rest = memoryview(chunk)
+    def space(self) -> memoryview:
+        """A buffer, never empty, to receive the next bytes into; `append` then takes them."""
+        return self._digest.space()
+
+    def append(self, received: memoryview) -> None:
+        """Append the bytes that came into the beginning of `space`, at once visible to the next process should this one
+        be killed.
+        """
+        self._digest.filled(len(received))
         try:
-            while rest:
-                written = os.write(self._descriptor, rest)
-                rest = rest[written:]
+            while received:
+                written = os.write(self._descriptor, received)
+                received = received[written:]
                 self.position += written
         except OSError as error:
             raise disk_error(error, self.path) from error
         if self.position - self._asked_to_sync >= _SYNC_BYTES and not (self._syncing and self._syncing.is_alive()):
-            self._asked_to_sync = self.position
-            self._syncing = threading.Thread(target=self._sync, args=(self.position,), name="localai-sync", daemon=True)
-            self._syncing.start()
+            self._begin_sync()
+
+    def write(self, chunk: bytes) -> None:
+        """Append bytes that were received elsewhere."""
+        rest = memoryview(chunk)
+        while rest:
+            space = self.space()[: len(rest)]
+            space[:] = rest[: len(space)]
+            self.append(space)
+            rest = rest[len(space) :]
+
+    def _begin_sync(self) -> None:
+        self._asked_to_sync = self.position
+        self._syncing = threading.Thread(target=self._sync, args=(self.position,), name="localai-sync", daemon=True)
+        self._syncing.start()
 
     def _sync(self, position: int) -> None:
         """In a thread of its own: the disk works while bytes come, and `publish` finds little left to do."""
@@ -187,7 +224,10 @@ class PartialFile:
         replace_whole(self._state_path, json.dumps(state).encode("ascii"))
 
     def sha256(self) -> str:
-        """The SHA-256 of everything up to `position`; nothing may be written after."""
+        """The SHA-256 of everything up to `position`; nothing may be written after. The disk works meanwhile."""
+        if self.position > self._asked_to_sync:
+            self._wait_for_sync()
+            self._begin_sync()
         return self._digest.finish()
 
     def discard(self) -> None:

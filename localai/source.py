@@ -236,6 +236,21 @@ class Source:
         raise self._refusal(status, {name.lower(): value for name, value in response.headers.items()})
 
 
+def receive(response: http.client.HTTPResponse, space: memoryview) -> int:
+    """Receive bytes of a body into `space`; how many, 0 at the end of the body. Raises what is in BROKEN.
+
+    One read of the socket at a time, so that a dropped connection costs nothing that had come. `read1` of the response
+    does the same into a new object each time, and its `readinto` waits until all of `space` is full.
+    """
+    if response.chunked or response.length is None or response.fp is None:
+        chunk = response.read1(len(space))
+        space[: len(chunk)] = chunk
+        return len(chunk)
+    count = response.fp.readinto1(space[: response.length])
+    response.length -= count
+    return count
+
+
 def origin(url: str) -> tuple[str, str, int]:
     """Scheme, host and port of an address: what a token is for."""
     parts = urllib.parse.urlsplit(url)

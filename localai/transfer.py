@@ -19,8 +19,8 @@ from localai import lanes as parallel
 from localai import source as http_source
 from localai.errors import HashMismatch, NetworkError
 from localai.lanes import Lanes, NoRanges
-from localai.partial import CHUNK_BYTES, PartialFile, disk_error, sha256_of
-from localai.source import BROKEN, Interrupted, Line, Pace, Refusal, Source, reason_of
+from localai.partial import PartialFile, disk_error, sha256_of
+from localai.source import BROKEN, Interrupted, Line, Pace, Refusal, Source, reason_of, receive
 
 _REPORT_SECONDS = 0.1
 _GAIN_BYTES = 1 << 20  # an attempt that got this much further earns a fresh count of tries, so the tries stay bounded
@@ -194,18 +194,17 @@ class _Transfer:
     def _stream(self, response: http.client.HTTPResponse) -> bool:
         """Take the body to its end; False where it was left early because several connections are worth a trial."""
         pace, measured = self.patience.pace(), _Rate(self.lanes.trial_s)
-        # read1: one read of the socket at a time, so that a dropped connection costs nothing that had come.
-        while chunk := response.read1(CHUNK_BYTES):
-            pace.add(len(chunk))
-            if self.partial.position + len(chunk) > self.size_bytes:
+        while count := receive(response, space := self.partial.space()):
+            pace.add(count)
+            if self.partial.position + count > self.size_bytes:
                 self.partial.discard()
                 raise NetworkError(
                     f"{self.source.name}: the server sends more than the {self.size_bytes} bytes the Hub announced",
                     "the bytes were thrown away; pull again, and tell the repository's owner if it happens again",
                 )
-            self.partial.write(chunk)
+            self.partial.append(space[:count])
             self._report()
-            if (rate := measured.add(len(chunk))) is not None and self._worth_a_trial(rate):
+            if (rate := measured.add(count)) is not None and self._worth_a_trial(rate):
                 self.single_bps = rate
                 return False
         return True
