@@ -330,11 +330,23 @@ class InstalledModel:
 
 
 @dataclass(frozen=True, slots=True)
+class Image:
+    """A picture: three bytes a pixel (red, green, blue), a row after the other. `sha256` is that of size and pixels."""
+
+    name: str
+    width: int
+    height: int
+    pixels: bytes = field(repr=False, compare=False)
+    sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn: `role` is system, user or assistant."""
+    """One turn: `role` is system, user or assistant. The pictures of a turn stand before its text."""
 
     role: str
     content: str
+    images: tuple[Image, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

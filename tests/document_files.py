@@ -32,15 +32,28 @@ def pdf(*pages: str) -> bytes:
     return out + b"xref\n0 %d\n0000000000 65535 f \n" % (len(objects) + 1) + table + trailer
 
 
-def docx(body: str, prolog: str = "") -> bytes:
-    """A DOCX whose document has this body, in WordprocessingML with the prefix `w`."""
+def docx(body: str, prolog: str = "", **parts: str) -> bytes:
+    """A DOCX whose document has this body, in WordprocessingML with the prefix `w`; `parts` are the insides of others
+    (styles, numbering, footnotes)."""
     held = io.BytesIO()
     with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("[Content_Types].xml", "<Types/>")
+        for name, content in parts.items():
+            archive.writestr(f"word/{name}.xml", f'<w:{name} xmlns:w="{WORD}">{content}</w:{name}>')
         document = f'<?xml version="1.0"?>{prolog}<w:document xmlns:w="{WORD}"><w:body>{body}</w:body></w:document>'
         archive.writestr("word/document.xml", document)
     return held.getvalue()
 
 
-def paragraph(text: str) -> str:
-    return f"<w:p><w:r><w:t>{text}</w:t></w:r></w:p>"
+def paragraph(text: str, properties: str = "", after: str = "") -> str:
+    return f"<w:p><w:pPr>{properties}</w:pPr><w:r><w:t>{text}</w:t></w:r>{after}</w:p>"
+
+
+STYLES = '<w:style w:type="paragraph" w:styleId="Titre1"><w:name w:val="heading 1"/></w:style>'
+NUMBERING = (
+    '<w:abstractNum w:abstractNumId="0"><w:lvl w:ilvl="0"><w:numFmt w:val="decimal"/></w:lvl></w:abstractNum>'
+    '<w:num w:numId="1"><w:abstractNumId w:val="0"/></w:num>'
+)
+NUMBERED = '<w:numPr><w:ilvl w:val="0"/><w:numId w:val="1"/></w:numPr>'
+FOOTNOTES = f'<w:footnote w:id="1">{paragraph("hors taxes")}</w:footnote>'
+NOTE = '<w:r><w:footnoteReference w:id="1"/></w:r>'

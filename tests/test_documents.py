@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 from conftest import Cli
-from document_files import WORD, docx, paragraph, pdf
+from document_files import FOOTNOTES, NOTE, NUMBERED, NUMBERING, STYLES, WORD, docx, paragraph, pdf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localai import documents, pdf_text
-from localai.errors import LocalaiError, NotFound, UsageError
+from localai import documents, readers
+from localai.errors import NotFound, UsageError
+from localai.readers import docx as docx_reader
+from localai.readers import html as html_reader
 
 CONTRACT = "The tenant pays 900 euros a month."
 
@@ -31,6 +33,9 @@ def made(folder: Path, name: str, content: bytes) -> Path:
         ("é à 日本\n".encode(), "é à 日本"),
         (b"\xef\xbb\xbfmarked", "marked"),
         ("é".encode("utf-16"), "é"),
+        ("Été, lettre".encode("utf-16-le"), "Été, lettre"),
+        ("Été, lettre".encode("utf-16-be"), "Été, lettre"),
+        ("é".encode("utf-32"), "é"),
         ("Montant dû : 3 €".encode("cp1252"), "Montant dû : 3 €"),
         (b"# Title\n\n- a <b>\n", "# Title\n\n- a <b>"),
         (b"\x1b[31mred", "\x1b[31mred"),
@@ -67,8 +72,8 @@ def test_an_encrypted_pdf_is_told(tmp_path: Path, rc4: bool) -> None:
 def test_a_damaged_docx_is_told(noise: bytes, at: int) -> None:
     whole = docx(paragraph("hello"))
     try:
-        documents._text(whole[:at] + noise + whole[at + len(noise) :], "x.docx")
-    except LocalaiError as error:
+        docx_reader.read(whole[:at] + noise + whole[at + len(noise) :])
+    except readers.Unreadable as error:
         assert error.hint
 
 
@@ -79,7 +84,7 @@ def test_a_damaged_pdf_is_told(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_pdf_that_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pdf_text, "MOST_SECONDS", 0.001)
+    monkeypatch.setattr(readers, "MOST_SECONDS", 0.001)
     with pytest.raises(UsageError, match="to read"):
         documents.read(made(tmp_path, "x.pdf", pdf("x")))
 
@@ -90,27 +95,78 @@ def test_html_is_what_a_reader_sees(tmp_path: Path) -> None:
     <body><h1>Caf&eacute;</h1><p>Un   <b>caf&#233;</b>:
     2&nbsp;&euro;</p><ul><li>noir<li>cr&egrave;me</ul><table><tr><td>a<td>b</table><!-- hidden --></body></html>"""
     text = documents.read(made(tmp_path, "page.bin", page.encode())).text
-    assert text.split("\n") == ["Prix", "", "Café", "", "Un café: 2 €", "", "- noir", "- crème", "", "a\tb"]
+    assert text.split("\n") == ["Prix", "", "# Café", "", "Un café: 2 €", "", "- noir", "- crème", "", "| a | b |"]
 
 
 @given(st.text())
 def test_any_html_gives_some_text(source: str) -> None:
-    assert "\n\n\n" not in documents.html_text(source)
+    assert "\n\n\n" not in html_reader.text(source)
 
 
 def test_docx_with_paragraphs_and_a_table(tmp_path: Path) -> None:
     cells = "".join(f"<w:tc>{paragraph(text)}</w:tc>" for text in ("Loyer", "900 €"))
     body = paragraph("Contrat d&#8217;été") + f"<w:tbl><w:tr>{cells}</w:tr></w:tbl>" + paragraph("fin<!-- x -->")
     text = documents.read(made(tmp_path, "contrat.docx", docx(body))).text
-    assert text == "Contrat d’été\nLoyer\t900 €\nfin"
+    assert text == "Contrat d’été\n\n| Loyer | 900 € |\n\nfin"
 
 
-def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "LARGEST_XML_BYTES", 1_000_000)
-    path = made(tmp_path, "bomb.docx", docx(paragraph("0" * 5_000_000)))
-    assert path.stat().st_size < 50_000
-    with pytest.raises(UsageError, match="unpacks to more"):
-        documents.read(path)
+def test_docx_with_headings_lists_and_footnotes() -> None:
+    body = paragraph("Bail", '<w:pStyle w:val="Titre1"/>') + paragraph("900 € par mois", after=NOTE)
+    body += paragraph("un", NUMBERED) + paragraph("deux", NUMBERED)
+    content = docx(body, styles=STYLES, numbering=NUMBERING, footnotes=FOOTNOTES)
+    lines = docx_reader.read(content)[0]["text"].split("\n")
+    assert lines == ["# Bail", "", "900 € par mois[1]", "", "1. un", "2. deux", "", "1. hors taxes"]
+
+
+def test_html_keeps_its_structure() -> None:
+    page = """<p>un<p>deux<ul><li>a<ul><li>b<li>c</ul><li>d</ul><ol start=3><li>x<li>y</ol><div hidden>no</div>
+    <p style="display: none">no</p><pre>  if x:
+    y
+</pre><table><tr><th>Poste<th>Prix<tr><td>a<br>b<td><p>3 €</p><p>net</p></table><img alt="un chat"><h2>Fin</h2>"""
+    assert html_reader.text(page).split("\n") == [
+        *("un", "", "deux", "", "- a", "  - b", "  - c", "- d", "", "3. x", "4. y", "", "  if x:", "    y", ""),
+        *("| Poste | Prix |", "| a b | 3 € net |", "", "[un chat]", "", "## Fin"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "<html><p>é €</p>".encode(),
+        "<html><p>é €</p>".encode("utf-8-sig"),
+        "<html><p>é €</p>".encode("utf-16"),
+        b'<html><meta charset="windows-1252"><p>\xe9 \x80</p>',
+        b'<html><meta http-equiv="Content-Type" content="text/html; charset=iso-8859-1"><p>\xe9 \x80</p>',
+        b'<?xml version="1.0" encoding="iso-8859-15"?><html><p>\xe9 \xa4</p></html>',
+        b"<html><p>\xe9 \x80</p>",
+        b'<html><meta charset="nonsense"><p>\xc3\xa9 &euro;</p>',
+        b'<html><meta charset="utf-16"><p>\xc3\xa9 &euro;</p>',
+    ],
+)
+def test_html_in_the_encoding_that_it_declares(content: bytes) -> None:
+    assert html_reader.read(content)[0]["text"] == "é €"
+
+
+def test_html_that_nests_without_end_is_read_or_told(tmp_path: Path) -> None:
+    deep = made(tmp_path, "deep.html", b"<html>" + b"<div>" * 100_000 + b"text")
+    try:
+        assert "text" in documents.read(deep).text
+    except UsageError as error:
+        assert error.hint
+
+
+def test_a_bomb_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(docx_reader, "LARGEST_UNPACKED_BYTES", 1_000_000)
+    content = docx(paragraph("0" * 5_000_000))
+    assert len(content) < 50_000
+    with pytest.raises(readers.Unreadable, match="unpacks to more"):
+        docx_reader.read(content)
+
+
+def test_a_reader_that_dies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "sys", type("Other", (), {"executable": "false"}))
+    with pytest.raises(UsageError, match=r"x\.pdf is a damaged PDF file"):
+        documents.read(made(tmp_path, "x.pdf", pdf("x")))
 
 
 def test_entities_are_refused(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ LAYERS = {
         "presets",
         "answer_schema",
         "documents",
+        "images",
         "sessions",
         "loading",
         "embeddings",
@@ -70,7 +71,7 @@ LAYERS = {
         "copies",
         "foreign",
         "partial",
-        "pdf_text",
+        "readers",
         "gguf",
         "engine",
     },
@@ -109,6 +110,7 @@ def test_imports_point_down(path: Path) -> None:
 
 def test_heavy_libraries_have_one_home() -> None:
     homes = {"llama_cpp": "engine/", "huggingface_hub": "hub.py", "pynvml": "probes/", "rich": "render.py"}
+    homes |= dict.fromkeys(("pypdf", "lxml", "mammoth", "PIL"), "readers/")
     for path in modules():
         place = path.relative_to(PACKAGE).as_posix()
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -131,7 +133,7 @@ def test_help_imports_no_heavy_library() -> None:
     script = (
         "import sys; sys.argv=['localai','--help']\n"
         "from localai.__main__ import main; main()\n"
-        "heavy={'llama_cpp','huggingface_hub','numpy','rich','jinja2','psutil','prompt_toolkit','httpx2'}&set(sys.modules)\n"
+        "heavy={'llama_cpp','huggingface_hub','numpy','rich','jinja2','psutil','prompt_toolkit','httpx2','lxml','mammoth','PIL'}&set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=60)
