@@ -71,7 +71,16 @@ def hoist(arguments: Sequence[str]) -> tuple[list[str], set[str]]:
     words = list(arguments)
     end = words.index("--") if "--" in words else len(words)
     switches = {word for word in words[:end] if word in ("--debug", "--offline")}
-    return [word for word in words[:end] if word not in switches] + words[end:], switches
+    return _filled([word for word in words[:end] if word not in switches]) + words[end:], switches
+
+
+def _filled(words: list[str]) -> list[str]:
+    """`--resume` alone means the last conversation: Typer's options have a value or none, never the choice."""
+    follows = [*words[1:], "-"]
+    return [
+        "--resume=last" if word == "--resume" and after.startswith("-") else word
+        for word, after in zip(words, follows, strict=False)
+    ]
 
 
 def invoke(arguments: Sequence[str]) -> int:

@@ -44,6 +44,7 @@ class Conversation:
         self.max_tokens = max_tokens
         self.stop = stop
         self.think = think
+        self.grammar: str | None = None  # GBNF that the next answers must be a text of
         self._turns: list[Message] = []
 
     @property
@@ -53,6 +54,11 @@ class Conversation:
 
     def _head(self) -> tuple[Message, ...]:
         return (Message("system", self.system),) if self.system else ()
+
+    @property
+    def turns(self) -> tuple[Message, ...]:
+        """The same without the system text: questions and answers in turn."""
+        return tuple(self._turns)
 
     def clear(self) -> None:
         """Forget what was said; the system text stays."""
@@ -89,7 +95,13 @@ class Conversation:
         if dropped := (len(self._turns) - len(kept)) // 2:
             yield TurnsDropped(dropped)
         request = GenerationRequest(
-            (*self._head(), *kept, question), self.sampling, self.max_tokens, self.stop, self.think, revisable=True
+            (*self._head(), *kept, question),
+            self.sampling,
+            self.max_tokens,
+            self.stop,
+            self.think,
+            self.grammar,
+            revisable=True,
         )
         said: list[str] = []
         end: AnswerEnd | None = None

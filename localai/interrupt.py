@@ -10,12 +10,13 @@ from localai.errors import LocalaiError
 
 
 class Interrupts:
-    """While entered, the first Ctrl-C makes `requested()` true; a second one raises KeyboardInterrupt.
+    """While entered, the first Ctrl-C makes `requested()` true; the last of `presses` raises KeyboardInterrupt.
 
     llama.cpp runs C code into which an exception cannot be thrown: generation asks between tokens instead.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, presses: int = 2) -> None:
+        self._presses, self._left = presses, presses
         self._flag = threading.Event()
         self._before: object = None
 
@@ -24,6 +25,7 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         self._flag.clear()
+        self._left = self._presses
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self._on_signal)
         return self
@@ -36,6 +38,7 @@ class Interrupts:
             raise KeyboardInterrupt from error  # whatever else went wrong, the user wants to leave
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._flag.is_set():
-            raise KeyboardInterrupt
         self._flag.set()
+        self._left -= 1
+        if self._left <= 0:
+            raise KeyboardInterrupt

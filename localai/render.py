@@ -38,8 +38,22 @@ def is_terminal(stream: IO[str] | None) -> bool:
         return False
 
 
+_plain = False
+
+
+def be_plain() -> None:
+    """From now on: no colour, and nothing on a terminal is written over; for screen readers."""
+    global _plain
+    _plain = True
+
+
+def plain() -> bool:
+    """Whether the terminal is only to be written to line by line: it can do no more, or it is read aloud."""
+    return _plain or os.environ.get("TERM", "dumb" if os.name == "posix" else "") == "dumb"
+
+
 def colour_wanted(stream: IO[str]) -> bool:
-    return is_terminal(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return is_terminal(stream) and not os.environ.get("NO_COLOR") and not plain()
 
 
 def width() -> int:
@@ -91,6 +105,11 @@ def note(text: str) -> None:
     _write(sys.stderr, _folded(safe(text)) + "\n")
 
 
+def faint(text: str) -> None:
+    """Write a line to stderr that is only worth a glance: dim where there are colours."""
+    _write(sys.stderr, "\n".join(paint(line, "2", sys.stderr) for line in _folded(safe(text)).split("\n")) + "\n")
+
+
 def _folded(text: str) -> str:
     import textwrap
 
@@ -122,6 +141,20 @@ def json_object(content: Mapping[str, Any]) -> None:
 def line(content: Mapping[str, Any]) -> None:
     """Write one JSON object with its schema version as a line of its own."""
     _write(sys.stdout, json_line(content))
+
+
+def emit(text: str) -> None:
+    """Write to stdout, at once, what was made harmless before: an answer's lines."""
+    _write(sys.stdout, text)
+    flush()
+
+
+def to_terminal(sequence: str) -> None:
+    """Send a control sequence of our own making to the terminal, where there is one."""
+    stream = next((each for each in (sys.stderr, sys.stdout) if is_terminal(each)), None)
+    _write(stream, sequence)
+    if stream is not None:
+        stream.flush()
 
 
 def event(kind: str, content: Mapping[str, Any]) -> None:
@@ -161,6 +194,15 @@ def safe(text: str) -> str:
     return "".join(f"\\x{ord(c):02x}" if _is_live(c) else c for c in text)
 
 
+def cells(text: str) -> int:
+    """Columns that a text takes on a terminal."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
 def size(number: int | None) -> str:
     """Bytes as files are sold, in powers of ten: `98 MB`, `2.5 GB`."""
     if number is None:
@@ -189,19 +231,17 @@ def columns(
     """
     import textwrap
 
-    from rich.cells import cell_len
-
     table = [[safe(cell).replace("\n", " ") for cell in row] for row in (headers, *rows)]
-    widths = [max(cell_len(row[index]) for row in table) for index in range(len(headers))]
+    widths = [max(cells(row[index]) for row in table) for index in range(len(headers))]
     before = sum(widths[:-1]) + 2 * (len(widths) - 1)
     lines = []
     for row in table:
-        cells = []
+        padded = []
         for index, cell in enumerate(row):
-            padding = " " * (widths[index] - cell_len(cell))
-            cells.append(padding + cell if index in right else cell + padding)
-        line = "  ".join(cells).rstrip()
-        if fold and cell_len(line) > width() > before + 20:
+            padding = " " * (widths[index] - cells(cell))
+            padded.append(padding + cell if index in right else cell + padding)
+        line = "  ".join(padded).rstrip()
+        if fold and cells(line) > width() > before + 20:
             first, *rest = textwrap.wrap(row[-1], width() - before, break_long_words=False, break_on_hyphens=False)
             line = "\n".join([line[:before] + first, *(" " * before + each for each in rest)])
         lines.append(line)
@@ -227,6 +267,8 @@ def facts(pairs: Iterable[tuple[str, str]]) -> str:
 
 class AnswerStream:
     """Streams an answer to stdout, each piece at once: made harmless on a terminal, exact anywhere else."""
+
+    held = ""  # nothing is held back here
 
     def __init__(self) -> None:
         self._terminal = is_terminal(sys.stdout)
@@ -268,7 +310,7 @@ class Status:
     """A line on stderr that is written over while something goes on; nothing where stderr is no terminal."""
 
     def __init__(self) -> None:
-        self._shown = is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
+        self._shown = is_terminal(sys.stderr) and not plain()
         self._last_shown = 0.0
         self._dirty = False
 
@@ -336,12 +378,18 @@ def duration(seconds: float) -> str:
 
 def ask(question: str) -> str | None:
     """Ask on stderr and return the answer; None where stdin is no terminal, and at its end."""
+    line = read_line(question)
+    return None if line is None else line.strip()
+
+
+def read_line(question: str) -> str | None:
+    """The same, with the line as it was typed."""
     if not is_terminal(sys.stdin):
         return None
     _write(sys.stderr, safe(question) + " ")
     sys.stderr.flush()
     line = sys.stdin.readline()
-    return line.strip() if line else None
+    return line.rstrip("\r\n") if line else None
 
 
 def confirmed(question: str, default: bool = True) -> bool | None:

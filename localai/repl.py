@@ -1,33 +1,36 @@
 """The interactive conversation: reads a line, streams the answer, obeys slash commands, survives Ctrl-C.
 
-The conversation itself is `localai.chat`; this module is its keyboard and its screen.
+The conversation itself is `localai.chat`, its commands are `localai.slash`; this module holds them together.
 """
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import contextlib
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from localai import chat, library, render, sessions
+from localai import chat, documents, line_editor, render, sessions, terminal
+from localai.answer_view import AnswerView
 from localai.commands import answer, options
-from localai.domain import AnswerEnd, AnswerText, PromptProgress, ThinkingText, TurnsDropped
-from localai.errors import LocalaiError
+from localai.commands.options import SamplingFlags
+from localai.domain import AnswerEnd, Message
+from localai.errors import ContextOverflow, LocalaiError
 from localai.interrupt import Interrupts
 from localai.loading import Loaded, Wishes
+from localai.slash import table
 
 if TYPE_CHECKING:
-    from prompt_toolkit import PromptSession
+    from localai.slash.files import ActivePreset
 
-PROMPT = ">>> "
 GREETING = "/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves."
+ROOM_TO_ANSWER = 512  # tokens, beside a question that needs a larger context
+PATIENCE = 5  # presses of Ctrl-C after which a turn is torn down, whatever the engine is doing
 
 
 def talk(
     model: str | None,
     system: str | None,
-    flags: dict[str, Any],
+    flags: SamplingFlags,
     wished: Wishes,
     max_tokens: int | None,
     think: bool | None,
@@ -40,28 +43,34 @@ def talk(
     """
     room = Room(flags, wished, max_tokens, think, private)
     room.enter(model, system)
-    if resume is not None:
-        room.resume(resume)
     try:
-        room.loop()
+        with terminal.conversing():
+            if resume is not None:
+                room.resume(resume)
+            room.loop()
     finally:
         room.loaded.engine.close()
 
 
 class Room:
-    """One conversation at a terminal."""
+    """One conversation at a terminal, and what its commands change."""
 
     loaded: Loaded
     conversation: chat.Conversation
 
     def __init__(
-        self, flags: dict[str, Any], wished: Wishes, max_tokens: int | None, think: bool | None, private: bool
+        self, flags: SamplingFlags, wished: Wishes, max_tokens: int | None, think: bool | None, private: bool
     ) -> None:
-        self._flags, self._wished, self._max_tokens, self._think = flags, wished, max_tokens, think
-        self._last: AnswerEnd | None = None
-        self._private = private
-        self._session: int | None = None
-        self._read = line_reader()
+        self.flags = dict(flags)
+        self.private = private
+        self.session: int | None = None
+        self.last: AnswerEnd | None = None
+        self.documents: list[documents.Document] = []
+        self.preset: ActivePreset | None = None
+        self.show_thoughts = False
+        self._wished, self._max_tokens, self._think = wished, max_tokens, think
+        self._used: int | None = 0  # tokens of context; None: to be counted
+        self._reader = line_editor.reader(lambda text: table.complete(self, text), self.meter, private)
 
     def enter(self, model: str | None, system: str | None) -> None:
         """Load the model and begin an empty conversation."""
@@ -70,7 +79,7 @@ class Room:
         self.conversation = chat.Conversation(
             self.loaded.engine,
             system=system,
-            sampling=options.sampling(self.loaded.name, self._flags),
+            sampling=options.sampling(self.loaded.name, self.flags),
             max_tokens=self._max_tokens,
             think=self._think,
         )
@@ -78,117 +87,176 @@ class Room:
         render.note(f"{self.loaded.name}: {self.loaded.plan.context:,} tokens of context{note}.")
         render.note(GREETING)
 
-    def resume(self, session: sessions.Session) -> None:
-        """Go on with a kept conversation."""
-        self.conversation.recall(sessions.messages(session))
-        if self.conversation.system is None:
-            self.conversation.set_system(session.system)
-        self._session = session.id
-        render.note(f"(going on with conversation {session.id}, {session.turns} turns: {session.title})")
-
-    def _keep(self, question: str, answer: str) -> None:
-        if not self._private and answer:
-            system = self.conversation.system
-            self._session = sessions.keep(self._session, self.loaded.name, system, question, answer)
-
     def loop(self) -> None:
         """Read and answer until the user leaves; what goes wrong in a turn is told, and the conversation goes on."""
-        while True:
+        left = False
+        while not left:
             try:
-                line = self._read(PROMPT)
+                left = self._step()
             except KeyboardInterrupt:
-                render.note("(Ctrl-D or /exit leaves)")
-                continue
-            except EOFError:
-                return
-            if not line.strip():
-                continue
-            try:
-                if line.lstrip().startswith("/"):
-                    if self.obey(line.strip()):
-                        return
-                else:
-                    self.respond(line)
-            except LocalaiError as error:
-                render.error(error.message, error.hint)
-            except KeyboardInterrupt:  # while a model was loaded
-                render.note("(stopped)")
+                with contextlib.suppress(KeyboardInterrupt):
+                    render.note("(stopped)")
 
-    def respond(self, text: str) -> None:
-        """Stream the answer to `text`; Ctrl-C stops it and keeps what was said."""
-        stream, thoughts, status = render.AnswerStream(), render.ThinkingStream(), render.Status()
-        with Interrupts() as interrupts:
-            try:
-                for event in self.conversation.ask(text, cancelled=interrupts.requested):
-                    match event:
-                        case PromptProgress(done, total):
-                            status.show(f"reading: {done} of {total} tokens")
-                        case ThinkingText(piece):
-                            status.clear()
-                            thoughts.write(piece)
-                        case AnswerText(piece):
-                            status.clear()
-                            thoughts.end()
-                            stream.write(piece)
-                        case TurnsDropped(count):
-                            status.clear()
-                            render.note(f"(the context is full: the oldest {count} turns are forgotten)")
-                        case AnswerEnd():
-                            self._last = event
-                            self._keep(text, event.text)
-            finally:
-                status.clear()
-                thoughts.end()
-                stream.end()
-        if self._last is not None and self._last.finish_reason == "interrupted":
-            render.note("(stopped)")
-        elif self._last is not None and self._last.finish_reason == "length":
-            render.note("(cut off: the limit of tokens is reached)")
-
-    # --------------------------------------------------------------------------------------- slash commands
-
-    def obey(self, line: str) -> bool:
-        """Carry out a slash command; True ends the conversation."""
-        name, _, argument = line.partition(" ")
-        if name in ("/exit", "/quit", "/bye"):
+    def _step(self) -> bool:
+        """One message or command; True ends the conversation."""
+        try:
+            line = self._reader.read()
+        except KeyboardInterrupt:
+            render.note("(Ctrl-D or /exit leaves)")
+            return False
+        except EOFError:
             return True
-        command = COMMANDS.get(name)
-        if command is None:
-            render.note(f"there is no command {name}; /help lists them")
-        else:
-            command[0](self, argument.strip())
+        if not line.strip():
+            return False
+        try:
+            if table.is_command(line.strip()):
+                with terminal.interruptible():
+                    return table.obey(self, line.strip())
+            self.ask(line)
+        except LocalaiError as error:
+            render.error(error.message, self._hint(error, line))
         return False
 
-    def help(self, argument: str) -> None:
-        """list the commands"""
-        lines = [(name, text) for name, (_, text) in COMMANDS.items()]
-        render.note(render.facts([*lines, ("/exit", "leave (also Ctrl-D)")]))
-        render.note("Alt-Enter (or Esc, Enter) makes a new line in a message.")
+    def _hint(self, error: LocalaiError, line: str) -> str:
+        """What to do next, in the words of the chat: a hint at the shell's would be of no use here."""
+        if isinstance(error, ContextOverflow):
+            made_for, needed = self.loaded.prepared.context_length, error.needed_tokens
+            larger = -(-((needed or 0) + ROOM_TO_ANSWER) // 1024) * 1024
+            if needed is not None and made_for is not None and larger <= made_for:
+                return f"shorten it, or make room: /set context {larger}"
+            return "shorten it, or take the part of it that matters"
+        if "localai " in error.hint or "--" in error.hint:
+            return table.hint(line.strip())
+        return error.hint
 
-    def clear(self, argument: str) -> None:
-        """forget the conversation; the system text stays"""
-        self.conversation.clear()
-        self._session = None
-        self._last = None
-        render.note("(the conversation is empty)")
+    # ------------------------------------------------------------------------------------------------- asking
 
-    def system(self, argument: str) -> None:
-        """show the system text, or set it: /system TEXT (/system - removes it)"""
-        if argument:
-            self.conversation.set_system(None if argument == "-" else argument)
-            render.note("(set)" if argument != "-" else "(removed)")
-        else:
-            render.note(self.conversation.system or "(no system text)")
+    def ask(self, text: str) -> None:
+        """Ask, with the documents that wait and through the preset; Ctrl-C stops the answer and keeps what was said."""
+        waiting = [documents.together(self.documents)] if self.documents else []
+        if self._respond("\n\n".join([*waiting, text])):
+            self.documents.clear()
 
-    def model(self, argument: str) -> None:
-        """show the installed models, or go on with another: /model NAME"""
-        if not argument:
-            here = self.loaded.prepared.found.model
-            for each in library.installed():
-                mark = "*" if here and (each.model, each.quantization) == (here.model, here.quantization) else " "
-                render.note(f"{mark} {each.model} ({each.quantization}, {render.size(each.size_bytes)})")
+    def ask_instead(self, text: str | None) -> None:
+        """Answer the last question again, or `text` instead of it; the old turn stays where there is no new one."""
+        before, answered = self.conversation.turns, False
+        if (turn := self.conversation.undo()) is None:
             return
-        prepared = answer.prepare(argument, self._wished, None)  # what is wrong with it costs nothing yet
+        try:
+            answered = self._respond(turn[0].content if text is None else text, instead_of=1)
+        finally:
+            if not answered:
+                self.conversation.recall(before)
+
+    def _respond(self, question: str, instead_of: int = 0) -> bool:
+        """Stream the answer; whether there was any."""
+        held = self.preset.schema if self.preset else None
+        if self.preset is not None and not instead_of:
+            filled = self.preset.fill(question)
+            self.conversation.set_system(filled.system)
+            question = filled.user
+        self.conversation.grammar = held.grammar if held else None
+        view = AnswerView(self.show_thoughts, exact=held is not None)
+        end: AnswerEnd | None = None
+        with Interrupts(PATIENCE) as interrupts:
+            try:
+                for event in self.conversation.ask(question, cancelled=interrupts.requested):
+                    view.show(event)
+                    if isinstance(event, AnswerEnd):
+                        end = event
+                        self._used = event.usage.prompt_tokens + event.usage.completion_tokens
+                        self._keep(question, event.text, instead_of)
+            finally:
+                view.end()
+        assert end is not None, "an engine ends with AnswerEnd"
+        self.last = end
+        if end.finish_reason == "interrupted":
+            render.note("(stopped)")
+        elif end.finish_reason == "length":
+            render.note("(cut off: the limit of tokens is reached)")
+        if held is not None and end.finish_reason != "interrupted":
+            held.check(end.text, cut=end.finish_reason == "length")
+        return bool(end.text)
+
+    def _keep(self, question: str, said: str, instead_of: int) -> None:
+        if not self.private and said:
+            system = self.conversation.system
+            self.session = sessions.keep(self.session, self.loaded.name, system, question, said, instead_of=instead_of)
+
+    # ------------------------------------------------------------------------------------- what commands change
+
+    def meter(self) -> str:
+        """What stands at the right of the prompt: the documents that wait, and how full the context is."""
+        waiting = "".join(f"+{render.safe(each.name)} " for each in self.documents)
+        return f"{waiting}{self.used_tokens():,}/{self.loaded.plan.context:,}"
+
+    def used_tokens(self) -> int:
+        """Tokens of context that the conversation takes."""
+        if self._used is None:
+            turns = self.conversation.turns
+            engine, think = self.loaded.engine, self.conversation.think
+            self._used = engine.count_tokens(self.conversation.messages, think) if turns else 0
+        return self._used
+
+    def forget(self) -> None:
+        """Begin a new conversation with the same system text."""
+        self.conversation.clear()
+        self.session, self.last, self._used = None, None, 0
+
+    def undo(self) -> str | None:
+        """Take the last turn back, also from the kept conversation; returns its question, None where there is none."""
+        turn = self.conversation.undo()
+        if turn is None:
+            return None
+        if self.session is not None:
+            sessions.take_back(self.session)
+        self._used = None
+        return turn[0].content
+
+    def set_system(self, text: str | None) -> None:
+        self.conversation.set_system(text)
+        self._used = None
+
+    def recall(self, system: str | None, turns: tuple[Message, ...], session: int | None = None) -> None:
+        """Go on from these turns; `session` is where more of them are kept."""
+        self.conversation.recall(turns)
+        self.set_system(system)
+        self.session, self.last = session, None
+
+    def resume(self, session: sessions.Session) -> None:
+        """Go on with a kept conversation; a system text that was given on the command line goes before its own."""
+        turns = sessions.messages(session)
+        self.recall(self.conversation.system or session.system, turns, None if self.private else session.id)
+        render.note(f"(going on with conversation {session.id}, {session.turns} turns: {session.title})")
+        if turns:
+            view = AnswerView(False)
+            render.faint(f">>> {turns[-2].content}")
+            view.replay(turns[-1].content)
+
+    def use_preset(self, preset: ActivePreset | None) -> None:
+        """Ask through a preset from now on, or no longer; its system text goes with it."""
+        self.preset = preset
+        self.set_system(preset.fill("").system if preset else None)
+        self.retune()
+
+    def retune(self) -> None:
+        """Draw tokens as the flags say, else the preset, else the settings, else the model's makers."""
+        preferred = dict(self.preset.preset.sampling) if self.preset else {}
+        self.conversation.sampling = options.sampling(self.loaded.name, {**preferred, **self.flags})
+
+    def set_context(self, tokens: int | None) -> None:
+        """Load the model again with another context. Raises LocalaiError and keeps the present one."""
+        before = self._wished
+        self._wished = replace(before, context=tokens)
+        try:
+            self.change_model(str(self.loaded.prepared.found.path))
+        except BaseException:
+            self._wished = before
+            raise
+
+    def change_model(self, name: str) -> None:
+        """Go on with another model. Raises LocalaiError, KeyboardInterrupt, and keeps the present one."""
+        prepared = answer.prepare(name, self._wished, None)  # what is wrong with it costs nothing yet
         previous = self.loaded.prepared
         self.loaded.engine.close()  # first, since two may not fit
         with Interrupts() as interrupts:
@@ -199,72 +267,6 @@ class Room:
                 raise
             finally:
                 self.conversation.engine = self.loaded.engine
-                self.conversation.sampling = options.sampling(self.loaded.name, self._flags)
+                self._used = None
+                self.retune()
         render.note(f"(now {self.loaded.name}, {self.loaded.plan.context:,} tokens of context)")
-
-    def stats(self, argument: str) -> None:
-        """show tokens and speeds of the last answer"""
-        if self._last is None:
-            render.note("(nothing is answered yet)")
-            return
-        used = self._last.usage.prompt_tokens + self._last.usage.completion_tokens
-        render.note(answer.stats_line(self._last))
-        render.note(f"{used:,} of {self.loaded.plan.context:,} tokens of context in use")
-
-
-COMMANDS: dict[str, tuple[Callable[[Room, str], None], str]] = {
-    f"/{function.__name__}": (function, function.__doc__ or "")
-    for function in (Room.help, Room.clear, Room.system, Room.model, Room.stats)
-}
-
-
-def line_reader() -> Callable[[str], str]:
-    """What reads a message: prompt_toolkit's editor, or the bare terminal's where it can do no more.
-
-    The reader raises EOFError at Ctrl-D and KeyboardInterrupt at Ctrl-C.
-    """
-    if os.environ.get("TERM", "dumb") == "dumb":
-        return read_plain_line
-    session = editor()
-    return lambda prompt: session.prompt(prompt)
-
-
-def read_plain_line(prompt: str) -> str:
-    line = render.ask(prompt.strip())
-    if line is None:
-        raise EOFError
-    return line
-
-
-def editor() -> PromptSession[str]:
-    """A line editor with history and completion of commands; its prompt is on stderr: stdout has the answers alone."""
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.completion import Completer, Completion
-    from prompt_toolkit.history import InMemoryHistory
-    from prompt_toolkit.key_binding import KeyBindings
-    from prompt_toolkit.output.defaults import create_output
-
-    class SlashCommands(Completer):
-        def get_completions(self, document: Any, complete_event: Any) -> Any:
-            typed = document.text_before_cursor
-            if typed.startswith("/model "):
-                words, typed = sorted({each.model for each in library.installed()}), typed.removeprefix("/model ")
-            elif typed.startswith("/"):
-                words = [*COMMANDS, "/exit"]
-            else:
-                return
-            yield from (Completion(word, start_position=-len(typed)) for word in words if word.startswith(typed))
-
-    keys = KeyBindings()
-
-    @keys.add("escape", "enter")
-    def _(event: Any) -> None:
-        event.current_buffer.insert_text("\n")
-
-    return PromptSession(
-        history=InMemoryHistory(),
-        completer=SlashCommands(),
-        complete_while_typing=False,
-        key_bindings=keys,
-        output=create_output(stdout=sys.stderr),
-    )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from localai import settings
 from localai.domain import Message
-from localai.errors import LocalaiError, NotFound
+from localai.errors import LocalaiError, NotFound, UsageError
 
 TITLE_LENGTH = 60
 LAST = "last"
@@ -86,25 +88,57 @@ def _open() -> Iterator[sqlite3.Connection]:
         ) from error
 
 
-def keep(session: int | None, model: str, system: str | None, question: str, answer: str) -> int:
-    """Keep a finished turn; with None a new session begins. Returns the session's id. Raises LocalaiError."""
+def keep(
+    session: int | None, model: str, system: str | None, question: str, answer: str, *, instead_of: int = 0
+) -> int:
+    """Keep a finished turn, in place of the last `instead_of` turns; with None, or one that was removed meanwhile,
+    a new session begins. Returns the session's id. Raises LocalaiError.
+    """
     now = datetime.now(UTC).isoformat(timespec="seconds")
     question, answer = _writable(question), _writable(answer)
+    system = None if system is None else _writable(system)
     with _open() as connection:
+        if session is not None:
+            changed = connection.execute(
+                "UPDATE session SET updated_at = ?, model = ?, system = ? WHERE id = ?", (now, model, system, session)
+            )
+            session = session if changed.rowcount else None
         if session is None:
             title = " ".join(question[:500].split())[:TITLE_LENGTH]
             made = connection.execute(
                 "INSERT INTO session (started_at, updated_at, model, title, system) VALUES (?, ?, ?, ?, ?)",
-                (now, now, model, title, None if system is None else _writable(system)),
+                (now, now, model, title, system),
             )
             session = int(made.lastrowid or 0)
-        else:
-            connection.execute("UPDATE session SET updated_at = ?, model = ? WHERE id = ?", (now, model, session))
+        _take_back(connection, session, instead_of)
         connection.executemany(
             "INSERT INTO message (session, role, content) VALUES (?, ?, ?)",
             [(session, "user", question), (session, "assistant", answer)],
         )
     return session
+
+
+def take_back(session: int) -> None:
+    """Forget the last turn of a kept conversation, and the conversation with its only one. Raises LocalaiError."""
+    with _open() as connection:
+        _take_back(connection, session, 1)
+        connection.execute(
+            "DELETE FROM session WHERE id = ? AND NOT EXISTS (SELECT 1 FROM message WHERE session = session.id)",
+            (session,),
+        )
+
+
+def _take_back(connection: sqlite3.Connection, session: int, turns: int) -> None:
+    connection.execute(
+        "DELETE FROM message WHERE id IN (SELECT id FROM message WHERE session = ? ORDER BY id DESC LIMIT ?)",
+        (session, 2 * turns),
+    )
+
+
+def rename(session: int, title: str) -> None:
+    """Give a kept conversation a name of the user's, by which it is found. Raises LocalaiError."""
+    with _open() as connection:
+        connection.execute("UPDATE session SET title = ? WHERE id = ?", (_writable(title), session))
 
 
 def _writable(text: str) -> str:
@@ -125,10 +159,13 @@ def every() -> tuple[Session, ...]:
 
 
 def find(name: str) -> Session:
-    """The conversation of that id, or the latest for "last". Raises NotFound, LocalaiError."""
+    """The conversation of that id, the latest of that title, the latest for "last". Raises NotFound, LocalaiError."""
     found = every()
     for each in found:
         if name in (LAST, str(each.id)):
+            return each
+    for each in found:
+        if name.strip() and name.casefold() == each.title.casefold():
             return each
     hint = "localai sessions list shows them" if found else "localai chat keeps what is said, without --private"
     raise NotFound(f"there is no kept conversation {name[:100]!r}", hint)
@@ -177,6 +214,27 @@ def remove(session: Session) -> None:
             connection.execute("INSERT INTO message_text (message_text) VALUES ('optimize')")
             connection.commit()
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def as_json(session: Session, said: Sequence[Message]) -> dict[str, Any]:
+    """A conversation as its JSON export has it."""
+    return {**asdict(session), "messages": [asdict(each) for each in said]}
+
+
+def from_json(text: str, where: str) -> tuple[str | None, tuple[Message, ...]]:
+    """The system text and the turns of a JSON export. Raises UsageError for what is none."""
+    try:
+        raw = json.loads(text)
+        said = tuple(Message(str(each["role"]), str(each["content"])) for each in raw["messages"])
+        system = raw.get("system")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UsageError(f"{where} is not a conversation that was exported as JSON", _EXPORTED) from error
+    if [each.role for each in said] != ["user", "assistant"] * (len(said) // 2):
+        raise UsageError(f"{where} does not hold questions and answers in turn", _EXPORTED)
+    return (system if isinstance(system, str) and system else None), said
+
+
+_EXPORTED = "/save NAME.json writes one, and so does localai sessions export --format json"
 
 
 def markdown(session: Session, said: Sequence[Message]) -> str:

@@ -104,6 +104,7 @@ KEYS: dict[str, Key] = {
     for key in (
         Key("model", "the model that chat and run use when none is named", str),
         Key("offline", "true forbids every connection", _boolean),
+        Key("plain", "true: chat writes whole lines and nothing over, for screen readers", _boolean),
         Key("system", "the system text of chat and run", str),
         Key("context", "tokens of context to plan for", _number(int, 1, 2**31 - 1)),
         Key("gpu_layers", "layers to put on the GPU instead of the plan's", _number(int, 0, 10_000)),

@@ -74,18 +74,47 @@ def test_a_conversation(terminal: Terminal) -> None:
     assert terminal.ended() == 0
 
 
-def test_the_slash_commands(terminal: Terminal) -> None:
+def test_the_slash_commands(terminal: Terminal, isolated: Path) -> None:
+    (isolated / "my notes.txt").write_text("The river is called Loire.")
     for typed, seen in [
         ("/help", "/clear"),
+        ("/help set", "temperature, seed"),
         ("/system", "no system text"),
         ("/system Answer in French.", "set"),
         ("/system", "Answer in French"),
         ("/clear", "empty"),
         ("/stats", "nothing is answered"),
+        ("/undo", "nothing to take back"),
+        ("/retry", "nothing has been asked"),
+        ("/copy", "nothing has been answered"),
+        ("/save", "nothing has been said"),
+        ("/set temperature 0.5", r"temperature: 0\.5"),
+        ("/set temperature hot", "expected a number"),
+        ("/set top_k -1", "expected 0 to"),
+        ("/set nosuch 1", "/set takes temperature, top_k"),
+        ("/set temperature default", r"temperature: 0\.2"),
+        ("/set seed 7", "seed: 7"),
+        ("/set max_tokens 12", "max_tokens: 12"),
+        ("/set", "repeat_penalty"),
+        ("/think off", "thinking: off"),
+        ("/think maybe", "/think auto"),
+        ("/think show", "written out"),
+        (f"/file {isolated}/my notes.txt", "goes with the next question"),
+        ("/file", "my notes.txt"),
+        ("/file -", "no file goes"),
+        ("/file nosuch.txt", "no file nosuch.txt"),
+        ("/preset", "summarize"),
+        ("/preset nosuch", "/preset lists them"),
+        ("/preset translate", "language="),
+        ("/preset off", "asked as they are"),
+        ("/load", "no conversations are kept"),
+        ("/load 99", "/load lists them"),
+        ("/show", "Runs on"),
         ("/model", r"\* smollm2-135m"),
-        ("/model nosuch", "no model called"),
+        ("/model nosuch", "/model lists the installed ones"),
         ("/model smollm2-135m", "now smollm2-135m"),
-        ("/nosuch", "no command /nosuch"),
+        ("/set context 1024", "1,024 tokens of context"),
+        ("/modle", "did you mean /model"),
     ]:
         terminal.type(typed)
         terminal.see(seen)

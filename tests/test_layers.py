@@ -17,7 +17,21 @@ FRONT, SERVICE, ADAPTER, LEAF = "front", "service", "adapter", "leaf"
 ORDER = [LEAF, ADAPTER, SERVICE, FRONT]
 
 LAYERS = {
-    FRONT: {"__main__", "boundary", "cli", "commands", "repl", "render", "schema", "interrupt"},
+    FRONT: {
+        "__main__",
+        "boundary",
+        "cli",
+        "commands",
+        "repl",
+        "slash",
+        "line_editor",
+        "terminal",
+        "answer_view",
+        "markdown",
+        "render",
+        "schema",
+        "interrupt",
+    },
     SERVICE: {
         "hardware",
         "measurement",
@@ -68,6 +82,8 @@ LAYERS = {
         "ranges",
         "records",
         "aliases",
+        "history",
+        "clipboard",
         "copies",
         "foreign",
         "partial",

@@ -327,8 +327,12 @@ def chat(
     kv_type: KvTypeOption = None,
     private: Annotated[bool, typer.Option("--private", help="Keep nothing of what is said.")] = False,
     resume: Annotated[
-        str | None, typer.Option("--resume", metavar="ID", help="Go on with a kept conversation: its number, or last.")
+        str | None,
+        typer.Option("--resume", metavar="[ID]", help="Go on with a kept conversation, the last without its number."),
     ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Whole lines, no colour, nothing written over: for screen readers.")
+    ] = False,
 ) -> None:
     """Talk with a model: /help lists what can be typed; without a terminal it answers stdin once, like run."""
     if model and model_option and model != model_option:
@@ -350,6 +354,8 @@ def chat(
         return
     from localai import repl
 
+    if plain or options.setting("plain", None):
+        render.be_plain()
     repl.talk(
         name or welcome.offered_model(),
         options.setting("system", system),

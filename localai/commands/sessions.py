@@ -23,7 +23,7 @@ def whole(name: str) -> dict[str, Any]:
     from localai import sessions
 
     session = sessions.find(name)
-    return {**asdict(session), "messages": [asdict(each) for each in sessions.messages(session)]}
+    return sessions.as_json(session, sessions.messages(session))
 
 
 @app.command(name="list")
@@ -97,7 +97,7 @@ def resume(session: Id = "last") -> None:
 @app.command(name="rm")
 def remove(session: Id, yes: YesFlag = False, as_json: JsonFlag = False) -> None:
     """Remove a conversation."""
-    from localai import sessions
+    from localai import history, sessions
 
     found = sessions.find(session)
     if not yes:
@@ -108,7 +108,12 @@ def remove(session: Id, yes: YesFlag = False, as_json: JsonFlag = False) -> None
             )
         if not answer:
             raise typer.Exit(1)
+    asked = {each.content for each in sessions.messages(found) if each.role == "user"}
     sessions.remove(found)
+    try:
+        history.forget(asked)
+    except OSError as error:
+        render.note(f"warning: its questions stay in {history.path()}: {error.strerror}")
     if as_json:
         render.json_object({"removed": asdict(found)})
         return

@@ -1,0 +1,1 @@
+"""What can be typed in a chat besides messages: `/help` and its kin."""

@@ -1,0 +1,205 @@
+"""The slash commands about what comes from outside and goes there: documents, presets, kept conversations."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from localai import documents, presets, render, sessions, settings, terminal
+from localai.domain import Message
+from localai.errors import LocalaiError, NotFound, UsageError
+from localai.slash.command import Command, given_paths, paths
+
+if TYPE_CHECKING:
+    from localai.answer_schema import AnswerSchema
+    from localai.repl import Room
+
+EXPORTS = (".json", ".md", ".markdown")
+LISTED = 10
+
+
+def file(room: Room, argument: str) -> None:
+    if argument == "-":
+        room.documents.clear()
+        render.note("(no file goes with the next question)")
+        return
+    for path in given_paths(argument) if argument else ():
+        document = documents.read(path)
+        room.documents.append(document)
+        tokens = room.loaded.engine.count_tokens((Message("user", document.text),), room.conversation.think)
+        render.note(f"({document.name}, about {tokens:,} tokens, goes with the next question; /file - takes it back)")
+        if tokens >= room.loaded.engine.context:
+            render.note(f"(that is more than the {room.loaded.engine.context:,} tokens of context)")
+    if not argument:
+        names = ", ".join(each.name for each in room.documents)
+        render.note(f"(with the next question: {names})" if names else "(none; /file PATH takes one)")
+
+
+# ------------------------------------------------------------------------------------------------------- presets
+
+
+@dataclass(frozen=True, slots=True)
+class ActivePreset:
+    """A preset that every question goes through until it is ended."""
+
+    preset: presets.Preset
+    text: presets.PresetText
+    variables: dict[str, str]
+    schema: AnswerSchema | None
+
+    def fill(self, content: str) -> presets.Filled:
+        """What becomes of a question. Raises UsageError for a variable that is missing or unknown."""
+        return presets.fill(self.preset, self.text, self.variables, content)
+
+
+def preset(room: Room, argument: str) -> None:
+    try:
+        words = shlex.split(argument)
+    except ValueError as error:
+        raise UsageError(f"/preset: {error}", '/preset NAME variable="some words"') from error
+    if not words:
+        rows = [(each.name, each.text().description) for each in presets.every()]
+        render.note(render.columns(("PRESET", "WHAT IT DOES"), rows, fold=True))
+        return
+    if words == ["off"]:
+        room.use_preset(None)
+        render.note("(questions are asked as they are)")
+        return
+    chosen = presets.find(words[0])
+    schema = None
+    if chosen.schema:
+        from localai import answer_schema
+
+        schema = answer_schema.from_text(chosen.schema, f"the schema of the preset {chosen.name}")
+    active = ActivePreset(chosen, chosen.text(), variables(words[1:]), schema)
+    try:
+        active.fill("")
+    except UsageError as error:
+        needed = " ".join(f"{name}=..." for name in (*active.text.required, *active.text.variables))
+        raise UsageError(error.message, f"/preset {chosen.name} {needed}") from error
+    room.use_preset(active)
+    render.note(f"({chosen.name}: {active.text.description} Each question goes through it; /preset off ends it)")
+
+
+def variables(words: list[str]) -> dict[str, str]:
+    """The NAME=VALUE words. Raises UsageError for another."""
+    for word in words:
+        if "=" not in word:
+            raise UsageError(f"/preset does not understand {word!r}", '/preset NAME variable="some words"')
+    return presets.given_variables(words)
+
+
+def preset_words(room: Room, typed: str) -> Iterable[str]:
+    name, space, _ = typed.partition(" ")
+    known = {each.name: each for each in presets.every()}
+    if not space:
+        return [*known, "off"]
+    text = known[name].text() if name in known else None
+    before = typed[: typed.rfind(" ") + 1]
+    return [f"{before}{each}=" for each in (*text.required, *text.variables)] if text else []
+
+
+# ------------------------------------------------------------------------------------------------ conversations
+
+
+def save(room: Room, argument: str) -> None:
+    if not room.conversation.turns:
+        render.note("(nothing has been said yet)")
+    elif not argument:
+        kept = "(nothing is kept: this is private; /save FILE.md writes a file)"
+        render.note(kept if room.private else f"(kept as conversation {room.session}; /save NAME names it)")
+    elif is_path(argument):
+        export(room, given_paths(argument)[0])
+    elif room.private or room.session is None:
+        raise UsageError("a private conversation has no name", "/save FILE.md writes it to a file")
+    else:
+        sessions.rename(room.session, argument)
+        render.note(f"(conversation {room.session} is called {argument!r}: /load {argument} goes on with it)")
+
+
+def is_path(text: str) -> bool:
+    """Whether a word names a file to write or read, and not a kept conversation."""
+    return text.lower().endswith(EXPORTS) or "/" in text or "\\" in text or text.startswith("~")
+
+
+def export(room: Room, path: Path) -> None:
+    """Write the conversation as JSON or Markdown, for this user only. Raises LocalaiError."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", f"/save {path / 'conversation.md'}")
+    if path.exists():
+        with terminal.cooked():
+            if not render.confirmed(f"{path} is there already. Write over it?", default=False):
+                return
+    session, said = kept_or_not(room)
+    if path.suffix.lower() == ".json":
+        text = render.json_line(sessions.as_json(session, said), indent=2)
+    else:
+        text = sessions.markdown(session, said)
+    try:
+        settings.write_atomically(path, text.encode("utf-8", "replace"))
+    except OSError as error:
+        raise LocalaiError(f"cannot write {path}: {error.strerror}", "/save takes another path") from error
+    render.note(f"(written to {path})")
+
+
+def kept_or_not(room: Room) -> tuple[sessions.Session, tuple[Message, ...]]:
+    """The conversation as it is kept, with the turns that no longer fit the context; else as it is remembered."""
+    if room.session is not None:
+        session = sessions.find(str(room.session))
+        return session, sessions.messages(session)
+    said = room.conversation.turns
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    title = " ".join(said[0].content[:500].split())[: sessions.TITLE_LENGTH]
+    made = sessions.Session(0, now, now, room.loaded.name, title, room.conversation.system, len(said) // 2)
+    return made, said
+
+
+def load(room: Room, argument: str) -> None:
+    if not argument:
+        rows = [(str(each.id), each.updated_at[:16], each.model, each.title) for each in sessions.every()[:LISTED]]
+        if rows:
+            render.note(render.columns(("ID", "LAST USED", "MODEL", "TITLE"), rows, right=(0,)))
+        render.note("/load ID goes on with one" if rows else "(no conversations are kept)")
+    elif is_path(argument):
+        path = given_paths(argument)[0]
+        try:
+            text = path.read_text("utf-8-sig", "replace")
+        except OSError as error:
+            raise NotFound(f"cannot read {path}: {error.strerror}", "check the path") from error
+        system, said = sessions.from_json(text, str(path))
+        room.recall(system, said)
+        render.note(f"({len(said) // 2} turns from {path})")
+    else:
+        room.resume(sessions.find(argument))
+
+
+def load_words(room: Room, typed: str) -> Iterable[str]:
+    return [*(str(each.id) for each in sessions.every()[:LISTED]), sessions.LAST, *paths(room, typed)]
+
+
+COMMANDS = (
+    Command(
+        "file",
+        "[PATH|-]",
+        "put a document (PDF, DOCX, HTML, text) into the next question",
+        file,
+        paths,
+        "/file PATH takes one at a time",
+    ),
+    Command(
+        "preset", "[NAME k=v ...|off]", "ask through a preset, or list them", preset, preset_words, "/preset lists them"
+    ),
+    Command("save", "[NAME|PATH]", "name the kept conversation, or write it to a .md or .json file", save, paths),
+    Command(
+        "load",
+        "[ID|NAME|PATH]",
+        "go on with a kept conversation, or with a .json file",
+        load,
+        load_words,
+        "/load lists them",
+    ),
+)

@@ -1,0 +1,123 @@
+"""The terminal's own modes while a conversation goes on: no echo into an answer, and all as it was at the end.
+
+Where there is no terminal, or no termios (Windows), nothing is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+from localai import render
+
+ENDS = ("SIGTERM", "SIGHUP")
+# What a line editor may have switched on: bracketed paste off, attributes off, cursor shown.
+RESET = "\x1b[?2004l\x1b[0m\x1b[?25h"
+
+_restore: Callable[[], None] | None = None
+
+
+@contextlib.contextmanager
+def conversing() -> Iterator[None]:
+    """Within: keys are not echoed, Ctrl-C alone does nothing; after it, also by SIGTERM, the terminal is as before."""
+    global _restore
+    before = _modes()
+    if before is None:
+        yield
+        return
+
+    def put_back() -> None:
+        _set(before)
+        if not render.plain():
+            with contextlib.suppress(OSError):
+                os.write(sys.stdin.fileno(), RESET.encode())
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # in the background, setting modes would stop us
+        put_back()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    def pause(number: int, frame: FrameType | None) -> None:  # Ctrl-Z while an answer comes
+        _set(before)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        signal.signal(number, pause)  # we are back
+        _set_echo(False)
+
+    handlers: dict[str, Any] = {**dict.fromkeys(ENDS, end), "SIGTSTP": pause, "SIGINT": lambda number, frame: None}
+    previous = {name: signal.signal(getattr(signal, name), handler) for name, handler in handlers.items()}
+    _restore = put_back
+    _set_echo(False)
+    try:
+        yield
+    finally:
+        _restore = None
+        _set(before)
+        for name, handler in previous.items():
+            signal.signal(getattr(signal, name), handler)
+
+
+def restore() -> None:
+    """Put the terminal back at once, for an end that no `finally` sees."""
+    if _restore is not None:
+        _restore()
+
+
+@contextlib.contextmanager
+def cooked() -> Iterator[None]:
+    """Within: keys are echoed and Ctrl-C raises KeyboardInterrupt, for a line read plainly or a program started."""
+    before = _modes()
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    _set_echo(True)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        _set(before)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Within: Ctrl-C raises KeyboardInterrupt."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _modes() -> list[Any] | None:
+    """The modes of the terminal on stdin; None where there is none."""
+    try:
+        import termios
+    except ImportError:
+        return None
+    try:
+        return termios.tcgetattr(sys.stdin.fileno())
+    except (termios.error, OSError, ValueError, AttributeError):
+        return None
+
+
+def _set(modes: list[Any] | None) -> None:
+    if modes is None:
+        return
+    import termios
+
+    with contextlib.suppress(termios.error, OSError):
+        termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, modes)
+
+
+def _set_echo(on: bool) -> None:
+    modes = _modes()
+    if modes is None:
+        return
+    import termios
+
+    modes[3] = modes[3] | termios.ECHO if on else modes[3] & ~termios.ECHO
+    _set(modes)
