@@ -2,8 +2,8 @@
 
     python benchmarks/fuzz_gguf.py --minutes 10
 
-Whatever the bytes are, the answer must be a header or an EngineError, within a second and 200 MB. Exits 1 else, and
-keeps the input that did it.
+Whatever the bytes are, the answer must be a header or an EngineError, within a second (of processor time) and 200 MB.
+Exits 1 else, and keeps the input that did it.
 """
 
 from __future__ import annotations
@@ -125,8 +125,10 @@ def read(source: gguf.ByteSource) -> str:
 
 
 def timed(where: Path | Pieces) -> tuple[str, float]:
-    """What became of it and in how many seconds; a crash is an outcome like any other."""
-    started = time.monotonic()
+    """What became of it, a crash being an outcome like any other, and the seconds of the processor that it took: the
+    reader waits for nothing, so that what else runs on the machine is left out.
+    """
+    started = time.process_time()
     try:
         if isinstance(where, Path):
             with gguf.FileSource(where) as source:
@@ -135,7 +137,7 @@ def timed(where: Path | Pieces) -> tuple[str, float]:
             outcome = read(where)
     except BaseException as error:  # noqa: BLE001 - whatever it is, it is what is looked for
         outcome = f"CRASH {type(error).__name__}: {error}"[:200]
-    return outcome, time.monotonic() - started
+    return outcome, time.process_time() - started
 
 
 def main() -> int:
@@ -156,10 +158,7 @@ def main() -> int:
         as_file = rng.random() < 0.2
         if as_file:
             path.write_bytes(data)
-        source = path if as_file else Pieces(data, size)
-        outcome, took_s = timed(source)
-        if took_s > SECONDS_LIMIT:  # the machine's pause or ours? whatever is slow is slow twice
-            outcome, took_s = min(((outcome, took_s), timed(source)), key=lambda each: each[1])
+        outcome, took_s = timed(path if as_file else Pieces(data, size))
         longest_s = max(longest_s, took_s)
         if took_s > SECONDS_LIMIT:
             outcome = f"HANG of {took_s:.1f} s"

@@ -6,7 +6,20 @@ from typing import Annotated
 
 import typer
 
-from localai.commands import answer, config, doctor, embed, library, machine, models, presets, pull, sessions, welcome
+from localai.commands import (
+    answer,
+    config,
+    doctor,
+    embed,
+    library,
+    machine,
+    models,
+    presets,
+    pull,
+    search,
+    sessions,
+    welcome,
+)
 
 HELP = "Run language models on your own computer: know what fits, download it safely, chat, and use it in pipelines."
 
@@ -51,6 +64,7 @@ def main(
 app.command()(machine.hardware)
 app.command()(doctor.doctor)
 app.command()(machine.recommend)
+app.command()(search.search)
 app.command()(models.show)
 app.command()(pull.pull)
 app.command(name="list")(models.list_models)

@@ -189,6 +189,29 @@ def parse(source: ByteSource, keep: Container[str] = ()) -> Header:
     return Header(version, MappingProxyType(metadata), tensors, alignment, data_offset, source.size)
 
 
+def parse_beginning(source: ByteSource) -> Header:
+    """What the beginning of a file says: the keys that are whole in it, and no tensors.
+
+    `source` has that beginning and its `size`. An array that is cut off is `Skipped` with its length: of a vocabulary
+    that is all one wants to know. Raises EngineError where it is no GGUF.
+    """
+    reader = _Reader(source)
+    version, _, key_count = _preamble(reader)
+    metadata: dict[str, Value] = {}
+    key, begin = "", 0
+    try:
+        for _ in range(key_count):
+            key = reader.string("a key's name", 65_535)
+            begin = reader.position
+            metadata[key] = reader.value(key, ())
+    except EngineError:  # cut off; or damaged, which whoever reads the whole of it will be told
+        if len(found := source.read_at(begin, 16)) == 16:
+            kind, element, length = struct.unpack("<IIQ", found)
+            if kind == _ARRAY and length <= STRINGS_LIMIT:
+                metadata[key] = Skipped("string" if element == _STRING else "number", length)
+    return Header(version, MappingProxyType(metadata), (), 32, source.size, source.size)
+
+
 def _preamble(reader: _Reader) -> tuple[int, int, int]:
     """Magic, version and the two counts. Raises EngineError where any is out of bounds."""
     if reader.source.size < 24 or reader.take(4) != b"GGUF":

@@ -135,6 +135,51 @@ def repository(repo: str, revision: str | None = None) -> Repository:
             time.sleep(wait_s)
 
 
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A repository that a search found. `gated` and the counts are None where the Hub does not say."""
+
+    repo: str
+    gated: bool | None
+    downloads: int | None
+    likes: int | None
+
+
+def search(query: str, limit: int) -> tuple[Hit, ...]:
+    """Repositories with GGUF files that the Hub finds for `query`, the most downloaded first.
+
+    What is no name of a repository is left out. Raises NetworkError (also in offline mode, before any connection).
+    """
+    require_online("searching the Hub")
+    hub, base, secret = _client(), endpoint(), token()
+
+    def ask() -> list[Any]:
+        api = hub.HfApi(endpoint=base, token=secret or False)
+        return list(
+            api.list_models(
+                search=query, filter="gguf", sort="downloads", limit=limit, expand=["gated", "downloads", "likes"]
+            )
+        )
+
+    try:
+        found = _within(LISTING_SECONDS, ask)
+    except Exception as error:
+        raise _translated(error, "the Hub's search", None) from error
+    hits = {}
+    for each in found[:limit]:
+        try:
+            repo = naming.check_repo(str(each.id))
+        except UsageError:
+            continue
+        gated = None if each.gated is None else bool(each.gated)
+        hits[repo] = Hit(repo, gated, _count(each.downloads), _count(each.likes))
+    return tuple(hits.values())
+
+
+def _count(value: object) -> int | None:
+    return value if type(value) is int and value >= 0 else None
+
+
 def reachable() -> None:
     """Return if the Hub answers at all, within five seconds. Raises NetworkError, also in offline mode."""
     require_online("asking the Hub")

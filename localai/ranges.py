@@ -23,6 +23,7 @@ from localai.source import BROKEN, Interrupted, Line, Pace, Source, reason_of
 # Bytes asked for at once: what a vocabulary takes is not known beforehand, and what is fetched beyond it is lost.
 # Headers of 150,000 tokens have 6 MB (3 requests, 7 MiB), of 260,000 up to 16.
 WINDOWS = (1 * MIB, 2 * MIB, 4 * MIB)
+BEGINNING = 128 * 1024  # the model's dimensions stand before its vocabulary, within the first 4 to 20 kB
 LATER_SHARD_WINDOW = MIB // 4  # shards after the first have a tensor table and no vocabulary
 FETCH_LIMIT = 64 * MIB  # no header is as long; a hostile one gets no further
 CACHE_LIMIT = 256 * MIB
@@ -60,6 +61,27 @@ def read_model(repo: str, commit: str, files: Sequence[RemoteFile]) -> RemoteHea
     _forget_oldest(kept)
     joined = gguf.join([file.name for file in files], headers)
     return RemoteHeader(joined, tuple(files), tuple(kept), tuple(header.data_offset for header in headers))
+
+
+def read_beginning(repo: str, commit: str, file: RemoteFile) -> gguf.Header:
+    """What the first 128 KiB of a file say, by one request or by what an earlier call kept: dimensions, no tensors.
+
+    Raises NetworkError, AccessDenied, NotFound, EngineError for what is no GGUF.
+    """
+    whole = _kept_path(repo, commit, file.name)
+    path = whole.with_name(f"{whole.name}-beginning")
+    for each in (whole, path):
+        with suppress(OSError, EngineError):
+            with each.open("rb") as stream:
+                content = stream.read(BEGINNING)
+            return gguf.parse_beginning(_Kept(file.name, len(content), content))
+    with HubFile(repo, commit, file, (BEGINNING,)) as source:
+        content = source.read_at(0, BEGINNING)
+    header = gguf.parse_beginning(_Kept(file.name, len(content), content))
+    with suppress(OSError):
+        settings.private_folder(path.parent)
+        settings.write_atomically(path, content)
+    return header
 
 
 class HubFile:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from localai.manifests import Pinned
     from localai.pruning import Leftover
     from localai.recommend import Recommendation
+    from localai.searching import FoundModel
     from localai.verifying import ModelCheck
 
 Json = dict[str, Any]
@@ -127,6 +128,34 @@ def card(found: Card) -> Json:
             for each in found.variants
         ],
         "fit": None if found.plan is None else fit(found.plan),
+    }
+
+
+def found_model(found: FoundModel) -> Json:
+    """One entry of `search --json`."""
+    return {
+        "repo": found.repo,
+        "model": found.model,
+        "commit": found.commit,
+        "gated": found.gated,
+        "downloads": found.downloads,
+        "likes": found.likes,
+        "architecture": found.architecture,
+        "params_b": found.params_b,
+        "active_params_b": found.active_params_b,
+        "context_length": found.context_length,
+        "basis": found.basis,
+        "best": found.best,
+        "failure": found.failure,
+        "variants": [
+            {
+                "quantization": each.quantization,
+                "file": each.file,
+                "size_bytes": each.size_bytes,
+                "fit": fit(each.plan),
+            }
+            for each in found.variants
+        ],
     }
 
 

@@ -7,7 +7,7 @@ llama-cpp-python 0.3.36 vendors): which layers hold a KV cache, how wide it is, 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from localai.domain import Pooling, Shape, Weights
 from localai.errors import EngineError
@@ -190,6 +190,22 @@ def makes_text(header: Header) -> bool:
 def shape(header: Header) -> Shape:
     """The model's dimensions. Raises EngineError for a header that is not a language model's, or out of bounds."""
     return _Reading(header).shape()
+
+
+def shape_of_beginning(header: Header, params: int) -> Shape:
+    """The dimensions of a model of about `params` parameters whose tensor table was not read (`parse_beginning`).
+
+    Of a mixture of experts the part that one token uses is reckoned from the experts' dimensions. Raises EngineError as
+    `shape` does.
+    """
+    found = _Reading(header).shape()
+    active = None
+    width = found.expert_feed_forward_length or found.feed_forward_length
+    if found.expert_count and found.expert_used_count and width and found.embedding_length:
+        of_experts = found.n_layers * 3 * found.embedding_length * width * found.expert_count
+        idle = round(min(of_experts, 0.97 * params) * max(0.0, 1 - found.expert_used_count / found.expert_count))
+        active = params - idle
+    return replace(found, params=params, active_params=active)
 
 
 def weights(header: Header) -> Weights:

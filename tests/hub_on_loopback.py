@@ -33,6 +33,7 @@ class Repo:
     sizes: dict[str, int] = field(default_factory=dict)
     etags: dict[str, str] = field(default_factory=dict)
     earlier: dict[str, dict[str, bytes]] = field(default_factory=dict)  # the files of older commits, which stay
+    downloads: int = 1
 
     def replace(self, files: dict[str, bytes], commit: str) -> None:
         """A new commit on the main branch."""
@@ -87,6 +88,7 @@ class HubOnLoopback:
         self.faults: list[Fault] = []
         self.listing_faults: list[Fault] = []
         self.head_faults: list[Fault] = []
+        self.hits: list[Any] = []  # what a search finds besides the repositories
         self.log: list[Seen] = []
         self.storage: HubOnLoopback | None = None
         self.is_storage = False
@@ -198,7 +200,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def route(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        if path.startswith("/api/models/"):
+        if path == "/api/models":
+            self.found(parse_qs(urlsplit(self.path).query))
+        elif path.startswith("/api/models/"):
             self.listing(path.removeprefix("/api/models/"))
         elif "/resolve/" in path:
             repo, _, rest = path.lstrip("/").partition("/resolve/")
@@ -208,6 +212,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.refuse(404, "")
 
     # ----------------------------------------------------------------------------------------------- the listing
+
+    def found(self, query: dict[str, list[str]]) -> None:
+        """The repositories whose names hold every word, the most downloaded first."""
+        words = " ".join(query.get("search", [])).lower().split()
+        names = [name for name in self.hub.repos if all(word in name.lower() for word in words)]
+        names.sort(key=lambda name: -self.hub.repos[name].downloads)
+        hits = [listing_of(name, self.hub.repos[name], blobs=False) for name in names]
+        self.send_json([*self.hub.hits, *hits][: int(query.get("limit", ["1000"])[0])])
 
     def listing(self, path: str) -> None:
         name, _, revision = path.partition("/revision/")
@@ -398,7 +410,7 @@ def listing_of(name: str, repo: Repo, blobs: bool = True) -> dict[str, Any]:
         "private": False,
         "gated": "auto" if repo.gated else False,
         "disabled": False,
-        "downloads": 1,
+        "downloads": repo.downloads,
         "likes": 1,
         "tags": ["gguf"],
         "siblings": siblings,

@@ -61,6 +61,7 @@ LAYERS = {
         "cards",
         "measuring",
         "remote",
+        "searching",
         "shapes",
         "sizes",
         "speed",
