@@ -478,6 +478,21 @@ class Embedding:
     tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class KvState:
+    """What an engine holds of a conversation: the text, its tokens, where the two are known to meet, and the KV cache.
+
+    `borders` are pairs of characters and tokens; the cache has the first `held` tokens. `data` is llama.cpp's, of use
+    to the same model and engine only.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    borders: tuple[tuple[int, int], ...]
+    held: int
+    data: memoryview
+
+
 class ChatEngine(Protocol):
     """A loaded model. The real one is `localai.engine.model.LlamaEngine`; tests have a scripted one."""
 
@@ -494,6 +509,17 @@ class ChatEngine(Protocol):
         Raises ContextOverflow before anything is evaluated, EngineError if llama.cpp fails.
         """
         ...
+
+    def state(self, affordable: Callable[[int], bool]) -> KvState | None:
+        """A copy of what is held of the last conversation; None for nothing, or where its bytes aren't `affordable`."""
+        return None
+
+    def resume(self, state: KvState) -> bool:
+        """Take up a conversation where it was; False, and nothing held, where that cannot be done.
+
+        The state must be this model's, made by this engine with the same plan: llama.cpp believes what it reads.
+        """
+        return False
 
     def close(self) -> None:
         """Free the model's memory. Idempotent."""

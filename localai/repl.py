@@ -9,7 +9,7 @@ import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from localai import chat, documents, line_editor, render, sessions, terminal
+from localai import chat, documents, kept_states, line_editor, render, sessions, terminal
 from localai.answer_view import AnswerView
 from localai.commands import answer, options
 from localai.commands.options import SamplingFlags
@@ -49,7 +49,7 @@ def talk(
                 room.resume(resume)
             room.loop()
     finally:
-        room.loaded.engine.close()
+        room.leave()
 
 
 class Room:
@@ -86,6 +86,14 @@ class Room:
         note = f"; {self.loaded.note}" if self.loaded.note else ""
         render.note(f"{self.loaded.name}: {self.loaded.plan.context:,} tokens of context{note}.")
         render.note(GREETING)
+
+    def leave(self) -> None:
+        """Free the model; what it holds of a kept conversation is saved, which Ctrl-C leaves off."""
+        with Interrupts() as interrupts:
+            kept = None
+            with contextlib.suppress(LocalaiError):
+                kept = self.session if self.session is not None and sessions.exists(self.session) else None
+            kept_states.leave(self.loaded, kept, interrupts.requested)
 
     def loop(self) -> None:
         """Read and answer until the user leaves; what goes wrong in a turn is told, and the conversation goes on."""
@@ -227,6 +235,8 @@ class Room:
         """Go on with a kept conversation; a system text that was given on the command line goes before its own."""
         turns = sessions.messages(session)
         self.recall(self.conversation.system or session.system, turns, None if self.private else session.id)
+        if problem := kept_states.restore(session.id, self.loaded):
+            render.note(f"({problem})")
         render.note(f"(going on with conversation {session.id}, {session.turns} turns: {session.title})")
         if turns:
             view = AnswerView(False)

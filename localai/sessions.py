@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from localai import settings
+from localai import kept_states, settings
 from localai.domain import Message
 from localai.errors import LocalaiError, NotFound, UsageError
 
@@ -122,10 +122,12 @@ def take_back(session: int) -> None:
     """Forget the last turn of a kept conversation, and the conversation with its only one. Raises LocalaiError."""
     with _open() as connection:
         _take_back(connection, session, 1)
-        connection.execute(
+        emptied = connection.execute(
             "DELETE FROM session WHERE id = ? AND NOT EXISTS (SELECT 1 FROM message WHERE session = session.id)",
             (session,),
         )
+    if emptied.rowcount:
+        kept_states.remove(session)
 
 
 def _take_back(connection: sqlite3.Connection, session: int, turns: int) -> None:
@@ -156,6 +158,11 @@ def every() -> tuple[Session, ...]:
     with _open() as connection:
         rows = connection.execute(f"{_COLUMNS} ORDER BY updated_at DESC, id DESC").fetchall()
     return tuple(Session(*row) for row in rows)
+
+
+def exists(session: int) -> bool:
+    """Whether a conversation is kept, and was not removed meanwhile. Raises LocalaiError."""
+    return any(each.id == session for each in every())
 
 
 def find(name: str) -> Session:
@@ -205,7 +212,8 @@ def _matches(connection: sqlite3.Connection, words: Sequence[str], limit: int) -
 
 
 def remove(session: Session) -> None:
-    """Remove a conversation, its bytes overwritten in the file. Raises LocalaiError."""
+    """Remove a conversation, its bytes overwritten in the file, and its saved state. Raises LocalaiError."""
+    kept_states.remove(session.id)
     with _open() as connection:
         connection.execute("DELETE FROM message WHERE session = ?", (session.id,))
         connection.execute("DELETE FROM session WHERE id = ?", (session.id,))
@@ -218,7 +226,7 @@ def remove(session: Session) -> None:
 
 def as_json(session: Session, said: Sequence[Message]) -> dict[str, Any]:
     """A conversation as its JSON export has it."""
-    return {**asdict(session), "messages": [asdict(each) for each in said]}
+    return {**asdict(session), "messages": [{"role": each.role, "content": each.content} for each in said]}
 
 
 def from_json(text: str, where: str) -> tuple[str | None, tuple[Message, ...]]:

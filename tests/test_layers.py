@@ -56,6 +56,7 @@ LAYERS = {
         "documents",
         "images",
         "sessions",
+        "kept_states",
         "loading",
         "embeddings",
         "cards",

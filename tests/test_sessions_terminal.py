@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from localai import sessions
+from localai import kept_states, sessions
 
 pytest.importorskip("pexpect")
 
@@ -30,12 +30,34 @@ def once(*arguments: str, question: str, greeting: str = "/help lists") -> None:
 def test_a_conversation_is_kept_resumed_or_private(isolated: Path) -> None:
     once(*CHAT, "--private", question="Name a river.")
     assert not sessions.database().exists()
+    assert not kept_states.folder().exists()
     once(*CHAT, question="Name the capital of France.")
     kept = sessions.find("last")
     assert (kept.title, kept.turns, kept.model) == ("Name the capital of France.", 1, "smollm2-135m")
-    greeting = "(going on with conversation 1, 1 turns: Name the capital of France.)"
+    state = kept_states.path(kept.id)
+    damaged = state.read_bytes()[:-1] + b"?"
+    state.write_bytes(damaged)
+    greeting = "is not used (it is damaged"
     once("chat", "--resume", "last", *CHAT[2:], question="And of Italy?", greeting=greeting)
     resumed = sessions.find(str(kept.id))
     assert resumed.turns == 2
     assert len(sessions.every()) == 1
     assert [each.content for each in sessions.messages(resumed) if each.role == "user"][1] == "And of Italy?"
+    assert state.read_bytes() != damaged, "a sound one has taken its place"
+
+
+def test_a_resumed_conversation_is_not_read_again(isolated: Path) -> None:
+    once(*CHAT, question="Name the capital of France.")
+    terminal = Terminal("chat", "--resume", "last", *CHAT[2:])
+    terminal.process.expect_exact("(going on")
+    terminal.ready()
+    terminal.type("And of Italy?")
+    terminal.answering()
+    terminal.ready()
+    terminal.type("/stats")
+    terminal.process.expect(r"(\d+) prompt tokens \((\d+) cached\)")
+    prompt, cached = (int(number) for number in terminal.process.match.groups())
+    assert 30 < cached < prompt < cached + 30
+    terminal.ready()
+    terminal.type("/exit")
+    assert terminal.ended() == 0

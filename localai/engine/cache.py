@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from localai.domain import Plan
-from localai.engine import library
+from localai.engine import library, state
 from localai.engine.checkpoints import Checkpoints
 from localai.errors import DoesNotFit, EngineError
 
@@ -47,7 +47,7 @@ class SequenceCache:
 
     def keep_prefix(self, prompt: Sequence[int]) -> int:
         """Drop what is not the beginning of `prompt`; returns how many of its tokens are kept, at most all but one."""
-        if self._api.llama_memory_seq_pos_max(self._memory, 0) + 1 != len(self.tokens):
+        if not self._in_step():
             self._repair()  # an exception came between a decode and its record
         kept = 0
         limit = min(len(self.tokens), len(prompt) - 1)
@@ -85,6 +85,25 @@ class SequenceCache:
     def needs_marks(self) -> bool:
         """Whether coming back takes a `mark`."""
         return self._checkpoints.needed
+
+    def copy_out(self, affordable: Callable[[int], bool]) -> memoryview | None:
+        """All that is held, as llama.cpp writes it; None for nothing, or where its bytes are not `affordable`."""
+        self._check_open()
+        return state.copy_out(self._api, self.pointer, affordable) if self.tokens else None
+
+    def put_back(self, tokens: Sequence[int], data: memoryview) -> bool:
+        """Hold what was copied out with these tokens; False, and nothing held, where that cannot be done."""
+        self._check_open()
+        self.clear()
+        if 0 < len(tokens) <= self.capacity and state.put_back(self._api, self.pointer, data):
+            self.tokens += tokens
+            if self._in_step():
+                return True
+        self.clear()
+        return False
+
+    def _in_step(self) -> bool:
+        return bool(self._api.llama_memory_seq_pos_max(self._memory, 0) + 1 == len(self.tokens))
 
     def clear(self) -> None:
         """Forget everything."""

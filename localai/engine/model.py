@@ -9,7 +9,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from localai.domain import Event, GenerationRequest, Message, Plan, PromptProgress
+from localai.domain import Event, GenerationRequest, KvState, Message, Plan, PromptProgress
 from localai.engine import library, thinking
 from localai.engine.answer import Answer
 from localai.engine.cache import Cancelled, SequenceCache
@@ -154,6 +154,24 @@ class LlamaEngine:
     def forget(self) -> None:
         """Empty the KV cache: the next prompt is evaluated whole."""
         self._cache.clear()
+
+    def state(self, affordable: Callable[[int], bool]) -> KvState | None:
+        """A copy of what is held of the last conversation; None for nothing, or where its bytes aren't `affordable`."""
+        data = self._cache.copy_out(affordable)
+        if data is None:
+            return None
+        told, held = self._told, self._cache.tokens
+        if held != told.tokens[: len(held)]:  # a prompt was broken off since
+            told = Told(tokens=held)
+        return KvState(told.text, tuple(told.tokens), tuple(told.borders), len(held), data)
+
+    def resume(self, state: KvState) -> bool:
+        """Take up a conversation where it was; False, and nothing held, where that cannot be done."""
+        self._asked = None
+        if not self._cache.put_back(state.tokens[: state.held], state.data):
+            return False
+        self._told = Told(state.text, state.tokens, state.borders)
+        return True
 
     def _prompt(self, messages: tuple[Message, ...], think: bool | None) -> Prompt:
         self._check_open()

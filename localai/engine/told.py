@@ -12,10 +12,10 @@ class Told:
     those that the cache holds.
     """
 
-    def __init__(self) -> None:
-        self.text = ""
-        self.tokens: list[int] = []
-        self.borders: list[tuple[int, int]] = []  # characters, tokens
+    def __init__(self, text: str = "", tokens: Sequence[int] = (), borders: Sequence[tuple[int, int]] = ()) -> None:
+        self.text = text
+        self.tokens = list(tokens)
+        self.borders = list(borders)  # characters, tokens
 
     def beginning(self, rendered: str) -> tuple[str, list[int]]:
         """The longest known beginning of `rendered`, and its tokens; nothing where there is none."""
