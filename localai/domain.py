@@ -243,7 +243,7 @@ class Plan:
     """How a model is to be loaded on a machine, and what that costs. `fits` False means: do not load.
 
     The routed experts of the first `cpu_expert_layers` layers stay in RAM and are computed there, whatever `gpu_layers`
-    says of the rest of those layers.
+    says of the rest of those layers. `context` is that of each of the `sequences` that are answered at once.
     """
 
     context: int
@@ -262,6 +262,7 @@ class Plan:
     prompt_tps: SpeedRange | None
     warnings: tuple[str, ...] = ()
     cpu_expert_layers: int = 0
+    sequences: int = 1
 
 
 @dataclass(frozen=True, slots=True)

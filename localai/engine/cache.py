@@ -26,7 +26,7 @@ class SequenceCache:
 
     def __init__(self, api: Any, model: Any, plan: Plan) -> None:
         self._api = api
-        self.pointer: Any = _new_context(api, model, plan)
+        self.pointer: Any = new_context(api, model, plan)
         self._memory = api.llama_get_memory(self.pointer)
         if not self._memory:  # an encoder's; llama.cpp would crash
             self.close()
@@ -187,13 +187,16 @@ class SequenceCache:
             self._api.llama_free(pointer)
 
 
-def _new_context(api: Any, model: Any, plan: Plan) -> Any:
+def new_context(api: Any, model: Any, plan: Plan) -> Any:
+    """A context as planned, each sequence with a cache and a row of logits of its own.
+
+    Raises DoesNotFit, EngineError.
+    """
     parameters = api.llama_context_default_params()
-    parameters.n_ctx = plan.context
+    parameters.n_ctx = plan.context * plan.sequences
     parameters.n_batch = plan.batch
     parameters.n_ubatch = plan.ubatch
-    parameters.n_seq_max = 1
-    parameters.n_outputs_max = 1
+    parameters.n_seq_max = parameters.n_outputs_max = plan.sequences
     parameters.n_threads = parameters.n_threads_batch = plan.threads
     parameters.flash_attn_type = 1 if plan.flash_attention else 0
     parameters.type_k = parameters.type_v = KV_TYPES[plan.kv_type]

@@ -1,0 +1,346 @@
+"""Many requests answered at once by one model: each step evaluates the next token of every answer, and some prompt.
+
+Everything that touches llama.cpp's context happens in the scheduler's own thread. Requests come from any thread: their
+prompts are rendered there, then they wait in a queue until a sequence is free.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from localai.domain import Delivery, GenerationRequest, Message, Plan
+from localai.engine import library
+from localai.engine.cache import Cancelled
+from localai.engine.job import Job
+from localai.engine.model import check_magic, load_model
+from localai.engine.prompts import Prompts
+from localai.engine.sequences import WORTH_COPYING, Sequences, common_length
+from localai.engine.slots import Slots
+from localai.engine.templates import Renderer
+from localai.errors import EngineError, LocalaiError, QueueFull
+
+QUEUE = 64  # requests that may wait beside those that are being answered
+STEP = 256  # tokens of a prompt evaluated at a time where results must not depend on what came before
+STEP_S = 0.25  # how long the answers under way may stand still while a part of a prompt is evaluated
+LEAST_PART = 16  # tokens of a prompt that are evaluated in a step all the same
+LOOK_AHEAD = 64  # waiting prompts that are looked through for a common beginning
+
+
+def load(
+    path: Path,
+    plan: Plan,
+    progress: Callable[[float], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    notice: Callable[[str], None] | None = None,
+    *,
+    queue: int = QUEUE,
+    repeatable: bool = False,
+) -> Scheduler:
+    """Load the model of `path` as `plan` says, to answer `plan.sequences` requests at once.
+
+    Beside these, `queue` may wait. `repeatable`, for one sequence: an answer does not depend, to the byte, on what was
+    asked before it. Raises as `model.load` does.
+    """
+    started = perf_counter()
+    check_magic(path)
+    renderer = Renderer()  # starts while the model is read
+    model = sequences = api = None
+    try:
+        api = library.api()
+        model = load_model(api, path, plan, progress, cancelled)
+        sequences = Sequences(api, model, plan, STEP if repeatable else None)
+        prompts = Prompts(api, model, renderer, notice or (lambda text: None))
+    except BaseException:
+        renderer.close()
+        if sequences is not None:
+            sequences.close()
+        if model is not None and api is not None:
+            api.llama_model_free(model)
+        raise
+    return Scheduler(api, model, sequences, prompts, renderer, plan, queue, repeatable, started)
+
+
+class Scheduler:
+    """A loaded model that answers many requests at once, made by `load`; implements `domain.BatchEngine`."""
+
+    def __init__(
+        self,
+        api: Any,
+        model: Any,
+        sequences: Sequences,
+        prompts: Prompts,
+        renderer: Renderer,
+        plan: Plan,
+        queue: int,
+        repeatable: bool,
+        started: float,
+    ) -> None:
+        self._api, self._model, self._sequences = api, model, sequences
+        self._prompts, self._renderer = prompts, renderer
+        self._repeatable = repeatable
+        self.context = min(plan.context, sequences.capacity)
+        self.sequences = sequences.count
+        self._most = sequences.count + queue
+        self._unfinished = 0
+        self._slots = Slots(sequences)
+        self._rendering = threading.Lock()
+        self._changed = threading.Condition()
+        self._new: list[Job] = []
+        self._waiting: deque[Job] = deque()
+        self._reading: list[Job] = []
+        self._writing: list[Job] = []
+        self._last: dict[int, int] = {}  # the last token of each answer, by sequence
+        self._shared: list[list[int]] = []
+        self._prompt_tps = plan.prompt_tps.mid if plan.prompt_tps else 200.0
+        self._closing = False
+        self.load_ms = (perf_counter() - started) * 1000
+        self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
+        self._thread.start()
+
+    # ------------------------------------------------------------------------------------------------ from any thread
+
+    def count_tokens(self, messages: Sequence[Message], think: bool | None = None) -> int:
+        """Tokens that the rendered conversation takes, the opening of the answer included."""
+        with self._rendering:
+            self._check_open()
+            return len(self._prompts.prompt(messages, think).tokens)
+
+    def share(self, one: Sequence[Message], other: Sequence[Message], think: bool | None = None) -> int:
+        """Evaluate what two conversations have in common at their head once for all that begin so; returns its tokens.
+
+        Common beginnings are found by themselves; told before, they are also where the model's memory must be copied
+        just there, and where nothing may depend on what came before (`repeatable`).
+        """
+        with self._rendering:
+            self._check_open()
+            first, second = (self._prompts.prompt(each, think).tokens for each in (one, other))
+        length = common_length(first, second)
+        if length >= WORTH_COPYING:
+            self._shared.append(first[:length])
+        return length
+
+    def submit(self, request: GenerationRequest, deliver: Callable[[Delivery], None]) -> Job:
+        """Take a request. Raises QueueFull, ContextOverflow; see `domain.BatchEngine`."""
+        self._refuse_if_full()
+        with self._rendering:
+            self._check_open()
+            self._prompts.refuse_far_too_long(request.messages, self.context)
+            told = (lambda text: ("", [])) if self._repeatable else self._slots.beginning
+            prompt = self._prompts.prompt(request.messages, request.think, told)
+            self._prompts.refuse_too_long(prompt, self.context, request.max_tokens)
+        job = Job(request, prompt, self.context, deliver)
+        with self._changed:
+            self._refuse_if_full()
+            self._unfinished += 1
+            self._new.append(job)
+            self._changed.notify()
+        return job
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise EngineError("the engine is closed", "load the model again")
+
+    def _refuse_if_full(self) -> None:
+        self._check_open()
+        if self._unfinished >= self._most:
+            raise QueueFull(f"{self._unfinished} requests are under way, and no more are taken", "try again later")
+
+    def close(self) -> None:
+        """End what is under way as interrupted, and free the memory. Idempotent."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    # ------------------------------------------------------------------------------------------- the scheduler's thread
+
+    def _run(self) -> None:
+        try:
+            while self._wait_for_work():
+                self._end_cancelled()
+                self._admit()
+                self._step()
+        except Exception as error:  # a fault of ours: tell everybody that waits, and take nothing more
+            self._fail_all(LocalaiError(f"unexpected: {type(error).__name__}: {error}", "this is a bug in localai"))
+            raise
+        finally:
+            self._shut_down()
+
+    def _wait_for_work(self) -> bool:
+        with self._changed:
+            while not (self._closing or self._new or self._waiting or self._reading or self._writing):
+                self._changed.wait()
+            self._waiting += self._new
+            self._new.clear()
+            return not self._closing
+
+    def _jobs(self) -> list[Job]:
+        return [*self._writing, *self._reading, *self._waiting]
+
+    def _end_cancelled(self) -> None:
+        for job in self._jobs():
+            if job.cancelled:
+                self._end(job)
+
+    def _admit(self) -> None:
+        while self._waiting and self._slots.free:
+            job = self._waiting.popleft()
+            job.sequence = self._slots.take(job.prompt.tokens)
+            self._reading.append(job)
+
+    def _end(self, job: Job, error: LocalaiError | None = None) -> None:
+        """Tell the end of a job and free its place."""
+        for jobs in (self._writing, self._reading, self._waiting):
+            if job in jobs:
+                jobs.remove(job)
+        if error is None:
+            job.end(self._prompts, self.load_ms)
+        else:
+            job.fail(error)
+        if job.sequence >= 0:
+            self._slots.release(job)
+        with self._changed:
+            self._unfinished -= 1
+
+    def _fail_all(self, error: LocalaiError) -> None:
+        with self._changed:
+            self._closing = True
+            self._waiting += self._new
+            self._new.clear()
+        for job in self._jobs():
+            self._end(job, error)
+
+    def _shut_down(self) -> None:
+        with self._changed:
+            self._closing = True
+            self._waiting += self._new
+            self._new.clear()
+        for job in self._jobs():
+            self._end(job)
+        with self._rendering:  # nobody is tokenizing
+            self._renderer.close()
+            self._sequences.close()
+            self._api.llama_model_free(self._model)
+
+    # ---------------------------------------------------------------------------------------------------------- a step
+
+    def _step(self) -> None:
+        """Evaluate one batch, and draw from it."""
+        parts: list[tuple[Job, list[int]]] = [(job, [self._last[job.sequence]]) for job in self._writing]
+        parts += self._parts_of_prompts()
+        if not parts:
+            return
+        parts.sort(key=lambda part: part[0].sequence)  # llama.cpp evaluates neighbours together
+        held = self._sequences.held
+        rows: list[tuple[Job, int]] = []
+        read = 0
+        for job, tokens in parts:
+            writes = job in self._writing or len(held[job.sequence]) + len(tokens) == job.total
+            row = self._sequences.add(job.sequence, tokens, writes)
+            read += len(tokens)
+            if writes:
+                rows.append((job, row))
+        jobs = [job for job, _ in parts]
+        started = perf_counter()
+        try:
+            self._sequences.evaluate(self._unwanted(jobs) if read > len(jobs) else None)
+        except Cancelled:
+            return
+        except EngineError as error:
+            for job in jobs:
+                self._end(job, error)
+            return
+        if read >= 2 * len(jobs):
+            self._prompt_tps += 0.3 * (read / max(perf_counter() - started, 1e-6) - self._prompt_tps)
+        for job in jobs:
+            if job in self._reading:
+                self._was_read(job)
+        for job, row in rows:
+            self._draw(job, row)
+
+    def _unwanted(self, jobs: Sequence[Job]) -> Callable[[], bool]:
+        return lambda: self._closing or all(job.cancelled for job in jobs)
+
+    def _was_read(self, job: Job) -> None:
+        done = len(self._sequences.held[job.sequence])
+        if done in job.borders:
+            self._sequences.mark(job.sequence)
+        job.read(done)
+        if done == job.total:
+            self._reading.remove(job)
+            self._writing.append(job)
+
+    def _draw(self, job: Job, row: int) -> None:
+        try:
+            goes_on = job.draw(self._api, self._prompts, self._sequences.pointer, row)
+        except LocalaiError as error:  # a grammar that llama.cpp does not take
+            self._end(job, error)
+            return
+        if goes_on and job.answer is not None:
+            self._last[job.sequence] = job.answer.tokens[-1]
+        else:
+            self._end(job)
+
+    def _parts_of_prompts(self) -> Iterable[tuple[Job, list[int]]]:
+        """What is read of the prompts in this step: little while answers are under way, so that these go on."""
+        left = self._tokens_to_read()
+        for index, job in enumerate(self._reading):
+            if left <= 0:
+                return
+            if job.answer is None:
+                if self._waits_for_another(job):
+                    continue
+                kept = self._sequences.keep(job.sequence, job.prompt.tokens)
+                job.borders = self._borders(job, kept)
+                job.start(self._prompts, self.load_ms, kept)
+            done = len(self._sequences.held[job.sequence])
+            # the oldest leaves half to the others, so that a long prompt does not hold up short ones
+            share = left if index or len(self._reading) == 1 else max(left // 2, 1)
+            end = min(job.total, done + share, *(border for border in job.borders if border > done))
+            if self._repeatable:
+                end = min(end, (done // STEP + 1) * STEP)
+            left -= end - done
+            yield job, job.prompt.tokens[done:end]
+
+    def _tokens_to_read(self) -> int:
+        room = self._sequences.room - len(self._writing)
+        if self._repeatable:
+            return room
+        seconds = STEP_S if self._writing else 4 * STEP_S
+        return min(room, max(LEAST_PART, round(self._prompt_tps * seconds)))
+
+    def _waits_for_another(self, job: Job) -> bool:
+        """Whether a prompt that is being read will hold more of this one's beginning than there is now."""
+        available = -1
+        for other in self._reading:
+            if other.answer is None or other is job:
+                continue
+            common = min(common_length(other.prompt.tokens, job.prompt.tokens), job.total - 1)
+            if self._sequences.needs_marks or self._repeatable:
+                common = max((border for border in other.borders if border <= common), default=0)
+            if len(self._sequences.held[other.sequence]) >= common:
+                continue
+            if available < 0:
+                available = self._sequences.available(job.prompt.tokens)
+            if common >= available + WORTH_COPYING:
+                return True
+        return False
+
+    def _borders(self, job: Job, kept: int) -> list[int]:
+        """Where the evaluation of a prompt is to stop, to keep what other prompts begin with, too."""
+        tokens = job.prompt.tokens
+        borders = {len(each) for each in self._shared if len(each) < job.total and tokens[: len(each)] == each}
+        if self._sequences.needs_marks and not self._repeatable:
+            others = [*self._reading, *list(self._waiting)[:LOOK_AHEAD]]
+            common = (
+                common_length(tokens, each.prompt.tokens) for each in others if each.answer is None and each is not job
+            )
+            borders.add(min(max(common, default=0), job.total - 1))
+        least = kept + (1 if self._repeatable else WORTH_COPYING)
+        return sorted(border for border in borders if border >= least)
