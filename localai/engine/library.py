@@ -138,12 +138,15 @@ def info() -> EngineInfo:
     from importlib.metadata import PackageNotFoundError, version  # 15 ms that no cold start should pay
 
     try:
-        bindings = api()
+        api()
         installed = version("llama-cpp-python")
     except (EngineError, PackageNotFoundError):
         return EngineInfo(version=None)
     try:
-        return EngineInfo(installed, _backends(), bool(bindings.llama_supports_gpu_offload()), _devices())
+        devices = _devices()
+        # not llama_supports_gpu_offload, which says yes to every engine that is built with RPC
+        offload = any(device.kind in ("gpu", "igpu") for device in devices)
+        return EngineInfo(installed, _backends(), offload, devices)
     except (ImportError, OSError, RuntimeError, AttributeError):
         return EngineInfo(installed)
 
