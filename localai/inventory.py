@@ -43,17 +43,17 @@ class Entry:
 
 def entries(models: Iterable[InstalledModel], machine: Machine) -> tuple[Entry, ...]:
     """Each model with its facts and its plan on `machine`."""
-    found = []
+    found, folder = [], str(records.folder())
     for model in models:
-        facts = facts_of(model)
+        facts = facts_of(model, folder)
         plan = estimate.plan(facts.shape, facts.weights, machine) if facts else None
         found.append(Entry(model, facts, plan))
     return tuple(found)
 
 
-def facts_of(model: InstalledModel) -> Facts | None:
+def facts_of(model: InstalledModel, folder: str | None = None) -> Facts | None:
     """The model's facts, as kept, else from its header and kept from now on; None for a header that cannot be read."""
-    kept = records.facts(model)
+    kept = records.facts(model, folder)
     if kept is not None and (facts := _from_json(kept)) is not None:
         return facts
     try:
@@ -74,20 +74,25 @@ _CHECKS: Mapping[str, Callable[[Any], bool]] = {
     "tuple[bool, ...]": lambda value: isinstance(value, list) and all(type(each) is bool for each in value),
 }
 
+_FIELD_CHECKS: Mapping[type, Mapping[str, Callable[[Any], bool]]] = {
+    Shape: {each.name: _CHECKS[str(each.type)] for each in fields(Shape)},
+    Weights: {each.name: _CHECKS[str(each.type)] for each in fields(Weights)},
+}
+
 
 def _from_json(raw: Mapping[str, Any]) -> Facts | None:
     """The facts of a kept note; None for one that this version did not write."""
     try:
         facts = Facts(_made(Shape, raw["shape"]), _made(Weights, raw["weights"]))
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None
     return facts if facts.shape.n_layers > 0 else None
 
 
 def _made(kind: type[Made], raw: Any) -> Made:
-    """A `kind` from its fields. Raises TypeError, KeyError or ValueError for anything else."""
-    types: dict[str, str] = {each.name: str(each.type) for each in fields(kind)}
-    if set(raw) != set(types) or not all(_CHECKS[types[name]](value) for name, value in raw.items()):
+    """A `kind` from its fields. Raises AttributeError, TypeError, KeyError or ValueError for anything else."""
+    checks = _FIELD_CHECKS[kind]
+    if raw.keys() != checks.keys() or not all(checks[name](value) for name, value in raw.items()):
         raise ValueError(f"not the fields of {kind.__name__}")
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
     return kind(**values)

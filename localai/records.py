@@ -153,10 +153,13 @@ def _hashes(model: InstalledModel) -> list[str]:
     return [file.sha256 for file in (*model.files, *([model.projector] if model.projector else []))]
 
 
-def facts(model: InstalledModel) -> dict[str, Any] | None:
-    """What was kept of the model's header, None where nothing was, or of other bytes."""
+def facts(model: InstalledModel, folder_name: str | None = None) -> dict[str, Any] | None:
+    """What was kept of the model's header, None where nothing was, or of other bytes.
+
+    `folder_name` is `folder()`, for callers that ask about thousands.
+    """
     try:
-        raw = _json_of(str(folder() / (_slug(model) + _FACTS)))
+        raw = _json_of(f"{folder() if folder_name is None else folder_name}{os.sep}{_slug(model)}{_FACTS}")
     except (OSError, ValueError):
         return None
     return raw if raw.get("sha256") == _hashes(model) else None

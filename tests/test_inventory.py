@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,14 @@ def test_rm_asks_which_one_is_meant(cli: Cli, tmp_path: Path) -> None:
     assert json.loads(removed.stdout)["removed"]["quantization"] == "Q8_0"
     assert cli("rm", "m").returncode == 2  # nobody to ask
     assert [model.quantization for model in library.installed()] == ["Q4_0"]
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="POSIX sets the zone of a process")
+@pytest.mark.parametrize(("zone", "day"), [("UTC", "2026-11-23"), ("XST-14", "2026-11-24"), ("XST+9", "2026-11-23")])
+def test_the_day_of_last_use_is_the_users(zone: str, day: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", zone)
+        time.tzset()
+        assert commands.last_used("2026-11-23T22:30:00.123456Z") == day
+    time.tzset()
+    assert commands.last_used(None) == "never"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -63,9 +64,19 @@ def row(entry: Entry) -> tuple[str, ...]:
         params(entry.params_b),
         render.size(model.size_bytes),
         model.source,
-        (model.last_used_at or "never")[:10],
+        last_used(model.last_used_at),
         "?" if entry.plan is None else str(entry.plan.placement) if entry.plan.fits else "no",
     )
+
+
+def last_used(at: str | None) -> str:
+    """The day of a moment in ISO 8601, where the user is; `--json` keeps the moment in UTC."""
+    if at is None:
+        return "never"
+    try:
+        return datetime.fromisoformat(at).astimezone().strftime("%Y-%m-%d")
+    except (ValueError, OverflowError, OSError):  # a clock that is far off
+        return at[:10]
 
 
 def params(billions: float | None) -> str:
