@@ -127,7 +127,7 @@ def repository(repo: str, revision: str | None = None) -> Repository:
     deadline = time.monotonic() + LISTING_SECONDS
     while True:
         try:
-            return _checked(repo, _within(deadline - time.monotonic(), ask))
+            return _checked(repo, within(deadline - time.monotonic(), ask))
         except Exception as error:
             wait_s = _retry_after_s(error)
             if wait_s is None or time.monotonic() + wait_s > deadline - 1:
@@ -189,7 +189,7 @@ def reachable() -> None:
         return hub.get_session().head(base, timeout=_GLANCE_SECONDS, follow_redirects=False)
 
     try:
-        status = _within(_GLANCE_SECONDS, ask).status_code
+        status = within(_GLANCE_SECONDS, ask).status_code
     except Exception as error:
         raise _translated(error, "the Hub", None) from error
     if status >= 500:
@@ -203,7 +203,7 @@ def token_owner() -> str | None:
     if secret is None:
         return None
     try:
-        answer = _within(_GLANCE_SECONDS, lambda: hub.HfApi(endpoint=base, token=secret).whoami())
+        answer = within(_GLANCE_SECONDS, lambda: hub.HfApi(endpoint=base, token=secret).whoami())
     except Exception as error:
         from huggingface_hub.errors import HfHubHTTPError
 
@@ -216,8 +216,11 @@ def token_owner() -> str | None:
     return name[:100] if isinstance(name, str) else "somebody"
 
 
-def _within(seconds: float, call: Callable[[], T], on_slow: Callable[[], None] = lambda: None) -> T:
-    """`call()`, given up after `seconds`: no time-out of the client covers name lookup and every address of a host."""
+def within(seconds: float, call: Callable[[], T], on_slow: Callable[[], None] = lambda: None) -> T:
+    """`call()`, given up after `seconds` with a TimeoutError.
+
+    No time-out of the client covers name lookup and every address of a host.
+    """
     outcome: list[T] = []
     failure: list[BaseException] = []
 
@@ -382,7 +385,7 @@ def link(
         if not _links_work():  # the client would copy; one verified file is enough, and it finds that one
             pointer.parent.mkdir(parents=True, exist_ok=True)
             os.replace(blob, pointer)
-        path = Path(os.path.abspath(_within(_LINK_SECONDS, add_pointer, lambda: on_slow(waiting))))
+        path = Path(os.path.abspath(within(_LINK_SECONDS, add_pointer, lambda: on_slow(waiting))))
         if path.is_symlink() and path.resolve() != blob.resolve():
             raise HashMismatch(
                 f"the Hub names other bytes for {file.name} than it did before",

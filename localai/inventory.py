@@ -57,10 +57,15 @@ def facts_of(model: InstalledModel, folder: str | None = None) -> Facts | None:
     if kept is not None and (facts := _from_json(kept)) is not None:
         return facts
     try:
-        header = gguf.read_model([file.path for file in model.files])
-        facts = Facts(shapes.shape(header), shapes.weights(header))
+        return read_facts(model)
     except LocalaiError:
         return None
+
+
+def read_facts(model: InstalledModel) -> Facts:
+    """The model's facts from its header, kept from now on. Raises EngineError, NotFound for what is no model."""
+    header = gguf.read_model([file.path for file in model.files])
+    facts = Facts(shapes.shape(header), shapes.weights(header))
     records.keep_facts(model, {"shape": asdict(facts.shape), "weights": asdict(facts.weights)})
     return facts
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localai import catalog, hub, library, naming, pulling, recommend
+from localai import catalog, choosing, hub, library, naming, pulling
 from localai.domain import InstalledModel, Machine, Variant
 from localai.errors import HashMismatch, UsageError
 
@@ -227,7 +227,6 @@ def plan_pull(pinned: Pinned, machine: Machine, reserved_bytes: int = 0, disk: P
             )
     variant = Variant(pinned.quantization, tuple(there[file.name] for file in pinned.files))
     known = catalog.by_repo(pinned.repo)
-    plan = recommend.choose_variant([variant], known.shape if known else None, machine)[1]
+    choice = choosing.fitted(found, variant, known, machine, "as the manifest pins it")
     projector = there[pinned.projector.name] if pinned.projector else None
-    why = "as the manifest pins it"
-    return pulling.planned(pinned.model, found, pinned.commit, variant, plan, why, reserved_bytes, projector, disk)
+    return pulling.planned(pinned.model, found, pinned.commit, choice, reserved_bytes, projector, disk)

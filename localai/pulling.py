@@ -5,27 +5,27 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from localai import (
     catalog,
+    choosing,
     hub,
     hub_cache,
     inventory,
     library,
     naming,
     quantization,
-    recommend,
     records,
     settings,
     transfer,
     verifying,
 )
 from localai.domain import GIB, MIB, InstalledFile, InstalledModel, Machine, Plan, RemoteFile, Variant
-from localai.errors import DoesNotFit, HashMismatch, NotFound, UsageError
+from localai.errors import DoesNotFit, HashMismatch, LocalaiError, NotFound, UsageError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DISK_RESERVE_BYTES = 256 * MIB  # what a system needs to stay usable
@@ -76,8 +76,8 @@ def plan_pull(text: str, machine: Machine, reserved_bytes: int = 0, disk: Path |
     if wanted.repo is None:
         raise library.unknown(text, models)
     found = hub.repository(wanted.repo, wanted.revision)
-    variant, plan, why = _choose(text, wanted, found, machine)
-    return planned(wanted.model, found, wanted.revision, variant, plan, why, reserved_bytes, projector_of(found), disk)
+    choice = choosing.choose(text, wanted, found, machine)
+    return planned(wanted.model, found, wanted.revision, choice, reserved_bytes, projector_of(found), disk)
 
 
 def _is_sound(model: InstalledModel) -> bool:
@@ -120,10 +120,9 @@ def plan_update(model: InstalledModel, machine: Machine, reserved_bytes: int = 0
             f"{model.repo} at {found.commit[:12]} no longer has {model.files[0].name}",
             f"the installed one stays; localai show {model.repo} lists what there is now",
         )
-    known = catalog.by_repo(model.repo)
-    plan = recommend.choose_variant(same, known.shape if known else None, machine)[1]
     why = f"a newer revision of {model.model}: {found.commit[:12]} instead of {(model.commit or 'none')[:12]}"
-    return planned(model.model, found, model.revision, same[0], plan, why, reserved_bytes, projector_of(found))
+    choice = choosing.fitted(found, same[0], catalog.by_repo(model.repo), machine, why)
+    return planned(model.model, found, model.revision, choice, reserved_bytes, projector_of(found))
 
 
 def projector_of(found: hub.Repository) -> RemoteFile | None:
@@ -135,14 +134,13 @@ def planned(
     model: str,
     found: hub.Repository,
     revision: str | None,
-    variant: Variant,
-    plan: Plan | None,
-    why: str,
+    choice: choosing.Choice,
     reserved_bytes: int,
     projector: RemoteFile | None,
     disk: Path | None = None,
 ) -> PullPlan:
     """The plan of a pull of these files. Raises HashMismatch, AccessDenied, DoesNotFit as `plan_pull` does."""
+    variant = choice.variant
     files = (*variant.files, *([projector] if projector else []))
     for file in files:
         if file.sha256 is None:
@@ -164,10 +162,10 @@ def planned(
         download_bytes=total,
         already_bytes=already,
         free_bytes_after=_checked_disk(variant, total - already, reserved_bytes, disk or settings.hub_cache()),
-        plan=plan,
+        plan=choice.plan,
         already_installed=None,
-        why=why,
-        warnings=_warnings(variant, plan),
+        why=choice.why,
+        warnings=_warnings(choice),
     )
 
 
@@ -192,45 +190,13 @@ def nothing_to_do(model: InstalledModel) -> PullPlan:
     )
 
 
-def _choose(text: str, wanted: library.Meaning, found: hub.Repository, machine: Machine) -> tuple[Variant, Plan, str]:
-    """The variant to take: the one asked for, else the best that fits; with how it would run here."""
-    variants = naming.variants(found.files)
-    if not variants:
-        raise NotFound(f"{found.repo} holds no GGUF files", "look for a repository whose name ends in -GGUF")
-    shape = wanted.known.shape if wanted.known else None
-    if wanted.selector is None:
-        variant, plan, reason = recommend.choose_variant(variants, shape, machine)
-        return variant, plan, f"taking {variant.quantization}: {reason}"
-    chosen = [
-        each
-        for each in variants
-        if library.selects(wanted.selector, each.quantization, [file.name for file in each.files])
-    ]
-    if not chosen:
-        raise _no_such_variant(wanted, found.repo, variants)
-    if len(chosen) > 1:  # of files with the same quantization, one in the repository's top folder is the plain one
-        top = [each for each in chosen if "/" not in each.files[0].name]
-        chosen = top if len(top) == 1 else chosen
-    if len(chosen) > 1:
-        names = ", ".join(each.files[0].name for each in chosen[:6])
-        raise NotFound(
-            f"{text} could be any of {len(chosen)} files", f"give one by name, as in {found.repo}:FILE: {names}"
-        )
-    return chosen[0], recommend.choose_variant(chosen, shape, machine)[1], ""
-
-
-def _no_such_variant(wanted: library.Meaning, repo: str, variants: Sequence[Variant]) -> NotFound:
-    have = ", ".join(dict.fromkeys(each.quantization for each in variants))
-    others = [other for other in (wanted.known.alternative_repos if wanted.known else ()) if other != repo]
-    hint = f"it has {have}" + (f"; or: localai pull {others[0]}:{wanted.selector}" if others else "")
-    return NotFound(f"{repo} has no {wanted.selector}", hint)
-
-
-def _warnings(variant: Variant, plan: Plan | None) -> tuple[str, ...]:
-    warnings = list(plan.warnings) if plan else []
-    low = quantization.is_low_bit(variant.quantization)
-    if low and not any("bit" in each for each in warnings):
-        warnings.append(f"{variant.quantization} has under 4 bits per weight: expect more hallucination")
+def _warnings(choice: choosing.Choice) -> tuple[str, ...]:
+    warnings = list(choice.plan.warnings)
+    quant = choice.variant.quantization
+    if quantization.is_low_bit(quant) and not any("bit" in each for each in warnings):
+        warnings.append(f"{quant} has under 4 bits per weight: expect more hallucination")
+    if choice.fault is not None:
+        warnings.append(f"{choice.fault}: it can be downloaded, but not run")
     return tuple(warnings)
 
 
@@ -257,8 +223,9 @@ def pull(
 ) -> InstalledModel:
     """Download what `plan` says, verify every byte, and record the model as installed.
 
-    `progress` is told the bytes at hand of `plan.download_bytes`; `on_retry` each hitch, one line each. Interrupted at
-    any point, the next pull goes on from there. Raises HashMismatch, NetworkError, AccessDenied, NotFound, DoesNotFit.
+    `progress` is told the bytes at hand of `plan.download_bytes`; `on_retry` each hitch, one line each, and that the
+    Hub's file is no model. Interrupted at any point, the next pull goes on from there. Raises HashMismatch,
+    NetworkError, AccessDenied, NotFound, DoesNotFit.
     """
     if plan.already_installed is not None:
         return plan.already_installed
@@ -283,7 +250,10 @@ def pull(
         revision=plan.revision,
     )
     records.save(model)
-    inventory.facts_of(model)  # so that `list` need not read the header
+    try:
+        inventory.read_facts(model)  # kept, so that `list` need not read the header
+    except LocalaiError as error:
+        on_retry(f"warning: every byte is the Hub's, but no model to run: {error.message}")
     return model
 
 

@@ -49,6 +49,7 @@ LAYERS = {
         "pruning",
         "manifests",
         "portable",
+        "choosing",
         "pulling",
         "chat",
         "presets",

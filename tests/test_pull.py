@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 from conftest import Cli
 from hub_on_loopback import COMMIT, Fault, HubOnLoopback, running
+from small_models import model_bytes
 
 from localai import boundary, embedded, hardware, hub_cache, library, partial, settings, transfer
 from localai.domain import GIB, Machine
@@ -587,7 +588,7 @@ def test_a_terminal_is_asked_about_what_is_large(hub: HubOnLoopback, answer: str
     if shutil.disk_usage(settings.hub_cache().parent.parent).free < 2 * size:
         pytest.skip("needs the room that it will not use")
     hub.repos[REPO].sizes[NAME] = size
-    hub.fault(status=404)  # saying yes fails soon
+    hub.fault(status=404, times=2)  # no header for the plan, and saying yes fails soon
     terminal = pexpect.spawn(
         sys.executable, ["-m", "localai", "pull", REPO], encoding="utf-8", timeout=60, dimensions=(24, 200)
     )
@@ -598,7 +599,41 @@ def test_a_terminal_is_asked_about_what_is_large(hub: HubOnLoopback, answer: str
     terminal.expect(pexpect.EOF)
     terminal.close()
     assert terminal.exitstatus == (code if code is not None else {"Y/n": 3, "y/N": 1}[default])
-    assert bool(hub.requests()[1:]) == (terminal.exitstatus == 3)
+    assert [seen.range is None for seen in hub.requests()[1:]] == [False, *([True] * (terminal.exitstatus == 3))]
+
+
+def test_a_plan_goes_by_the_files_own_header(hub: HubOnLoopback, pull: Pull, monkeypatch: Any) -> None:
+    from localai import choosing
+
+    content = model_bytes(**{"llama.context_length": 512})
+    hub.repos[REPO].files[NAME] = content
+    monkeypatch.setattr(choosing, "WORTH_READING_BYTES", 1000)
+    result = pull()
+    assert "context 512)" in result.err
+    assert "warning" not in result.err
+    assert [seen.range for seen in hub.downloads()] == [f"bytes=0-{len(content) - 1}", None]
+
+
+def test_a_header_that_is_not_to_be_had_holds_up_nothing(hub: HubOnLoopback, pull: Pull) -> None:
+    hub.repos[REPO].sizes[NAME] = 600_000_000
+    hub.fault(status=404, times=2)
+    result = pull()
+    assert (result.code, len(hub.requests())) == (3, 3)
+    assert "to run: about" in result.err
+
+
+def test_what_is_no_model_is_told_before_and_after(hub: HubOnLoopback, pull: Pull, cli: Cli, monkeypatch: Any) -> None:
+    from localai import choosing
+
+    result = pull()
+    assert result.code == 0
+    assert "warning: every byte is the Hub's, but no model to run" in result.err
+    assert listed() == [CONTENT]
+    library.remove(library.installed()[0])
+    monkeypatch.setattr(choosing, "WORTH_READING_BYTES", 1000)
+    told = pull().err
+    assert "it can be downloaded, but not run" in told[: told.index("100%")]
+    assert cli("run", "-m", REPO, "hello").returncode == 6
 
 
 # ------------------------------------------------------------------------------------------ several, and updates
