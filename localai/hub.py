@@ -162,7 +162,7 @@ def search(query: str, limit: int) -> tuple[Hit, ...]:
         )
 
     try:
-        found = _within(LISTING_SECONDS, ask)
+        found = within(LISTING_SECONDS, ask)
     except Exception as error:
         raise _translated(error, "the Hub's search", None) from error
     hits = {}
