@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from localai import cards, estimate, gguf, hardware, library, shapes
-from localai.domain import GIB, ChatEngine, Machine, Plan
+from localai import cards, estimate, gguf, hardware, library, naming, shapes
+from localai.domain import GIB, ChatEngine, Machine, Plan, RemoteFile
 from localai.errors import DoesNotFit, EngineError, UsageError
 
 
@@ -87,6 +88,27 @@ def prepare(found: library.Found, wishes: Wishes, want_context: int | None = Non
     return Prepared(found, plan, shape.params, shape.context_length)
 
 
+def projector_of(found: library.Found) -> Path | None:
+    """The file that lets a model see: the one it was installed with, or one that lies beside a file of the user's."""
+    if found.model is not None:
+        return found.model.projector.path if found.model.projector else None
+    try:
+        names = [each.name for each in found.path.parent.iterdir()]
+    except OSError:
+        return None
+    beside = naming.projectors(RemoteFile(name, 0, None) for name in names if name.endswith(".gguf"))
+    return found.path.parent / beside[0].name if beside else None
+
+
+def refuse_blind(found: library.Found) -> None:
+    """Raise UsageError for a model that cannot look at images, before it is loaded."""
+    if projector_of(found) is None:
+        raise UsageError(
+            f"{found.name} cannot look at images: it has no projector (mmproj)",
+            "take a model that sees, such as gemma-3-4b or qwen3-vl-2b",
+        )
+
+
 def check_threads(wishes: Wishes, machine: Machine) -> None:
     """Refuse more threads than there are: llama.cpp's wait actively, and too many make it not slow but still."""
     if wishes.threads is not None and wishes.threads > machine.cpu.logical_cores:
@@ -110,7 +132,7 @@ def load(
     from localai.engine import model as engine
 
     found = prepared.found
-    loaded = engine.load(found.path, prepared.plan, progress, cancelled, notice)
+    loaded = engine.load(found.path, prepared.plan, progress, cancelled, notice, projector_of(found))
     if found.model is not None:
         library.touch(found.model)
     return Loaded(loaded, prepared, cards.size_note(prepared.params))

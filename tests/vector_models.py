@@ -40,23 +40,33 @@ class Made(dict[str, numpy.ndarray]):
     """The tensors of a model, by name."""
 
 
+class Noise(Made):
+    """Tensors that are drawn; the same `seed` draws the same."""
+
+    def __init__(self, seed: str) -> None:
+        super().__init__()
+        self._generator = numpy.random.default_rng(list(seed.encode()))
+
+    def of(self, *shape: int) -> numpy.ndarray:
+        """Numbers of the size that keeps a signal's."""
+        return (self._generator.standard_normal(shape) / shape[-1] ** 0.5).astype(numpy.float32)
+
+
 def bert(path: Path, pooling: str | None = "MEAN", width: int = 64, context: int = 512) -> Made:
     """An encoder as bge and MiniLM are: WordPiece, positions that were learnt, no cache."""
-    made = _noise(path.name)
+    made = Noise(path.name)
     feed = 2 * width
     made |= {
         "token_embd.weight": made.of(len(BERT_TOKENS), width),
         "token_types.weight": made.of(2, width),
         "position_embd.weight": made.of(context, width),
-        **_norm(made, "token_embd_norm", width),
+        **norm(made, "token_embd_norm", width),
     }
     for layer in range(LAYERS):
         for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            made |= _linear(made, f"blk.{layer}.{name}", width, width)
-        made |= _linear(made, f"blk.{layer}.ffn_up", width, feed) | _linear(made, f"blk.{layer}.ffn_down", feed, width)
-        made |= _norm(made, f"blk.{layer}.attn_output_norm", width) | _norm(
-            made, f"blk.{layer}.layer_output_norm", width
-        )
+            made |= linear(made, f"blk.{layer}.{name}", width, width)
+        made |= linear(made, f"blk.{layer}.ffn_up", width, feed) | linear(made, f"blk.{layer}.ffn_down", feed, width)
+        made |= norm(made, f"blk.{layer}.attn_output_norm", width) | norm(made, f"blk.{layer}.layer_output_norm", width)
     writer = GGUFWriter(path, "bert")
     writer.add_name("random bert")
     writer.add_file_type(LlamaFileType.ALL_F32)
@@ -79,12 +89,12 @@ def bert(path: Path, pooling: str | None = "MEAN", width: int = 64, context: int
     writer.add_sep_token_id(3)
     writer.add_eos_token_id(3)
     writer.add_mask_token_id(4)
-    return _written(writer, made)
+    return written(writer, made)
 
 
 def decoder(path: Path, pooling: str | None = None, width: int = 64, context: int = 4096) -> Made:
     """A qwen3 decoder, as Qwen3-Embedding is, a token a byte; where it pools, texts end with the end token."""
-    made = _noise(path.name)
+    made = Noise(path.name)
     head = width // HEADS
     made |= {"token_embd.weight": made.of(len(BYTE_TOKENS), width), "output_norm.weight": 1 + made.of(width)}
     for layer in range(LAYERS):
@@ -109,32 +119,18 @@ def decoder(path: Path, pooling: str | None = None, width: int = 64, context: in
     if pooling is not None:
         writer.add_pooling_type(PoolingType[pooling])
     add_byte_tokenizer(writer, ends=pooling is not None)
-    return _written(writer, made)
+    return written(writer, made)
 
 
-class _Noise(Made):
-    def __init__(self, seed: str) -> None:
-        super().__init__()
-        self._generator = numpy.random.default_rng(list(seed.encode()))
-
-    def of(self, *shape: int) -> numpy.ndarray:
-        """Numbers of the size that keeps a signal's."""
-        return (self._generator.standard_normal(shape) / shape[-1] ** 0.5).astype(numpy.float32)
-
-
-def _noise(seed: str) -> _Noise:
-    return _Noise(seed)
-
-
-def _linear(noise: _Noise, name: str, inputs: int, outputs: int) -> Made:
+def linear(noise: Noise, name: str, inputs: int, outputs: int) -> Made:
     return Made({f"{name}.weight": noise.of(outputs, inputs), f"{name}.bias": noise.of(outputs)})
 
 
-def _norm(noise: _Noise, name: str, width: int) -> Made:
+def norm(noise: Noise, name: str, width: int) -> Made:
     return Made({f"{name}.weight": 1 + noise.of(width), f"{name}.bias": noise.of(width)})
 
 
-def _written(writer: GGUFWriter, made: Made) -> Made:
+def written(writer: GGUFWriter, made: Made) -> Made:
     for name, tensor in made.items():
         writer.add_tensor(name, tensor)
     writer.write_header_to_file()

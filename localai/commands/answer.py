@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,7 +32,14 @@ from localai.commands.options import (
     TopPOption,
 )
 from localai.commands.presets import LanguageOption
-from localai.commands.question import FileOption, OverflowOption, PresetOption, SchemaOption, VariableOption
+from localai.commands.question import (
+    FileOption,
+    ImageOption,
+    OverflowOption,
+    PresetOption,
+    SchemaOption,
+    VariableOption,
+)
 from localai.domain import (
     AnswerEnd,
     AnswerText,
@@ -50,6 +58,8 @@ if TYPE_CHECKING:
 OUTPUTS = ("text", "json", "ndjson")
 ROOM_TO_ANSWER = 2048  # tokens planned for an answer whose length nobody limited
 LETTERS_PER_TOKEN = 2.5  # few tokenizers do worse on ordinary words; a plan only has to be large enough
+TOKENS_PER_IMAGE = 1200  # more than most models take for one; it is counted before the answer
+STDIN = Path("-")
 LETTERS = b" abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -60,6 +70,7 @@ def run(
     model: ModelOption = None,
     system: SystemOption = None,
     file: FileOption = None,
+    image: ImageOption = None,
     preset: PresetOption = None,
     variable: VariableOption = None,
     language: LanguageOption = None,
@@ -90,18 +101,26 @@ def run(
         raise UsageError(f"--output is {output!r}", f"it takes one of: {', '.join(OUTPUTS)}")
     if on_overflow not in questions.ON_OVERFLOW:
         raise UsageError(f"--on-overflow is {on_overflow!r}", f"it takes one of: {', '.join(questions.ON_OVERFLOW)}")
-    asked, piped = read_prompt(prompt or [], needed=not (file and preset))
+    taken = STDIN in (*(file or ()), *(image or ()))
+    asked, piped = read_prompt(prompt or [], needed=not (preset and (file or image)), reads=not taken)
     hint_at_model(prompt or [], model)
     if preset is None:
         system = options.setting("system", system)
-    question = questions.compose(asked, piped, system, preset, variable or (), language, json_schema, file or ())
+    question = questions.compose(
+        asked, piped, system, preset, variable or (), language, json_schema, file or (), image or ()
+    )
     limit = options.setting("max_tokens", max_tokens)
     if question.schema is not None and think is None:
         think = False  # the grammar leaves no room for thoughts
+    from localai import loading
+
     wished = wishes(context, gpu_layers, threads, kv_type)
     room = (limit or ROOM_TO_ANSWER) + 64
     with Interrupts() as interrupts:
-        loaded = load(model, wished, likely_tokens(question) + room, interrupts)
+        prepared = prepare(model, wished, likely_tokens(question) + room)
+        if question.images:
+            loading.refuse_blind(prepared.found)
+        loaded = load_prepared(prepared, interrupts)
         try:
             loaded = with_room_for(loaded, question, room, wished, think, interrupts)
             if on_overflow == "truncate":
@@ -123,7 +142,7 @@ def likely_tokens(question: Question) -> int:
     """About how many tokens a question takes, rather too many: digits, signs and other scripts may take one a byte."""
     text = "".join(message.content for message in question.messages()).encode("utf-8", "replace")
     others = len(text.translate(None, delete=LETTERS))
-    return int((len(text) - others) / LETTERS_PER_TOKEN) + others
+    return int((len(text) - others) / LETTERS_PER_TOKEN) + others + TOKENS_PER_IMAGE * len(question.images)
 
 
 def with_room_for(
@@ -146,10 +165,14 @@ def with_room_for(
     return load_prepared(prepared, interrupts)
 
 
-def read_prompt(words: list[str], needed: bool = True) -> tuple[str, str]:
-    """The arguments, and what stdin holds where it is no terminal. Raises UsageError where one is `needed`."""
+def read_prompt(words: list[str], needed: bool = True, reads: bool = True) -> tuple[str, str]:
+    """The arguments, and what stdin holds where it is no terminal and is not a file (`reads` False).
+
+    Raises UsageError where one of both is `needed`.
+    """
     asked = " ".join(words).strip()
-    piped = "" if sys.stdin is None or render.is_terminal(sys.stdin) else read_stdin().strip("\r\n")
+    reads = reads and sys.stdin is not None and not render.is_terminal(sys.stdin)
+    piped = read_stdin().strip("\r\n") if reads else ""
     if not piped.strip():
         piped = ""
     if needed and not asked and not piped:

@@ -11,7 +11,7 @@ import typer
 
 from localai import render
 from localai.commands.presets import complete_preset
-from localai.domain import ChatEngine, Message
+from localai.domain import ChatEngine, Image, Message
 from localai.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,6 +39,10 @@ FileOption = Annotated[
     list[Path] | None,
     typer.Option("--file", "-f", metavar="PATH", help="Read this file (PDF, DOCX, HTML, text) first; repeatable."),
 ]
+ImageOption = Annotated[
+    list[Path] | None,
+    typer.Option("--image", metavar="PATH", help="Look at this image, with a model that sees; repeatable."),
+]
 OverflowOption = Annotated[
     str,
     typer.Option("--on-overflow", metavar="WHAT", help="An input larger than the context: error (exit 7) or truncate."),
@@ -60,6 +64,7 @@ class Question:
     text: PresetText | None = None
     variables: dict[str, str] | None = None
     schema: AnswerSchema | None = None
+    images: tuple[Image, ...] = ()
 
     @property
     def sampling(self) -> dict[str, float]:
@@ -74,7 +79,7 @@ class Question:
 
             filled = presets.fill(self.preset, self.text, self.variables or {}, user)
             user, system = filled.user, filled.system if self.system is None else self.system
-        return (*([Message("system", system)] if system else []), Message("user", user))
+        return (*([Message("system", system)] if system else []), Message("user", user, self.images))
 
     def cut(self, engine: ChatEngine, max_tokens: int | None, think: bool | None) -> Question:
         """The question with as much of its content's beginning as the context holds beside an answer; tells if cut."""
@@ -112,9 +117,10 @@ def compose(
     language: str | None = None,
     schema_file: Path | None = None,
     files: Sequence[Path] = (),
+    pictures: Sequence[Path] = (),
 ) -> Question:
     """Put a question together: documents first, then the task. Raises UsageError, NotFound for what is not there."""
-    from localai import documents, presets
+    from localai import documents, images, presets
 
     if preset is None and variables:
         raise UsageError("--var is for a preset", "add --preset NAME; localai presets list shows them")
@@ -138,6 +144,7 @@ def compose(
         before, content, after = "", asked, ""
     text = chosen.text(language) if chosen else None
     given = presets.given_variables(variables)
-    question = Question(system, before, content, after, chosen, text, given, schema)
+    seen = tuple(images.read(path) for path in pictures)
+    question = Question(system, before, content, after, chosen, text, given, schema, seen)
     question.messages()  # a missing variable is told before a model is loaded
     return question

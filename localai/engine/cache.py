@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from localai.domain import Plan
 from localai.engine import library, state
 from localai.engine.checkpoints import Checkpoints
 from localai.errors import DoesNotFit, EngineError
+
+if TYPE_CHECKING:
+    from localai.engine.vision import Projector
 
 # enum ggml_type of ggml.h: the types a KV cache can have
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "iq4_nl": 20, "bf16": 30}
@@ -44,6 +47,26 @@ class SequenceCache:
         self._abort = api.ggml_abort_callback(self._should_abort)
         self._cancelled: Callable[[], bool] = lambda: False
         self._raised: BaseException | None = None
+        self._projector: Projector | None = None
+        self._shift = 0  # how far the next position is ahead of the number of tokens
+        self._at = (ctypes.c_int32 * self._step)()
+
+    def see_with(self, projector: Projector) -> None:
+        """Take pictures from now on: negative tokens, which `projector` knows."""
+        self._projector = projector
+        if projector.turns_positions:  # llama.cpp would count cells
+            self._batch.pos = self._one.pos = self._at
+
+    def _position(self, length: int) -> int:
+        """The position of the token after the first `length`: so many, except where pictures take fewer than cells."""
+        if self._projector is None or length == len(self.tokens):
+            return length + self._shift
+        return length + self._projector.shift(self.tokens[:length])
+
+    def _place(self, count: int) -> None:
+        if self._batch.pos:
+            first = self._position(len(self.tokens))
+            self._at[:count] = list(range(first, first + count))
 
     def keep_prefix(self, prompt: Sequence[int]) -> int:
         """Drop what is not the beginning of `prompt`; returns how many of its tokens are kept, at most all but one."""
@@ -53,7 +76,7 @@ class SequenceCache:
         limit = min(len(self.tokens), len(prompt) - 1)
         while kept < limit and self.tokens[kept] == prompt[kept]:
             kept += 1
-        return self._truncate(kept)
+        return self._truncate(self._projector.border(self.tokens, kept) if self._projector else kept)
 
     def _truncate(self, length: int) -> int:
         """Keep the first `length` tokens, fewer where the model's memory cannot go back; returns how many."""
@@ -61,14 +84,15 @@ class SequenceCache:
             return length
         # a sliding window may have let go of cells that the next token must see; a recurrent state cannot go back
         oldest = self._api.llama_memory_seq_pos_min(self._memory, 0)
-        if not (0 <= oldest <= max(0, length - self._window) and self._let_go(length)):
+        if not (0 <= oldest <= max(0, self._position(length) - self._window) and self._let_go(length)):
             self._back_to_a_checkpoint(length)
         return len(self.tokens)
 
     def _let_go(self, length: int) -> bool:
         """Take the cells from `length` on out of the memory, where it can be done."""
-        if not length or not self._api.llama_memory_seq_rm(self._memory, 0, length, -1):
+        if not length or not self._api.llama_memory_seq_rm(self._memory, 0, self._position(length), -1):
             return False
+        self._shift = self._position(length) - length
         del self.tokens[length:]
         self._checkpoints.forget_beyond(length)
         return True
@@ -89,7 +113,8 @@ class SequenceCache:
     def copy_out(self, affordable: Callable[[int], bool]) -> memoryview | None:
         """All that is held, as llama.cpp writes it; None for nothing, or where its bytes are not `affordable`."""
         self._check_open()
-        return state.copy_out(self._api, self.pointer, affordable) if self.tokens else None
+        pictures = self._projector is not None and min(self.tokens, default=0) < 0  # which are kept nowhere
+        return state.copy_out(self._api, self.pointer, affordable) if self.tokens and not pictures else None
 
     def put_back(self, tokens: Sequence[int], data: memoryview) -> bool:
         """Hold what was copied out with these tokens; False, and nothing held, where that cannot be done."""
@@ -103,33 +128,55 @@ class SequenceCache:
         return False
 
     def _in_step(self) -> bool:
-        return bool(self._api.llama_memory_seq_pos_max(self._memory, 0) + 1 == len(self.tokens))
+        return bool(self._api.llama_memory_seq_pos_max(self._memory, 0) + 1 == self._position(len(self.tokens)))
 
     def clear(self) -> None:
         """Forget everything."""
         self._api.llama_memory_clear(self._memory, False)
         self._checkpoints.forget_beyond(0)
         self.tokens.clear()
+        self._shift = 0
 
     def evaluate(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> Iterator[int]:
         """Add `tokens` in micro-batches, yielding how many are done; the last one's logits can then be sampled.
 
         Raises Cancelled within one node of llama.cpp's graph (on a GPU: one micro-batch), EngineError if it fails.
         """
-        for start in range(0, len(tokens), self._step):
-            part = tokens[start : start + self._step]
-            done = start + len(part)
-            ctypes.memmove(self._token, (ctypes.c_int32 * len(part))(*part), 4 * len(part))
-            self._batch.n_tokens = len(part)
-            self._output[len(part) - 1] = done == len(tokens)
-            try:
-                self._decode_prompt(cancelled)
-            finally:
-                self._output[len(part) - 1] = 0
+        done = 0
+        for part in self._parts(tokens):
+            done += len(part)
+            if part[0] < 0:
+                self._look(part, cancelled)
+            else:
+                self._read(part, done == len(tokens), cancelled)
             self.tokens += part
             yield done
 
-    def _decode_prompt(self, cancelled: Callable[[], bool]) -> None:
+    def _parts(self, tokens: Sequence[int]) -> Iterable[Sequence[int]]:
+        if self._projector is not None:
+            return self._projector.split(tokens, self._step)
+        return (tokens[start : start + self._step] for start in range(0, len(tokens), self._step))
+
+    def _read(self, part: Sequence[int], last: bool, cancelled: Callable[[], bool]) -> None:
+        ctypes.memmove(self._token, (ctypes.c_int32 * len(part))(*part), 4 * len(part))
+        self._batch.n_tokens = len(part)
+        self._place(len(part))
+        self._output[len(part) - 1] = last
+        try:
+            self._interruptible(lambda: int(self._api.llama_decode(self.pointer, self._batch)), cancelled)
+        finally:
+            self._output[len(part) - 1] = 0
+
+    def _look(self, run: Sequence[int], cancelled: Callable[[], bool]) -> None:
+        projector = self._projector
+        assert projector is not None, "tokens of pictures come from a projector"
+        self._interruptible(
+            lambda: projector.evaluate(self.pointer, run, self._position(len(self.tokens)), cancelled), cancelled
+        )
+        self._shift += projector.shift(run)
+
+    def _interruptible(self, evaluate: Callable[[], int], cancelled: Callable[[], bool]) -> None:
+        """Have llama.cpp evaluate a part of a prompt, asking on the way whether to go on."""
         self._check_open()
         if cancelled():
             raise Cancelled
@@ -138,7 +185,7 @@ class SequenceCache:
         # asked at every node of the graph, too dear for a graph of one token: hence not while decoding
         self._api.llama_set_abort_callback(self.pointer, self._abort, None)
         try:
-            code = self._api.llama_decode(self.pointer, self._batch)
+            code = evaluate()
         finally:
             self._api.llama_set_abort_callback(self.pointer, self._api.ggml_abort_callback(), None)
         if code == _ABORTED:
@@ -158,6 +205,7 @@ class SequenceCache:
         """Add one token; its logits can then be sampled. Raises EngineError."""
         self._check_open()
         self._one_token[0] = token
+        self._place(1)
         code = self._api.llama_decode(self.pointer, self._one)
         if code:
             self._fail(code)

@@ -49,7 +49,7 @@ def on_fatal(handler: Callable[[str], object]) -> None:
 def api() -> Any:
     """The module of C functions, its backends ready and its log collected. Raises EngineError without one."""
     try:
-        bindings = _import_bindings()
+        bindings = _import_bindings("llama_cpp")
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         raise EngineError(
             f"llama.cpp cannot be loaded: {printable(str(error))}",
@@ -84,25 +84,43 @@ def _library(bindings: Any, name: str) -> ctypes.CDLL:
     return whole
 
 
-def _import_bindings() -> Any:
-    """Import `llama_cpp.llama_cpp` without the rest of its package.
+@functools.cache
+def mtmd() -> Any:
+    """The module of C functions for pictures (libmtmd), its log collected. Raises EngineError without one."""
+    api()
+    try:
+        bindings = _import_bindings("mtmd_cpp")
+        bindings.mtmd_helper_log_set(_log_callbacks[0], None)
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        raise EngineError(
+            f"llama.cpp is installed without its part for images: {printable(str(error))}",
+            "install it again: pip install --force-reinstall --no-cache-dir llama-cpp-python",
+        ) from error
+    return bindings
+
+
+def _import_bindings(name: str) -> Any:
+    """Import `llama_cpp.NAME` without the rest of its package.
 
     The package's `__init__` imports numpy, jinja2 and a server's worth of types: 80 ms of a cold start and 25 MB that
     this program has no use for. While the submodule is imported an empty package stands in; it is then taken away, so
     that an ordinary `import llama_cpp` still gives the whole.
     """
-    if (done := sys.modules.get("llama_cpp.llama_cpp")) is not None:
+    if (done := sys.modules.get(f"llama_cpp.{name}")) is not None:
         return done
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or spec.submodule_search_locations is None:
         raise ImportError("llama-cpp-python is not installed")
+    whole = sys.modules.get("llama_cpp")  # somebody else may have imported it
     stand_in = types.ModuleType("llama_cpp")
     stand_in.__path__ = list(spec.submodule_search_locations)
     sys.modules["llama_cpp"] = stand_in
     try:
-        return importlib.import_module("llama_cpp.llama_cpp")
+        return importlib.import_module(f"llama_cpp.{name}")
     finally:
         del sys.modules["llama_cpp"]
+        if whole is not None:
+            sys.modules["llama_cpp"] = whole
 
 
 def _collect(level: int, text: bytes | None, _: object) -> None:

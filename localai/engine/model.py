@@ -28,12 +28,14 @@ def load(
     progress: Callable[[float], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
     notice: Callable[[str], None] | None = None,
+    projector: Path | None = None,
 ) -> LlamaEngine:
     """Load the model of `path` (the first shard of several) as `plan` says.
 
     `progress` is told the share that is read (0 to 1), `notice` a line the user should see when the model's chat
-    template cannot be used. Raises EngineError for a missing, corrupt or unsupported file, DoesNotFit when memory is
-    refused, KeyboardInterrupt when `cancelled` says so.
+    template cannot be used; `projector` is the file for pictures, read when the first one comes. Raises EngineError
+    for a missing, corrupt or unsupported file, DoesNotFit when memory is refused, KeyboardInterrupt when `cancelled`
+    says so.
     """
     started = perf_counter()
     check_magic(path)
@@ -44,7 +46,7 @@ def load(
         api = library.api()
         model = load_model(api, path, plan, progress, cancelled)
         cache = SequenceCache(api, model, plan)
-        engine = LlamaEngine(api, model, cache, renderer, plan.context, notice or (lambda text: None))
+        engine = LlamaEngine(api, model, cache, renderer, plan.context, notice or (lambda text: None), plan, projector)
     except BaseException:
         renderer.close()
         if cache is not None:
@@ -132,6 +134,8 @@ class LlamaEngine:
         renderer: Renderer,
         context: int,
         notice: Callable[[str], None],
+        plan: Plan,
+        projector: Path | None = None,
     ) -> None:
         self._api = api
         self._model = model
@@ -142,6 +146,8 @@ class LlamaEngine:
         self._vocabulary = self._prompts.vocabulary
         self._asked: tuple[tuple[Message, ...], bool | None, Prompt] | None = None
         self._told = Told()
+        self._plan = plan
+        self._projector_path = projector
 
     def count_tokens(self, messages: Sequence[Message], think: bool | None = None) -> int:
         """Tokens that the rendered conversation takes, the opening of the answer included."""
@@ -177,9 +183,26 @@ class LlamaEngine:
         self._check_open()
         if self._asked is not None and self._asked[:2] == (messages, think):
             return self._asked[2]
+        if any(message.images for message in messages):
+            self._open_projector()
         prompt = self._prompts.prompt(messages, think, self._told.beginning)
         self._asked = (messages, think, prompt)
         return prompt
+
+    @property
+    def sees(self) -> bool:
+        """Whether messages may have images."""
+        return self._projector_path is not None
+
+    def _open_projector(self) -> None:
+        """Read the projector, where there is one and it is not read yet."""
+        if self._projector_path is None or self._prompts.projector is not None:
+            return
+        from localai.engine.vision import Projector
+
+        projector = Projector(self._api, self._model, self._projector_path, self._plan)
+        self._prompts.projector = projector
+        self._cache.see_with(projector)
 
     def generate(self, request: GenerationRequest, cancelled: Callable[[], bool]) -> Iterator[Event]:
         """Yield events, the last an `AnswerEnd`; `cancelled` is asked at every token and inside the prompt.
@@ -255,6 +278,8 @@ class LlamaEngine:
         """Free the model's memory. Idempotent."""
         self._renderer.close()
         self._cache.close()
+        if self._prompts.projector is not None:
+            self._prompts.projector.close()
         model, self._model = self._model, None
         if model is not None:
             self._api.llama_model_free(model)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from localai.domain import Message
 from localai.engine import thinking
 from localai.engine.templates import CHATML_END, ChatTemplate, Renderer
 from localai.engine.vocabulary import Vocabulary, unused_character
-from localai.errors import ContextOverflow
+from localai.errors import ContextOverflow, EngineError
+
+if TYPE_CHECKING:
+    from localai.engine.vision import Projector
 
 _SLICE = 65_536  # characters tokenized at a time, a few milliseconds
 
@@ -43,6 +46,7 @@ class Prompts:
             notice=notice,
         )
         self._border = unused_character([source])
+        self.projector: Projector | None = None
 
     def prompt(
         self,
@@ -57,26 +61,44 @@ class Prompts:
         contents = [message.content for message in messages]
         if any(self._border in content for content in contents):
             self._border = unused_character(contents)
-        border, protect = self._border, self.vocabulary.protected
-        safe = [Message(message.role, protect(message.content, border)) for message in messages]
-        rendered = self._template.render(safe, think)
+        rendered = self._template.render(self._safe(messages), think)
+        pictures = sum(len(message.images) for message in messages)
+        if self.projector is not None and self.projector.count(rendered.text) != pictures:
+            raise EngineError(
+                "the model's chat template leaves images out", "ask without images, or take another model"
+            )
         text, tokens = told(rendered.text)
         if text:
-            tokens = tokens + self.vocabulary.encode(rendered.text[len(text) :], border)
+            tokens = tokens + self._encode(rendered.text[len(text) :])
         else:
-            tokens = self.vocabulary.with_bos(self.vocabulary.encode(rendered.text, border))
+            tokens = self.vocabulary.with_bos(self._encode(rendered.text))
         return Prompt(rendered.text, tokens or [max(self.vocabulary.bos, 0)], rendered.stops)
+
+    def _safe(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages with what stands for their pictures before their texts, which cannot become control tokens."""
+        safe = []
+        for message in messages:
+            if message.images and self.projector is None:
+                raise EngineError("the model has no projector: it cannot see", "take one that can: localai recommend")
+            pictures = "".join(map(self.projector.mark, message.images)) if self.projector else ""
+            safe.append(Message(message.role, pictures + self.vocabulary.protected(message.content, self._border)))
+        return safe
+
+    def _encode(self, text: str) -> list[int]:
+        def encode(part: str) -> list[int]:
+            return self.vocabulary.encode(part, self._border)
+
+        return self.projector.encode(text, encode) if self.projector else encode(text)
 
     def opening_length(self, messages: Sequence[Message], think: bool | None, prompt: Prompt) -> int:
         """How many of the prompt's last tokens only open the answer; 0 where that cannot be told.
 
         A later prompt of the same conversation may well have something else there (thoughts are left out of it).
         """
-        safe = [Message(message.role, self.vocabulary.protected(message.content, self._border)) for message in messages]
-        closed = self._template.without_opening(safe, think)
+        closed = self._template.without_opening(self._safe(messages), think)
         if closed is None or not prompt.text.startswith(closed):
             return 0
-        opening = self.vocabulary.encode(prompt.text[len(closed) :], self._border)
+        opening = self._encode(prompt.text[len(closed) :])
         return len(opening) if opening and prompt.tokens[-len(opening) :] == opening else 0
 
     def refuse_far_too_long(

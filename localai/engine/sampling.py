@@ -68,7 +68,8 @@ def _penalties(api: Any, vocab: Any, sampling: Sampling, prompt: Sequence[int]) 
     size = api.llama_vocab_n_tokens(vocab)
     penalties = api.llama_sampler_init_penalties(size, PENALTY_WINDOW, sampling.repeat_penalty, 0.0, 0.0)
     for token in prompt[-PENALTY_WINDOW:]:
-        api.llama_sampler_accept(penalties, token)
+        if token >= 0:  # no part of a picture
+            api.llama_sampler_accept(penalties, token)
     return penalties
 
 

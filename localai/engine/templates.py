@@ -121,6 +121,7 @@ class ChatTemplate:
         self._chatml = chatml
         self._notice = notice
         self._source = source
+        self._in_parts = False  # whether contents are to be lists of typed parts, as some models that see want them
         if not source:
             self._fall_back("the model has no chat template")
         elif len(source) > MAX_TEMPLATE_CHARS:
@@ -136,6 +137,8 @@ class ChatTemplate:
             for attempt in attempts:
                 try:
                     text = self._apply(attempt, think)
+                    if attempt[-1].content.strip() not in text and not self._in_parts:
+                        text = self._with_parts(attempt, think) or text
                 except TemplateFailed as error:
                     reason = reason or str(error)
                     continue
@@ -145,6 +148,16 @@ class ChatTemplate:
                 return Rendered(text)
             self._fall_back(f"the model's chat template fails ({reason})")
         return plain(messages, chatml=self._chatml)
+
+    def _with_parts(self, messages: Sequence[Message], think: bool | None) -> str:
+        """The conversation where contents are lists, from now on, if a text is only then in it; else ""."""
+        self._in_parts = True
+        with contextlib.suppress(TemplateFailed):
+            text = self._apply(messages, think)
+            if messages[-1].content.strip() in text and "'type': 'text'" not in text:  # not a list as Python prints it
+                return text
+        self._in_parts = False
+        return ""
 
     def without_opening(self, messages: Sequence[Message], think: bool | None = None) -> str | None:
         """The conversation as text, without what opens the answer; None where the template cannot tell."""
@@ -157,7 +170,7 @@ class ChatTemplate:
 
     def _apply(self, messages: Sequence[Message], think: bool | None, opening: bool = True) -> str:
         variables: dict[str, Any] = {
-            "messages": [{"role": message.role, "content": message.content} for message in messages],
+            "messages": [{"role": message.role, "content": self._content(message)} for message in messages],
             "add_generation_prompt": opening,
             **self._tokens,
         }
@@ -165,6 +178,9 @@ class ChatTemplate:
             variables["enable_thinking"] = variables["thinking"] = think
         said = sum(len(message.content) for message in messages)
         return self._renderer.render(self._source or "", variables, 2 * said + 1_000_000)
+
+    def _content(self, message: Message) -> str | list[dict[str, str]]:
+        return [{"type": "text", "text": message.content}] if self._in_parts else message.content
 
     def _fall_back(self, why: str) -> None:
         self._source = None
