@@ -243,7 +243,8 @@ class Plan:
     """How a model is to be loaded on a machine, and what that costs. `fits` False means: do not load.
 
     The routed experts of the first `cpu_expert_layers` layers stay in RAM and are computed there, whatever `gpu_layers`
-    says of the rest of those layers. `context` is that of each of the `sequences` that are answered at once.
+    says of the rest of those layers. `context` is that of each of the `sequences` that are answered at once. `repack`:
+    llama.cpp rearranges tensors for this processor as it loads them: quicker or slower, by quantization and job.
     """
 
     context: int
@@ -263,6 +264,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
     cpu_expert_layers: int = 0
     sequences: int = 1
+    repack: bool = True
 
 
 @dataclass(frozen=True, slots=True)

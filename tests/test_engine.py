@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -388,3 +389,18 @@ def test_an_abort_of_llama_cpp_is_told_before_it_ends_the_process() -> None:
         "ggml.ggml_abort(b'file.cpp', 7, b'a failed assertion')"
     )
     assert (done.returncode, done.stdout, done.stderr) == (6, "told: file.cpp:7: a failed assertion\n", "")
+
+
+@pytest.mark.parametrize("repack", [True, False])
+def test_tensors_are_rearranged_as_the_plan_says(repack: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    api = library.api()
+    real, given_to_it = api.llama_model_load_from_file, []
+
+    def noted(path: bytes, parameters: Any) -> Any:
+        given_to_it.append(bool(parameters.use_extra_bufts))
+        return real(path, parameters)
+
+    monkeypatch.setattr(api, "llama_model_load_from_file", noted)
+    engine = load(model_file(), replace(plan(256), repack=repack))
+    engine.close()
+    assert given_to_it == [repack]

@@ -96,6 +96,7 @@ def load_model(
     kept = library.experts_on_cpu(plan.cpu_expert_layers)
     parameters.tensor_buft_overrides = ctypes.addressof(kept) if kept is not None else None
     parameters.load_mode = _MMAP if plan.use_mmap else _NO_MMAP
+    parameters.use_extra_bufts = plan.repack
     parameters.progress_callback = callback
     library.forget_log()
     model = api.llama_model_load_from_file(os.fsencode(path), parameters)
