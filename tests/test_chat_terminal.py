@@ -2,54 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from real_model import model_file
-
-pexpect = pytest.importorskip("pexpect")
-
-CONTROLS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]|\x1b[=>]|\r")
-
-
-class Terminal:
-    """A program at a pseudo-terminal: types lines, waits for what is seen."""
-
-    def __init__(self, *arguments: str, term: str = "xterm") -> None:
-        environment = {**os.environ, "TERM": term, "COLUMNS": "80", "LINES": "24", "PROMPT_TOOLKIT_NO_CPR": "1"}
-        self.process = pexpect.spawn(
-            sys.executable,
-            ["-m", "localai", *arguments],
-            env=environment,
-            encoding="utf-8",
-            timeout=60,
-            dimensions=(24, 80),
-        )
-
-    def type(self, line: str) -> None:
-        self.process.send(line + "\r")
-
-    def ready(self) -> None:
-        """Wait for the line editor: it switches bracketed paste on when it begins to read."""
-        self.process.expect_exact("\x1b[?2004h")
-        self.process.expect_exact(">>>")
-
-    def answering(self) -> None:
-        """Wait until the line editor is done: from here on keys are signals again."""
-        self.process.expect_exact("\x1b[?2004l")
-
-    def see(self, pattern: str) -> str:
-        self.process.expect(pattern)
-        return CONTROLS.sub("", self.process.before + self.process.after)
-
-    def ended(self) -> int:
-        self.process.expect(pexpect.EOF)
-        self.process.close()
-        return self.process.exitstatus
+from terminals import Terminal
 
 
 @pytest.fixture
@@ -173,24 +131,4 @@ def test_a_model_that_does_not_load_leaves_the_present_one(isolated: Path) -> No
     session.see("Paris")
     session.ready()
     session.process.sendeof()
-    assert session.ended() == 0
-
-
-def test_the_first_run_asks_which_model(isolated: Path) -> None:
-    session = Terminal()
-    session.see("Which one?")
-    session.process.sendline("99")
-    session.see("none of these")
-    session.see("Which one?")
-    session.process.sendline("3")
-    session.ready()
-    session.process.sendeof()
-    assert session.ended() == 0
-
-
-def test_the_first_run_offers_no_download_offline(isolated: Path) -> None:
-    session = Terminal("--offline")
-    session.see("nothing can be downloaded")
-    session.see(r"1  chat with smollm2-135m")
-    session.process.sendline("")
     assert session.ended() == 0

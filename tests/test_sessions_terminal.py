@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
+from terminals import Terminal
 
 from localai import kept_states, sessions
-
-pytest.importorskip("pexpect")
-
-from test_chat_terminal import Terminal
 
 CHAT = ("chat", "smollm2-135m", "--temperature", "0", "--max-tokens", "12")
 

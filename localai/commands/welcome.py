@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import typer
 
 from localai import render, settings
 from localai.domain import InstalledModel, Machine
-from localai.errors import NotFound
-
-if TYPE_CHECKING:
-    from localai.recommend import Recommendation
+from localai.errors import LocalaiError, NotFound
 
 
 def first_run(context: typer.Context) -> None:
@@ -53,39 +50,97 @@ def offered_model() -> str | None:
     return chosen
 
 
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A model to begin with: `name` is a MODEL argument, `cells` what the table says of it.
+
+    `usual`: Enter takes it before others, a model that the user has chosen before.
+    """
+
+    name: str
+    installed: bool
+    usual: bool
+    cells: tuple[str, ...]
+
+
+NO = ("n", "no", "non", "q", "quit", "exit")
+
+
 def choose(machine: Machine, installed: tuple[InstalledModel, ...]) -> str | None:
-    """Ask which model to chat with, downloading it where it is not here; None where the user would rather not."""
+    """Ask which model to chat with, downloading it where it is not here; None where the user would rather not.
+
+    Where the download fails, the chat goes on with what is here, and that is told. Raises what the download raises
+    where nothing is.
+    """
+    offers = [*downloads(machine), *here(installed)]
+    if not offers:
+        return None
+    usual = next((number for number, each in enumerate(offers, 1) if each.usual), 1)
+    rows = [(str(number), *each.cells) for number, each in enumerate(offers, 1)]
+    render.out(render.columns(("", "MODEL", "DOWNLOAD", "TOKENS/S", ""), rows, right=(2, 3), fold=True))
+    render.out()
+    chosen = asked(offers, usual)
+    if chosen is None or chosen.installed:
+        return chosen.name if chosen else None
+    return downloaded(chosen, next((each for each in offers if each.installed), None))
+
+
+def asked(offers: list[Offer], usual: int) -> Offer | None:
+    """The offer that the user takes; Enter takes the `usual` one, Ctrl-D and no take none."""
+    last = len(offers)
+    numbers = "1" if last == 1 else f"1-{last}"
+    while (answer := render.ask(f"Which one? [{numbers}; Enter takes {usual}, n leaves]")) is not None:
+        if answer.lower() in NO:
+            return None
+        if not answer or (answer.isdecimal() and 1 <= int(answer) <= last):
+            return offers[int(answer or usual) - 1]
+        render.note(f"{answer} is none of these")
+    render.note("")  # Ctrl-D leaves the cursor behind the question
+    return None
+
+
+def downloaded(offer: Offer, otherwise: Offer | None) -> str:
+    """Pull what was chosen; where that fails, what is here already."""
     from localai.commands.pull import pull_one
 
-    offers = offered(machine)
-    for number, row in enumerate(offers, 1):
-        kind = "the best for this machine" if row.rank == 1 else "a light one to start with"
-        render.out(f"  {number}  download {row.name} ({render.size(row.download_bytes)}): {kind}")
-    for number, model in enumerate(installed, len(offers) + 1):
-        render.out(f"  {number}  chat with {model.model} ({model.quantization}), installed")
-    last = len(offers) + len(installed)
-    if not last:
-        return None
-    while answer := render.ask(f"Which one? [1-{last}, Enter leaves]"):
-        if answer.isdecimal() and 1 <= int(answer) <= last:
-            break
-        render.note(f"{answer} is none of these numbers")
-    if not answer:
-        return None
-    index = int(answer) - 1
-    if index < len(offers):
-        model = pull_one(f"{offers[index].model}:{offers[index].quantization}", yes=True)
-    else:
-        model = installed[index - len(offers)]
+    try:
+        model = pull_one(offer.name, yes=True)
+    except LocalaiError as error:
+        if otherwise is None:
+            raise
+        render.error(error.message, f"localai pull {offer.name} tries it again, and goes on where it was cut off")
+        render.note(f"Going on with {otherwise.name}, which is here already.")
+        return otherwise.name
     return f"{model.model}:{model.quantization}"
 
 
-def offered(machine: Machine) -> list[Recommendation]:
+def downloads(machine: Machine) -> list[Offer]:
     """The best model for the machine and a light one; nothing where downloads are forbidden."""
     from localai import catalog, measurement, recommend
+    from localai.commands.machine import speed_text
 
     if settings.offline():
         render.note("(offline: nothing can be downloaded)")
         return []
     rows = recommend.rank(measurement.measured(machine, render.note), catalog.load(), limit=20)
-    return [row for row in rows if row.rank == 1 or row.starter]
+    offers = []
+    for row in rows:
+        if row.rank != 1 and not row.starter:
+            continue
+        kind = "the best for this machine" if row.rank == 1 else "a light one to start with"
+        name = f"{row.model}:{row.quantization}"
+        cells = (f"{row.model} ({row.quantization})", render.size(row.download_bytes), speed_text(row.decode_tps), kind)
+        offers.append(Offer(name, False, False, cells))
+    return offers
+
+
+def here(installed: tuple[InstalledModel, ...]) -> list[Offer]:
+    """The installed models, the last used first, the embedded one at the end."""
+    ordered = sorted(installed, key=lambda each: each.last_used_at or "", reverse=True)
+    ordered.sort(key=lambda each: each.source == "embedded")
+    offers = []
+    for each in ordered:
+        small = each.source == "embedded"
+        cells = (f"{each.model} ({each.quantization})", "none", "", "here; very small" if small else "here")
+        offers.append(Offer(f"{each.model}:{each.quantization}", True, not small, cells))
+    return offers

@@ -1,0 +1,82 @@
+"""A program at a pseudo-terminal, as a person has it: types lines, waits for what is seen, looks at the screen."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+pexpect = pytest.importorskip("pexpect")
+pyte = pytest.importorskip("pyte")
+
+CONTROLS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]|\x1b[=>]|\r")
+
+
+class Terminal:
+    """`localai ARGUMENTS` at a terminal of 80 columns and 24 lines."""
+
+    def __init__(self, *arguments: str, term: str = "xterm", cwd: Path | None = None, **environment: str) -> None:
+        clean = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+        self.process = pexpect.spawn(
+            sys.executable,
+            ["-m", "localai", *arguments],
+            env={**clean, "TERM": term, "PROMPT_TOOLKIT_NO_CPR": "1", **environment},
+            encoding="utf-8",
+            timeout=60,
+            dimensions=(24, 80),
+            cwd=None if cwd is None else str(cwd),
+        )
+        self.process.logfile_read = io.StringIO()
+        self.modes_before = self.modes()
+
+    def type(self, line: str) -> None:
+        self.process.send(line + "\r")
+
+    def ready(self) -> None:
+        """Wait for the line editor: it switches bracketed paste on when it begins to read."""
+        self.process.expect_exact("\x1b[?2004h")
+        self.process.expect_exact(">>>")
+
+    def answering(self) -> None:
+        """Wait until the line editor is done: from here on keys are signals again."""
+        self.process.expect_exact("\x1b[?2004l")
+
+    def see(self, pattern: str) -> str:
+        self.process.expect(pattern)
+        return CONTROLS.sub("", self.process.before + self.process.after)
+
+    def ended(self) -> int:
+        self.process.expect(pexpect.EOF)
+        self.modes_after = self.modes()
+        self.process.close()
+        return self.process.exitstatus
+
+    @property
+    def raw(self) -> str:
+        """Everything that has come so far."""
+        return self.process.logfile_read.getvalue()
+
+    def screen(self) -> pyte.Screen:
+        """What the terminal shows of it, with its title, cursor and history."""
+        screen = pyte.HistoryScreen(80, 24, history=10_000)
+        pyte.Stream(screen).feed(self.raw)
+        return screen
+
+    def transcript(self) -> str:
+        """All lines that the terminal has shown, those that went off its top as well."""
+        screen = self.screen()
+        gone = ["".join(line[column].data for column in range(80)).rstrip() for line in screen.history.top]
+        return "\n".join([*gone, *(line.rstrip() for line in screen.display)]).rstrip()
+
+    def modes(self) -> list[object]:
+        """The terminal's modes: echo, signals, lines."""
+        return termios.tcgetattr(self.process.child_fd)
+
+    def is_sane(self) -> bool:
+        """Whether the program, which has ended, left the terminal as it found it, the cursor shown."""
+        return self.modes_after == self.modes_before and not self.screen().cursor.hidden
