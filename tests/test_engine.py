@@ -384,9 +384,9 @@ def test_an_abort_of_llama_cpp_is_told_before_it_ends_the_process() -> None:
         "import os\nfrom localai.engine import library\n"
         "def tell(reason):\n    print('told:', reason, flush=True)\n    os._exit(6)\n"
         "library.on_fatal(tell); api = library.api()\n"
-        "import ctypes; ggml = library._library(api, 'ggml-base')\n"
-        "ggml.ggml_abort.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p]\n"
-        "ggml.ggml_abort(b'file.cpp', 7, b'a failed assertion')"
+        "import ctypes; abort = api._lib.ggml_abort\n"  # the one that llama.cpp itself calls
+        "abort.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p]\n"
+        "abort(b'/tmp/build-of/engine/file.cpp', 7, b'a failed assertion')"
     )
     assert (done.returncode, done.stdout, done.stderr) == (6, "told: file.cpp:7: a failed assertion\n", "")
 

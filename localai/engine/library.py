@@ -29,6 +29,7 @@ _DEVICE_KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel"}
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|(failed|unable) to allocate|OutOfDeviceMemory|bad_alloc|cannot allocate", re.IGNORECASE
 )
+_SOURCE_FOLDER = re.compile(r"^\S*[/\\](?=\S+:\d+: )")  # of the machine where the engine was compiled
 _PREFIXES = re.compile(r"^(error loading model( \w+)?: |\w+: +)*")  # of llama.cpp's functions
 
 _log: deque[tuple[int, str]] = deque(maxlen=50)
@@ -64,8 +65,9 @@ def api() -> Any:
 
 def _hear_of_aborts(bindings: Any) -> None:
     def tell(message: bytes | None) -> None:
+        text = _SOURCE_FOLDER.sub("", (message or b"").decode("utf-8", "replace"))
         for handler in _fatal_handlers:
-            handler(printable((message or b"").decode("utf-8", "replace")))
+            handler(printable(text))
 
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # ggml would run a debugger, and print pages
     abort_callback = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(tell)
@@ -75,11 +77,16 @@ def _hear_of_aborts(bindings: Any) -> None:
 
 
 def _library(bindings: Any, name: str) -> ctypes.CDLL:
-    """A library beside libllama, which libllama has already brought in; libllama itself where all is in one."""
-    folder = Path(bindings._base_path)
-    for form in ("lib{}.so", "lib{}.dylib", "{}.dll", "lib{}.dll"):
-        if (path := folder / form.format(name)).exists():
-            return ctypes.CDLL(str(path))
+    """The library of that name that libllama has brought in.
+
+    A look-up in libllama finds what is in the libraries it stands on, but not under Windows. There it is opened by its
+    name; elsewhere that could load a second copy of it, since a wheel holds copies where there were links (lib*.so and
+    lib*.so.0), and what is registered in the one is unknown to the other.
+    """
+    if sys.platform == "win32":
+        for form in ("{}.dll", "lib{}.dll"):
+            if (path := Path(bindings._base_path) / form.format(name)).exists():
+                return ctypes.CDLL(str(path))
     whole: ctypes.CDLL = bindings._lib
     return whole
 
@@ -202,7 +209,7 @@ def system_info() -> str | None:
 
 
 @functools.cache
-def _ggml() -> ctypes.CDLL:
+def ggml() -> ctypes.CDLL:
     """libggml with the types of what is asked of it."""
     library = _library(api(), "ggml")
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
@@ -210,6 +217,9 @@ def _ggml() -> ctypes.CDLL:
         ("ggml_backend_reg_count", [], size),
         ("ggml_backend_reg_get", [size], pointer),
         ("ggml_backend_reg_name", [pointer], ctypes.c_char_p),
+        ("ggml_backend_reg_by_name", [ctypes.c_char_p], pointer),
+        ("ggml_backend_reg_get_proc_address", [pointer, ctypes.c_char_p], pointer),
+        ("ggml_backend_register", [pointer], None),
         ("ggml_backend_dev_count", [], size),
         ("ggml_backend_dev_get", [size], pointer),
         ("ggml_backend_dev_name", [pointer], ctypes.c_char_p),
@@ -223,23 +233,23 @@ def _ggml() -> ctypes.CDLL:
 
 
 def _backends() -> tuple[str, ...]:
-    ggml = _ggml()
-    names = (ggml.ggml_backend_reg_name(ggml.ggml_backend_reg_get(i)) for i in range(ggml.ggml_backend_reg_count()))
+    it = ggml()
+    names = (it.ggml_backend_reg_name(it.ggml_backend_reg_get(index)) for index in range(it.ggml_backend_reg_count()))
     return tuple(printable((name or b"").decode("utf-8", "replace")) for name in names)
 
 
 def _devices() -> tuple[EngineDevice, ...]:
-    ggml = _ggml()
+    it = ggml()
     found = []
-    for index in range(ggml.ggml_backend_dev_count()):
-        device = ggml.ggml_backend_dev_get(index)
+    for index in range(it.ggml_backend_dev_count()):
+        device = it.ggml_backend_dev_get(index)
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        ggml.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+        it.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
         found.append(
             EngineDevice(
-                name=printable((ggml.ggml_backend_dev_name(device) or b"").decode("utf-8", "replace")),
-                description=printable((ggml.ggml_backend_dev_description(device) or b"").decode("utf-8", "replace")),
-                kind=_DEVICE_KINDS.get(ggml.ggml_backend_dev_type(device), "accel"),
+                name=printable((it.ggml_backend_dev_name(device) or b"").decode("utf-8", "replace")),
+                description=printable((it.ggml_backend_dev_description(device) or b"").decode("utf-8", "replace")),
+                kind=_DEVICE_KINDS.get(it.ggml_backend_dev_type(device), "accel"),
                 memory_total_bytes=total.value or None,
                 memory_free_bytes=free.value if total.value else None,
             )
