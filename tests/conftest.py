@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -32,13 +33,17 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def cli(isolated: Path) -> Cli:
-    """Run the real entry point in a process of its own: `cli("run", "hi", input="…", env={…})`."""
+    """Run the real entry point in a process of its own: `cli("run", "hi", input="…", env={…})`, `under` another."""
 
     def run(
-        *args: str, input: str | None = "", env: Mapping[str, str] | None = None, timeout: float = 90
+        *args: str,
+        input: str | None = "",
+        env: Mapping[str, str] | None = None,
+        timeout: float = 90,
+        under: Sequence[str] = (),
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "localai", *args],
+            [*under, sys.executable, "-m", "localai", *args],
             input=input,
             capture_output=True,
             text=True,
@@ -49,3 +54,16 @@ def cli(isolated: Path) -> Cli:
         )
 
     return run
+
+
+@pytest.fixture
+def bound_by_permissions() -> list[str]:
+    """What to run a command under so that permissions bind it also where the tests are root's."""
+    if os.name == "nt":
+        pytest.skip("POSIX permissions")
+    if os.geteuid() != 0:
+        return []
+    under = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    if shutil.which("setpriv") is None or subprocess.run([*under, "true"], capture_output=True).returncode:
+        pytest.skip("root may write everywhere, and cannot be kept from it here")
+    return under

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import Cli
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -134,13 +135,19 @@ def test_a_save_that_was_cut_off_is_not_seen() -> None:
     assert told == []
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_folder_can_be_listed() -> None:
-    records.save(model())
+def test_a_read_only_folder_can_be_listed(cli: Cli, tmp_path: Path, bound_by_permissions: list[str]) -> None:
+    file = InstalledFile("m.gguf", tmp_path / "m.gguf", 7, "a" * 64)
+    file.path.write_bytes(bytes(7))
+    records.save(replace(model(), files=(file,)))
+    before = sorted(records.folder().iterdir())
     records.folder().chmod(0o500)
-    records.touch(model())
-    assert records.load() == (model(),)
+    listed = cli("list", "--json", under=bound_by_permissions)
+    removed = cli("rm", "qwen3-4b", "--yes", under=bound_by_permissions)
     records.folder().chmod(0o700)
+    assert listed.returncode == 0
+    assert "qwen3-4b" in [each["model"] for each in json.loads(listed.stdout)["models"]]
+    assert (removed.returncode, sorted(records.folder().iterdir())) == (1, before)
+    assert "may not write" in removed.stderr
 
 
 # ------------------------------------------------------------------------------------- what verification found, facts

@@ -336,13 +336,6 @@ def test_a_full_disk_keeps_what_came(hub: HubOnLoopback, get: Get, blob: Path, m
     assert hub.downloads()[-1].range == f"bytes={kept}-"
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_may_not_be_written(hub: HubOnLoopback, get: Get, blob: Path) -> None:
-    blob.parent.mkdir(mode=0o500)
-    with pytest.raises(LocalaiError, match="may not write"):
-        get(hub)
-
-
 def test_a_folder_that_is_a_file(hub: HubOnLoopback, get: Get, blob: Path) -> None:
     blob.parent.write_text("in the way")
     with pytest.raises(LocalaiError) as caught:
