@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Iterator
@@ -83,7 +84,7 @@ class Seen:
 class HubOnLoopback:
     """A server and its log. Use `running()`."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.repos: dict[str, Repo] = {}
         self.faults: list[Fault] = []
         self.listing_faults: list[Fault] = []
@@ -104,11 +105,14 @@ class HubOnLoopback:
         Handler.hub = hub
         self._server = _Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        self._scheme = "http" if tls is None else "https"
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"{self._scheme}://127.0.0.1:{self._server.server_address[1]}"
 
     def add(self, repo: str, files: dict[str, bytes], **options: Any) -> Repo:
         self.repos[repo] = Repo(files, **options)
@@ -150,12 +154,14 @@ class HubOnLoopback:
 
 
 @contextmanager
-def running(storage: bool = False) -> Iterator[HubOnLoopback]:
-    """A Hub, with a storage server of its own where asked for, for the time of a test."""
-    hub = HubOnLoopback()
+def running(
+    storage: bool = False, tls: ssl.SSLContext | None = None, storage_tls: ssl.SSLContext | None = None
+) -> Iterator[HubOnLoopback]:
+    """A Hub, with a storage server of its own where asked for, for the time of a test; https with a `tls` context."""
+    hub = HubOnLoopback(tls)
     hub.start()
     if storage:
-        hub.storage = HubOnLoopback()
+        hub.storage = HubOnLoopback(storage_tls)
         hub.storage.repos = hub.repos
         hub.storage.is_storage = True
         hub.storage.start()
