@@ -60,6 +60,7 @@ class _Job:
     gpu_layers: int | None
     measured: Measure | None
     projector_bytes: int
+    sequences: int
 
 
 def memory(
@@ -72,19 +73,26 @@ def memory(
     flash: bool = True,
     measured: Measure | None = None,
     projector_bytes: int = 0,
+    sequences: int = 1,
 ) -> MemoryNeed:
     """What loading takes: tensors once, KV cache, compute buffer, projector, and this program itself as overhead.
 
-    `measured`, where it has an answer, goes before the closed forms; it knows one output row and flash attention only.
+    Each of several `sequences` has a cache of `context` tokens and a row of logits of its own. `measured`, where it
+    has an answer, goes before the closed forms; it knows one sequence, one output row and flash attention only.
     """
     found = (
         measured(padded(context), kv_type, ubatch) if measured is not None and (outputs, flash) == (1, True) else None
     )
-    cache, buffers = found or (
-        kv_cache_bytes(shape, context, kv_type, ubatch),
-        compute_bytes(shape, context, ubatch, outputs, flash),
-    )
-    return MemoryNeed(weights.total_bytes, cache, buffers, PROCESS_BYTES, projector_bytes)
+    if found is None:
+        found = kv_cache_bytes(shape, context, kv_type, ubatch), compute_bytes(shape, context, ubatch, outputs, flash)
+    cache, buffers = found
+    more_rows = 0
+    if sequences > 1:
+        rows = outputs + sequences - 1
+        more_rows = compute_bytes(shape, context, ubatch, rows, flash) - compute_bytes(
+            shape, context, ubatch, outputs, flash
+        )
+    return MemoryNeed(weights.total_bytes, cache * sequences, buffers + more_rows, PROCESS_BYTES, projector_bytes)
 
 
 def plan(
@@ -101,15 +109,16 @@ def plan(
     quant: str | None = None,
     measured: Measure | None = None,
     projector_bytes: int = 0,
+    sequences: int = 1,
 ) -> Plan:
     """How to load the model here, with what that takes and how fast it will be; `fits` False means: do not load.
 
     What is given is taken as asked, and what is None is chosen: of `want_context` tokens, or the most that fits within
     the model's own; an f16 cache and 512 tokens at a time, less of either where that does not fit. As much as fits goes
     to the GPUs, leaving 1 GiB a device; a smaller cache, or a context down to 4,096, is preferred to leaving the GPU.
-    `measured` goes before the closed forms of cache and compute buffers.
+    `measured` goes before the closed forms of cache and compute buffers. The speeds are those of one sequence.
     """
-    job = _Job(shape, weights, machine, gpu_layers, measured, projector_bytes)
+    job = _Job(shape, weights, machine, gpu_layers, measured, projector_bytes, sequences)
     contexts = _contexts(shape, want_context) if context is None else [padded(max(context, 1))]
     kv_types = [kv_type] if kv_type is not None else ["f16", *([SMALL_KV_TYPE] if _can_shrink(shape) else [])]
     ubatches = [ubatch] if ubatch is not None else [UBATCH, SMALL_UBATCH]
@@ -167,7 +176,16 @@ def _placed(job: _Job, context: int, kv_type: str, ubatch: int) -> Plan:
     """The plan for one context, without speeds: layers on the GPU, memory, whether it fits."""
     shape, weights, machine = job.shape, job.weights, job.machine
     gpus = engine_gpus(machine)
-    need = memory(shape, weights, context, kv_type, ubatch, measured=job.measured, projector_bytes=job.projector_bytes)
+    need = memory(
+        shape,
+        weights,
+        context,
+        kv_type,
+        ubatch,
+        measured=job.measured,
+        projector_bytes=job.projector_bytes,
+        sequences=job.sequences,
+    )
     ram = machine.memory.available_bytes
     margin = PROCESS_BYTES + round(ram * RAM_MARGIN)
     everything = shape.n_layers + 1
@@ -181,7 +199,9 @@ def _placed(job: _Job, context: int, kv_type: str, ubatch: int) -> Plan:
             margin = PROCESS_BYTES + round(free * RAM_MARGIN)
             overhead, fits = margin, need.total_bytes + margin <= free
         else:
-            on_gpus = placement.on_gpus(shape, weights, machine, gpus, need, (context, kv_type, ubatch), job.gpu_layers)
+            on_gpus = placement.on_gpus(
+                shape, weights, machine, gpus, need, (context, kv_type, ubatch), job.gpu_layers, job.sequences
+            )
             if on_gpus is not None:
                 overhead = PROCESS_BYTES + GPU_MARGIN_BYTES * len(gpus)
                 fits = on_gpus.fits_gpus and on_gpus.ram_bytes + margin <= ram
@@ -205,6 +225,7 @@ def _placed(job: _Job, context: int, kv_type: str, ubatch: int) -> Plan:
         decode_tps=None,
         prompt_tps=None,
         cpu_expert_layers=on_gpus.cpu_expert_layers,
+        sequences=job.sequences,
     )
 
 

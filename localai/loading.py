@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from localai import cards, estimate, gguf, hardware, library, naming, shapes
+from localai import cards, estimate, gguf, hardware, library, naming, parallelism, shapes
 from localai.domain import GIB, ChatEngine, Machine, Plan, RemoteFile
 from localai.errors import DoesNotFit, EngineError, UsageError
+
+if TYPE_CHECKING:
+    from localai.engine.scheduler import Scheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +52,14 @@ class Loaded:
         return self.prepared.plan
 
 
-def prepare(found: library.Found, wishes: Wishes, want_context: int | None = None) -> Prepared:
-    """Plan how `found` would be loaded here.
+def prepare(
+    found: library.Found,
+    wishes: Wishes,
+    want_context: int | None = None,
+    sequences: int | None = 1,
+    most_sequences: int | None = None,
+) -> Prepared:
+    """Plan how `found` would be loaded here, for so many `sequences` at once; None: as many as pay, and as fit.
 
     `want_context` is the number of tokens the job at hand needs, used where the user asked for no context of their own.
     Raises EngineError for a file that is no model, DoesNotFit where it would swap or die, UsageError for more threads
@@ -64,26 +74,33 @@ def prepare(found: library.Found, wishes: Wishes, want_context: int | None = Non
             f"{found.name} is a model for embeddings: it writes no text",
             f"localai embed -m {found.name if found.model else found.path} ...",
         )
-    plan = estimate.plan(
-        shape,
-        weights,
-        machine,
-        context=wishes.context,
-        gpu_layers=wishes.gpu_layers,
-        threads=wishes.threads,
-        kv_type=wishes.kv_type,
-        want_context=want_context or estimate.DEFAULT_CONTEXT,
-    )
+
+    def planned(count: int) -> Plan:
+        return estimate.plan(
+            shape,
+            weights,
+            machine,
+            context=wishes.context,
+            gpu_layers=wishes.gpu_layers,
+            threads=wishes.threads,
+            kv_type=wishes.kv_type,
+            want_context=want_context or estimate.DEFAULT_CONTEXT,
+            sequences=count,
+        )
+
+    plan = planned(sequences) if sequences is not None else parallelism.best(planned, most_sequences)
     if not plan.fits:
         need, free = plan.memory.total_bytes + plan.memory.overhead_bytes, plan.available_bytes
         own = shape.context_length
         beyond = wishes.context is not None and own is not None and wishes.context > own
         raise DoesNotFit(
-            f"{found.name} needs {need / GIB:.1f} GiB of memory with {plan.context} tokens of context,"
-            f" and {free / GIB:.1f} GiB are free",
+            f"{found.name} needs {need / GIB:.1f} GiB of memory with {plan.context} tokens of context"
+            + (f" for each of {plan.sequences} at once" if plan.sequences > 1 else "")
+            + f", and {free / GIB:.1f} GiB are free",
             f"the model is made for {own} tokens: ask for no more (--context)"
             if beyond
-            else "close other programs, ask for less (--context), or take a smaller model (localai recommend)",
+            else ("ask for fewer at once (--parallel), " if plan.sequences > 1 else "")
+            + "close other programs, ask for less (--context), or take a smaller model (localai recommend)",
         )
     return Prepared(found, plan, shape.params, shape.context_length)
 
@@ -136,3 +153,52 @@ def load(
     if found.model is not None:
         library.touch(found.model)
     return Loaded(loaded, prepared, cards.size_note(prepared.params))
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedBatch:
+    """A model in memory that answers many requests at once."""
+
+    engine: Scheduler
+    prepared: Prepared
+    note: str | None
+
+    @property
+    def name(self) -> str:
+        return self.prepared.found.name
+
+    @property
+    def plan(self) -> Plan:
+        return self.prepared.plan
+
+
+def load_batch(
+    prepared: Prepared,
+    progress: Callable[[float], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    notice: Callable[[str], None] | None = None,
+    *,
+    queue: int | None = None,
+    repeatable: bool = False,
+    patience_s: float | None = None,
+) -> LoadedBatch:
+    """Load the model to answer `plan.sequences` requests at once; otherwise as `load`.
+
+    `queue`, `repeatable` and `patience_s` are those of `engine.scheduler.load`.
+    """
+    from localai.engine import scheduler
+
+    found = prepared.found
+    loaded = scheduler.load(
+        found.path,
+        prepared.plan,
+        progress,
+        cancelled,
+        notice,
+        queue=scheduler.QUEUE if queue is None else queue,
+        repeatable=repeatable,
+        patience_s=scheduler.PATIENCE_S if patience_s is None else patience_s,
+    )
+    if found.model is not None:
+        library.touch(found.model)
+    return LoadedBatch(loaded, prepared, cards.size_note(prepared.params))

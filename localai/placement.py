@@ -41,16 +41,17 @@ def on_gpus(
     need: MemoryNeed,
     cells: tuple[int, str, int],
     gpu_layers: int | None,
+    sequences: int = 1,
 ) -> Placed | None:
     """The best place on GPUs with memory of their own: whole; of a mixture of experts all but the experts of the first
     layers; else as many layers as fit. None where no layer fits and none was asked for.
 
-    `cells` is the cache's context, type and ubatch. `gpu_layers` is taken as asked; asking for all of them leaves the
-    experts of a mixture in RAM where they do not fit.
+    `cells` is the context, type and ubatch of the cache that each of the `sequences` has. `gpu_layers` is taken as
+    asked; asking for all of them leaves the experts of a mixture in RAM where they do not fit.
     """
     everything = shape.n_layers + 1
     asked = None if gpu_layers is None else min(gpu_layers, everything)
-    layers = _layers(shape, weights, cells)
+    layers = _layers(shape, weights, cells, sequences)
     budgets = _budgets(gpus, need)
     ram, vram = machine.memory.available_bytes, sum(gpu.vram_free_bytes or 0 for gpu in gpus)
 
@@ -73,7 +74,7 @@ def on_gpus(
     return placed(most, 0, True) if most > 1 else None  # the output alone gains nothing
 
 
-def _layers(shape: Shape, weights: Weights, cells: tuple[int, str, int]) -> list[int]:
+def _layers(shape: Shape, weights: Weights, cells: tuple[int, str, int], sequences: int = 1) -> list[int]:
     """Bytes of each layer with its cache, and last of the output with all that is in no layer.
 
     A tied output is copied to the GPU. Without a header all layers count as equal.
@@ -86,7 +87,9 @@ def _layers(shape: Shape, weights: Weights, cells: tuple[int, str, int]) -> list
     caches += [0] * (layers - len(caches))
     rest = max(0, body - sum(each)) if weights.layer_bytes else 0
     output = weights.output_bytes or weights.tied_bytes or weights.embedding_bytes
-    return [own + state + cache for own, cache in zip(each, caches[:layers], strict=True)] + [output + rest]
+    return [own + (state + cache) * sequences for own, cache in zip(each, caches[:layers], strict=True)] + [
+        output + rest
+    ]
 
 
 def _budgets(gpus: Sequence[Gpu], need: MemoryNeed) -> list[int]:

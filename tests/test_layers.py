@@ -38,6 +38,7 @@ LAYERS = {
         "catalog",
         "estimate",
         "placement",
+        "parallelism",
         "experts",
         "recommend",
         "library",

@@ -70,6 +70,18 @@ def test_several_sequences(tmp_path: Path) -> None:
     assert found == pytest.approx(truth.kv_cache_bytes, abs=0.05 * MIB)
 
 
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "gemma-3-4b", "qwen3-0.6b", "lfm2.5-1.2b"])
+def test_several_sequences_with_a_cache_each(name: str, tmp_path: Path) -> None:
+    path = write_sparse(tmp_path, named(name))
+    header = gguf.read_header(path)
+    shape, weights = shapes.shape(header), shapes.weights(header)
+    settings = [Setting(2048 * n, outputs=n, sequences=n, unified=False) for n in (4, 32)]
+    for setting, truth in zip(settings, oracle.measure([file_of(path)], settings), strict=True):
+        found = estimate.memory(shape, weights, 2048, sequences=setting.sequences)
+        assert found.kv_cache_bytes == pytest.approx(truth.kv_cache_bytes, rel=0.001), setting
+        assert found.compute_bytes == pytest.approx(truth.compute_bytes, rel=0.05, abs=4 * MIB), setting
+
+
 @pytest.mark.parametrize("quantization", ["Q8_0", "Q4_0", "F16"])
 def test_the_quantization_changes_neither_cache_nor_buffers(quantization: str, tmp_path: Path) -> None:
     for name in ("qwen3-0.6b", "gpt-oss-20b"):

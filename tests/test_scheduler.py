@@ -27,7 +27,7 @@ from localai.domain import (
     Sampling,
     Ticket,
 )
-from localai.engine import library, scheduler
+from localai.engine import library
 from localai.engine.scheduler import Scheduler, load
 from localai.engine.sequences import Sequences, common_length
 from localai.errors import ContextOverflow, EngineError, LocalaiError, QueueFull
@@ -207,8 +207,8 @@ def test_a_receiver_that_fails_harms_nobody(engine: BatchEngine) -> None:
     assert "Paris" in Heard(engine, asks("Name the capital of France.")).wait().text
 
 
-def test_answers_go_on_while_a_long_prompt_is_read(engine: BatchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "STEP_S", 0)  # the least part of a prompt in each step
+def test_answers_go_on_while_a_long_prompt_is_read(engine: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_patience_s", 0)  # the least part of a prompt in each step
     order: list[str] = []
 
     def receiver(name: str, kind: type, done: threading.Event) -> Callable[[Delivery], None]:

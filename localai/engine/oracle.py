@@ -55,6 +55,7 @@ class Setting:
     outputs: int = 1
     flash: bool = True
     sequences: int = 1
+    unified: bool = True  # one cache for all the sequences, else each has its share of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +198,7 @@ def _context_parameters(api: Any, setting: Setting) -> Any:
     parameters.flash_attn_type = _FLASH_ON if setting.flash else _FLASH_OFF
     parameters.type_k = parameters.type_v = _KV_TYPES[setting.kv_type]
     parameters.swa_full = False
-    parameters.kv_unified = setting.sequences > 1
+    parameters.kv_unified = setting.unified and setting.sequences > 1
     return parameters
 
 

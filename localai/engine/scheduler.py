@@ -26,7 +26,8 @@ from localai.errors import EngineError, LocalaiError, QueueFull
 
 QUEUE = 64  # requests that may wait beside those that are being answered
 STEP = 256  # tokens of a prompt evaluated at a time where results must not depend on what came before
-STEP_S = 0.25  # how long the answers under way may stand still while a part of a prompt is evaluated
+PATIENCE_S = 0.25  # how long the answers under way stand still, at most, while a part of a prompt is evaluated
+ALONE_S = 1.0  # how long a step may take where no answer is under way: new requests wait that long
 LEAST_PART = 16  # tokens of a prompt that are evaluated in a step all the same
 LOOK_AHEAD = 64  # waiting prompts that are looked through for a common beginning
 
@@ -40,11 +41,13 @@ def load(
     *,
     queue: int = QUEUE,
     repeatable: bool = False,
+    patience_s: float = PATIENCE_S,
 ) -> Scheduler:
     """Load the model of `path` as `plan` says, to answer `plan.sequences` requests at once.
 
     Beside these, `queue` may wait. `repeatable`, for one sequence: an answer does not depend, to the byte, on what was
-    asked before it. Raises as `model.load` does.
+    asked before it. Where prompts are read while answers are written, these stand still for `patience_s` at a time:
+    the longer, the more is done in all. Raises as `model.load` does.
     """
     started = perf_counter()
     check_magic(path)
@@ -62,7 +65,7 @@ def load(
         if model is not None and api is not None:
             api.llama_model_free(model)
         raise
-    return Scheduler(api, model, sequences, prompts, renderer, plan, queue, repeatable, started)
+    return Scheduler(api, model, sequences, prompts, renderer, plan, queue, repeatable, patience_s, started)
 
 
 class Scheduler:
@@ -78,11 +81,12 @@ class Scheduler:
         plan: Plan,
         queue: int,
         repeatable: bool,
+        patience_s: float,
         started: float,
     ) -> None:
         self._api, self._model, self._sequences = api, model, sequences
         self._prompts, self._renderer = prompts, renderer
-        self._repeatable = repeatable
+        self._repeatable, self._patience_s = repeatable, patience_s
         self.context = min(plan.context, sequences.capacity)
         self.sequences = sequences.count
         self._most = sequences.count + queue
@@ -312,7 +316,7 @@ class Scheduler:
         room = self._sequences.room - len(self._writing)
         if self._repeatable:
             return room
-        seconds = STEP_S if self._writing else 4 * STEP_S
+        seconds = self._patience_s if self._writing else max(self._patience_s, ALONE_S)
         return min(room, max(LEAST_PART, round(self._prompt_tps * seconds)))
 
     def _waits_for_another(self, job: Job) -> bool:
