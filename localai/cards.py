@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from localai import catalog, estimate, gguf, hardware, library, naming, shapes
+from localai import catalog, estimate, gguf, hardware, library, naming, quantization, shapes, sizes
 from localai.buffers import UBATCH
 from localai.domain import Machine, Plan, Shape, Weights
 from localai.errors import AccessDenied, LocalaiError, NetworkError, NotFound
 
 if TYPE_CHECKING:
     from localai import remote  # brings HTTP: `run` imports this module for `size_note`, and must not pay for it
+    from localai.alternatives import Alternatives
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,8 @@ class Card:
     variants: tuple[CardVariant, ...]
     commit: str | None = None
     warning: str | None = None
+    projector_bytes: int = 0  # of a vision model, for pictures; part of what each plan takes
+    instead: Alternatives | None = None  # where nothing of it fits as it was asked for
 
     @property
     def plan(self) -> Plan | None:
@@ -103,6 +107,7 @@ def _planned(
     kv_type: str | None,
     quant: str | None,
     measured: estimate.Measure | None = None,
+    projector_bytes: int = 0,
 ) -> Plan:
     """How it would run here. With a context of the user's own, what that takes as it is asked for: an f16 cache and the
     usual micro-batch, where the plan would take less of either to make it fit.
@@ -111,17 +116,45 @@ def _planned(
     if context is not None:
         kv_type, ubatch = kv_type or "f16", UBATCH
     return estimate.plan(
-        shape, weights, machine, context=context, kv_type=kv_type, ubatch=ubatch, quant=quant, measured=measured
+        shape,
+        weights,
+        machine,
+        context=context,
+        kv_type=kv_type,
+        ubatch=ubatch,
+        quant=quant,
+        measured=measured,
+        projector_bytes=projector_bytes,
     )
+
+
+def _instead_of(
+    variants: Sequence[CardVariant],
+    shape: Shape,
+    weights: Sequence[Weights],
+    machine: Machine,
+    known: catalog.CatalogModel | None,
+) -> Alternatives | None:
+    """What would fit, where none of the variants does; `weights` are in their order."""
+    from localai import alternatives
+
+    pairs = [(each, bytes_) for each, bytes_ in zip(variants, weights, strict=False) if each.plan is not None]
+    if not pairs or any(each.plan and each.plan.fits for each in variants):
+        return None
+    enough = [pair for pair in pairs if not quantization.is_low_bit(pair[0].quantization)]
+    smallest, its_weights = min(enough or pairs, key=lambda pair: pair[1].total_bytes)
+    assert smallest.plan is not None
+    return alternatives.find(shape, its_weights, machine, smallest.plan, known=known, quant=smallest.quantization)
 
 
 def from_hub(wanted: library.Meaning, found: remote.RemoteModel, context: int | None, kv_type: str | None) -> Card:
     """The card of a model on the Hub: one variant's header was read, the others go by their sizes."""
     machine, facts, known = hardware.detect(), shapes.card(found.header), wanted.known
     variants = []
+    pictures = found.projector.size_bytes if found.projector else 0
     for variant, weights in zip(found.variants, found.weights, strict=True):
-        plan = _planned(found.shape, weights, machine, context, kv_type, variant.quantization, found.measured)
-        name = variant.files[0].name
+        quant, name = variant.quantization, variant.files[0].name
+        plan = _planned(found.shape, weights, machine, context, kv_type, quant, found.measured, pictures)
         variants.append(CardVariant(variant.quantization, name, variant.size_bytes, False, plan))
     return Card(
         model=wanted.model,
@@ -140,6 +173,8 @@ def from_hub(wanted: library.Meaning, found: remote.RemoteModel, context: int | 
         basis="header",
         variants=tuple(variants),
         commit=found.repository.commit,
+        projector_bytes=pictures,
+        instead=_instead_of(variants, found.shape, found.weights, machine, known),
     )
 
 
@@ -152,10 +187,13 @@ def from_header(found: library.Found, context: int | None, kv_type: str | None =
     facts, shape, weights = shapes.card(header), shapes.shape(header), shapes.weights(header)
     measured = None if measuring.is_exact(shape) else measuring.measure_for(shape, measuring.header_files(paths))
     machine = hardware.detect()
-    plan = _planned(shape, weights, machine, context, kv_type, None, measured)
+    projector = found.model.projector if found.model else None
+    pictures = projector_bytes(projector.path if projector else None)
+    plan = _planned(shape, weights, machine, context, kv_type, None, measured, pictures)
     known = catalog.resolve_name(found.name)
     size = found.model.size_bytes if found.model else found.path.stat().st_size
-    quantization = found.model.quantization if found.model else shapes.quantization(header)
+    quant = found.model.quantization if found.model else shapes.quantization(header)
+    shown = CardVariant(quant, found.path.name, size, found.model is not None, plan)
     return Card(
         model=found.name,
         name=known.name if known else facts.name or found.name,
@@ -172,19 +210,31 @@ def from_header(found: library.Found, context: int | None, kv_type: str | None =
         note=size_note(shape.params),
         basis="header",
         variants=(
-            CardVariant(quantization, found.path.name, size, found.model is not None, plan),
-            *([] if found.model is None or known is None else others(known, quantization, context, kv_type, machine)),
+            shown,
+            *([] if found.model is None or known is None else others(known, quant, context, kv_type, machine)),
         ),
+        projector_bytes=pictures,
+        instead=_instead_of([shown], shape, [weights], machine, known),
     )
 
 
+def projector_bytes(path: Path | None) -> int:
+    """Bytes of the tensors of a projector that is here, by its header, else of its file; 0 without one."""
+    if path is None:
+        return 0
+    try:
+        return sum(tensor.size_bytes for tensor in gguf.read_header(path).tensors)
+    except LocalaiError:
+        return path.stat().st_size if path.exists() else 0
+
+
 def others(
-    known: catalog.CatalogModel, quantization: str, context: int | None, kv_type: str | None, machine: Machine
+    known: catalog.CatalogModel, quant: str, context: int | None, kv_type: str | None, machine: Machine
 ) -> Iterator[CardVariant]:
     """The quantizations that the catalog knows besides the one that is shown; `installed` where they are here too."""
     here = {model.quantization for model in library.installed() if model.model == known.id}
     for variant in from_catalog(known, None, context, kv_type, machine).variants:
-        if variant.quantization != quantization:
+        if variant.quantization != quant:
             yield replace(variant, installed=variant.quantization in here)
 
 
@@ -197,14 +247,16 @@ def from_catalog(
 ) -> Card:
     """The card of a model that is not here, from the catalog's facts; `selector` leaves one of its files."""
     machine = machine or hardware.detect()
-    variants = []
+    variants, all_weights = [], []
+    pictures = sizes.projector_bytes(known)
     for file in known.files:
         if selector is not None and not library.selects(selector, file.quantization, [file.name]):
             continue
         plan = None
         if known.shape is not None:
             weights = estimate.weights_from_catalog(known, file.quantization)
-            plan = _planned(known.shape, weights, machine, context, kv_type, file.quantization)
+            plan = _planned(known.shape, weights, machine, context, kv_type, file.quantization, None, pictures)
+            all_weights.append(weights)
         variants.append(CardVariant(file.quantization, file.name, file.size_bytes, False, plan))
     if selector is not None and not variants:
         have = ", ".join(file.quantization for file in known.files)
@@ -225,4 +277,6 @@ def from_catalog(
         note=size_note(int(known.params_b * 1e9)),
         basis="catalog",
         variants=tuple(variants),
+        projector_bytes=pictures,
+        instead=_instead_of(variants, known.shape, all_weights, machine, known) if known.shape else None,
     )

@@ -120,7 +120,7 @@ def plan(
     """
     job = _Job(shape, weights, machine, gpu_layers, measured, projector_bytes, sequences)
     contexts = _contexts(shape, want_context) if context is None else [padded(max(context, 1))]
-    kv_types = [kv_type] if kv_type is not None else ["f16", *([SMALL_KV_TYPE] if _can_shrink(shape) else [])]
+    kv_types = [kv_type] if kv_type is not None else ["f16", *([SMALL_KV_TYPE] if can_shrink_cache(shape) else [])]
     ubatches = [ubatch] if ubatch is not None else [UBATCH, SMALL_UBATCH]
     best = _best(job, contexts, kv_types, ubatches)
     decode = decode_speed(
@@ -156,7 +156,7 @@ def _best(job: _Job, contexts: list[int], kv_types: list[str], ubatches: list[in
     return _placed(job, contexts[-1], kv_types[0], ubatches[0])
 
 
-def _can_shrink(shape: Shape) -> bool:
+def can_shrink_cache(shape: Shape) -> bool:
     """Whether llama.cpp takes a quantized cache of this model: whole blocks of 32, and flash attention."""
     blocks = shape.key_length % 32 == 0 and (shape.latent_kv or shape.value_length % 32 == 0)
     return any(shape.kv_heads) and blocks and shape.architecture != "grok"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localai import cards, estimate, gguf, hardware, library, naming, parallelism, shapes
-from localai.domain import GIB, ChatEngine, Machine, Plan, RemoteFile
+from localai.domain import GIB, ChatEngine, Machine, Plan, RemoteFile, Shape, Weights
 from localai.errors import DoesNotFit, EngineError, UsageError
 
 if TYPE_CHECKING:
@@ -75,7 +75,9 @@ def prepare(
             f"localai embed -m {found.name if found.model else found.path} ...",
         )
 
-    def planned(count: int) -> Plan:
+    pictures = cards.projector_bytes(projector_of(found))
+
+    def planned(count: int, projector_bytes: int = pictures) -> Plan:
         return estimate.plan(
             shape,
             weights,
@@ -86,22 +88,14 @@ def prepare(
             kv_type=wishes.kv_type,
             want_context=want_context or estimate.DEFAULT_CONTEXT,
             sequences=count,
+            projector_bytes=projector_bytes,
         )
 
     plan = planned(sequences) if sequences is not None else parallelism.best(planned, most_sequences)
+    if not plan.fits and pictures and (blind := planned(sequences or 1, 0)).fits:
+        plan = replace(blind, warnings=(*blind.warnings, "memory leaves no room for its projector: it cannot see now"))
     if not plan.fits:
-        need, free = plan.memory.total_bytes + plan.memory.overhead_bytes, plan.available_bytes
-        own = shape.context_length
-        beyond = wishes.context is not None and own is not None and wishes.context > own
-        raise DoesNotFit(
-            f"{found.name} needs {need / GIB:.1f} GiB of memory with {plan.context} tokens of context"
-            + (f" for each of {plan.sequences} at once" if plan.sequences > 1 else "")
-            + f", and {free / GIB:.1f} GiB are free",
-            f"the model is made for {own} tokens: ask for no more (--context)"
-            if beyond
-            else ("ask for fewer at once (--parallel), " if plan.sequences > 1 else "")
-            + "close other programs, ask for less (--context), or take a smaller model (localai recommend)",
-        )
+        raise _refusal(found, shape, weights, machine, plan, wishes)
     return Prepared(found, plan, shape.params, shape.context_length)
 
 
@@ -135,6 +129,34 @@ def check_threads(wishes: Wishes, machine: Machine) -> None:
         )
 
 
+def _refusal(
+    found: library.Found, shape: Shape, weights: Weights, machine: Machine, plan: Plan, wishes: Wishes
+) -> DoesNotFit:
+    """Why the model is not loaded, and what would fit instead."""
+    from localai import alternatives, catalog
+
+    need, free = plan.memory.total_bytes + plan.memory.overhead_bytes, plan.available_bytes
+    own = shape.context_length
+    message = (
+        f"{found.name} needs {need / GIB:.1f} GiB of memory with {plan.context} tokens of context"
+        + (f" for each of {plan.sequences} at once" if plan.sequences > 1 else "")
+        + f", and {free / GIB:.1f} GiB are free"
+    )
+    if wishes.context is not None and own is not None and wishes.context > own:
+        return DoesNotFit(message, f"the model is made for {own} tokens: ask for no more (--context)")
+    instead = alternatives.find(
+        shape,
+        weights,
+        machine,
+        plan,
+        known=catalog.resolve_name(found.model.model) if found.model else None,
+        quant=found.model.quantization if found.model else None,
+        asked_gpu_layers=wishes.gpu_layers,
+    )
+    fewer = "--parallel with fewer at once; or: " if plan.sequences > 1 else ""
+    return DoesNotFit(message, fewer + instead.sentence(found.name))
+
+
 def load(
     prepared: Prepared,
     progress: Callable[[float], None] | None = None,
@@ -149,7 +171,8 @@ def load(
     from localai.engine import model as engine
 
     found = prepared.found
-    loaded = engine.load(found.path, prepared.plan, progress, cancelled, notice, projector_of(found))
+    sees = projector_of(found) if prepared.plan.memory.projector_bytes else None
+    loaded = engine.load(found.path, prepared.plan, progress, cancelled, notice, sees)
     if found.model is not None:
         library.touch(found.model)
     return Loaded(loaded, prepared, cards.size_note(prepared.params))

@@ -117,6 +117,8 @@ def card(found: Card) -> Json:
         "basis": found.basis,
         "commit": found.commit,
         "warning": found.warning,
+        "projector_bytes": found.projector_bytes,
+        "instead": None if found.instead is None else asdict(found.instead),
         "variants": [
             {
                 "quantization": each.quantization,

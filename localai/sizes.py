@@ -33,6 +33,19 @@ def weights_from_size(size_bytes: int, shape: Shape, quant: str, tied: bool | No
     return _weights(embedding, output, size_bytes - embedding - output, shape)
 
 
+# Weights of a usual vision encoder with its projector: Gemma 3 4B's in F16 has 851,251,104 bytes, Qwen3-VL 2B's in Q8_0
+# 445 MB (as published), both 0.42 billion; models of less than a billion have encoders of about 0.1 (SmolVLM2 500M).
+_VISION_PARAMS, _SMALL_VISION_PARAMS = 0.42e9, 0.1e9
+
+
+def projector_bytes(model: CatalogModel) -> int:
+    """About what a vision model's projector takes, by the type in its file's name; 0 for a model without one."""
+    if model.projector is None:
+        return 0
+    bits = quantization.bits(quantization.of_filename(model.projector) or "F16") or 16
+    return round((_VISION_PARAMS if model.params_b >= 1 else _SMALL_VISION_PARAMS) * bits / 8)
+
+
 def _weights(embedding: int, output: int, rest: int, shape: Shape) -> Weights:
     read = rest * (shape.active_params / shape.params if shape.active_params else 1) + (output or embedding)
     return Weights(rest + embedding + output, round(min(read, rest + (output or embedding))), embedding, output)

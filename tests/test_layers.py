@@ -39,6 +39,7 @@ LAYERS = {
         "estimate",
         "placement",
         "parallelism",
+        "alternatives",
         "experts",
         "recommend",
         "library",

@@ -143,9 +143,11 @@ def show_card(card: Card) -> None:
     render.out(render.columns(headers, rows, right=(1, 2, 3, 6)))
     for warning in dict.fromkeys(warning for each in card.variants if each.plan for warning in each.plan.warnings):
         render.out(f"! {warning}")
+    if card.instead:
+        render.out(f"It does not fit here. Instead: {card.instead.sentence(card.model)}")
     if card.basis == "catalog":
         render.out("Not installed: sizes, memory and speed are reckoned from published facts.")
-    if card.source in ("catalog", "hub"):
+    if card.source in ("catalog", "hub") and not card.instead:
         render.out(f"Next: localai pull {card.model}")
 
 
@@ -161,6 +163,7 @@ def card_facts(card: Card) -> list[tuple[str, str]]:
         ("Architecture", card.architecture),
         ("Parameters", params),
         ("Context", f"{card.context_length:,} tokens" if card.context_length else None),
+        ("Projector", f"{render.size(card.projector_bytes)}, for pictures" if card.projector_bytes else None),
         ("Licence", card.license),
         ("Languages", ", ".join(card.languages)),
         ("Template", template),
