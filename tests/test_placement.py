@@ -229,7 +229,7 @@ from pathlib import Path
 from real_model import plan
 from localai.engine import model
 
-found = model._load_model(api, Path(sys.argv[1]), replace(plan(), cpu_expert_layers=int(sys.argv[2])), None, None)
+found = model.load_model(api, Path(sys.argv[1]), replace(plan(), cpu_expert_layers=int(sys.argv[2])), None, None)
 api.llama_model_free(found)
 print(json.dumps(re.findall(r"tensor (\\S+) .*buffer type overridden to (\\w+)", "".join(lines))))
 """
