@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from localai.errors import LocalaiError
 
@@ -344,12 +344,34 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that a model may ask to have called; `parameters` is the JSON schema of its arguments."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function that a model asks to have called; `arguments` is a JSON object as text. Also an event."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn: `role` is system, user or assistant. The pictures of a turn stand before its text."""
+    """One turn: `role` is system, user, assistant or tool. The pictures of a turn stand before its text.
+
+    `tool_calls` are what an assistant asked for; `name` is, of a tool's turn, whose result it is.
+    """
 
     role: str
     content: str
     images: tuple[Image, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,10 +426,20 @@ class ThinkingText:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token as bytes, the logarithm of its probability, and the likeliest tokens in its place with theirs."""
+
+    token: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class AnswerText:
-    """A piece of the answer, whole characters only."""
+    """A piece of the answer, whole characters only. `logprobs` are of the tokens since the last piece, where wanted."""
 
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,9 +458,10 @@ class AnswerEnd:
     usage: Usage
     timings: Timings
     finish_reason: str
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
-Event = TurnsDropped | PromptProgress | ThinkingText | AnswerText | AnswerEnd
+Event = TurnsDropped | PromptProgress | ThinkingText | AnswerText | ToolCall | AnswerEnd
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,6 +470,10 @@ class GenerationRequest:
 
     `think` None leaves it to the model's template. `grammar` (GBNF) is what the answer must be a text of. `revisable`:
     the conversation may be taken up again before this answer or its question, so keep what going back there needs.
+
+    The rest is for a `BatchEngine`. `raw` is a text to continue, without template, instead of the messages. `tools`
+    may be asked for as `tool_choice` says: auto, none, required, or the name of the one that must be. `logprobs` is
+    how many of the likeliest tokens are told beside each token; None tells none.
     """
 
     messages: tuple[Message, ...]
@@ -446,6 +483,10 @@ class GenerationRequest:
     think: bool | None = None
     grammar: str | None = None
     revisable: bool = False
+    raw: str | None = None
+    tools: tuple[Tool, ...] = ()
+    tool_choice: str = "auto"
+    logprobs: int | None = None
 
 
 EMBEDDING_STEP = 512  # tokens of a batch: more at a time is no faster on a CPU, and each takes a row of logits

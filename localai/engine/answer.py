@@ -5,10 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from time import perf_counter
 
-from localai.domain import AnswerEnd, AnswerText, Event, GenerationRequest, ThinkingText, Timings, Usage
+from localai.domain import (
+    AnswerEnd,
+    AnswerText,
+    Event,
+    GenerationRequest,
+    ThinkingText,
+    Timings,
+    TokenLogprob,
+    ToolCall,
+    Usage,
+)
 from localai.engine import thinking
 from localai.engine.prompts import Prompt
 from localai.engine.text import StopMatcher, Utf8Stream
+from localai.engine.tools import Form, ToolSplitter
 from localai.engine.vocabulary import Vocabulary
 
 
@@ -23,10 +34,18 @@ class Answer:
         load_ms: float,
         cached_tokens: int,
         started: float,
+        tool_form: Form | None = None,
     ) -> None:
         self._vocabulary = vocabulary
         self._utf8 = Utf8Stream()
-        self._splitter = thinking.splitter(prompt.text)
+        self._splitter = thinking.PlainSplitter() if prompt.plain else thinking.splitter(prompt.text)
+        self._tools = (
+            ToolSplitter(tool_form, request.tools)
+            if tool_form is not None and request.tools and request.tool_choice != "none"
+            else None
+        )
+        self._calls: list[ToolCall] = []
+        self._logprobs: list[TokenLogprob] = []
         self._stop = StopMatcher((*request.stop, *prompt.stops))
         self._strip = vocabulary.leading_space
         self._prompt_tokens = len(prompt.tokens)
@@ -58,6 +77,14 @@ class Answer:
         if self._first_sample is None:
             self._first_sample = self._last_sample
 
+    def measured(self, logprob: TokenLogprob) -> None:
+        """Tell the token that is added next with its probability."""
+        self._logprobs.append(logprob)
+
+    def _measures(self) -> tuple[TokenLogprob, ...]:
+        found, self._logprobs = tuple(self._logprobs), []
+        return found
+
     def add(self, token: int) -> Iterator[Event]:
         piece = self._vocabulary.piece(token)
         if self._strip:
@@ -75,12 +102,28 @@ class Answer:
         for piece in pieces:
             if isinstance(piece, ThinkingText):
                 self._thinking.append(piece.text)
+                self._logprobs.clear()
                 yield piece
-            elif text := self._stop.feed(piece.text):
-                self._text.append(text)
-                yield AnswerText(text)
+            elif self._tools is None:
+                yield from self._say(piece.text)
+            else:
+                yield from self._sort(self._tools.feed(piece.text))
         if self._stop.stopped:
             self.finish_reason = "stop"
+
+    def _sort(self, pieces: list[str | ToolCall]) -> Iterator[Event]:
+        for piece in pieces:
+            if isinstance(piece, ToolCall):
+                self._calls.append(piece)
+                self._logprobs.clear()
+                yield piece
+            else:
+                yield from self._say(piece)
+
+    def _say(self, piece: str) -> Iterator[Event]:
+        if text := self._stop.feed(piece):
+            self._text.append(text)
+            yield AnswerText(text, self._measures())
 
     def finish(self) -> Iterator[Event]:
         """What was held back, then the end."""
@@ -89,15 +132,18 @@ class Answer:
             if (rest := self._utf8.finish()) and self.finish_reason == "stop":
                 yield from self._split(rest)
             yield from self._give(self._splitter.finish())
+            if self._tools is not None:
+                yield from self._sort(self._tools.finish())
             if not self._stop.stopped and (rest := self._stop.finish()):
                 self._text.append(rest)
-                yield AnswerText(rest)
+                yield AnswerText(rest, self._measures())
         yield AnswerEnd(
             text="".join(self._text),
             thinking="".join(self._thinking),
             usage=Usage(self._prompt_tokens, self._cached_tokens, len(self.tokens)),
             timings=self._timings(),
             finish_reason=self.finish_reason,
+            tool_calls=tuple(self._calls),
         )
 
     def _timings(self) -> Timings:

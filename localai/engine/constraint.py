@@ -31,9 +31,12 @@ class _Interface(ctypes.Structure):
 
 
 class Constraint:
-    """A grammar, with the repeat penalty that goes before it; `step` is its place in the chain, which owns it."""
+    """A grammar, with the repeat penalty that goes before it; `step` is its place in the chain, which owns it.
 
-    def __init__(self, api: Any, vocab: Any, grammar: str, penalties: Any) -> None:
+    With a `trigger` the grammar holds from that token on, itself included, and everything goes before it.
+    """
+
+    def __init__(self, api: Any, vocab: Any, grammar: str, penalties: Any, trigger: int | None = None) -> None:
         self._api = api
         self._penalties = penalties
         self._grammar = self._find = None
@@ -43,7 +46,12 @@ class Constraint:
         self._array = api.llama_token_data_array(self._one, 1, -1, False)
         self._apply = api.llama_sampler_i_apply(self._on_apply)
         self._interface = _Interface(apply=ctypes.cast(self._apply, ctypes.c_void_p))
-        self._grammar = api.llama_sampler_init_grammar(vocab, grammar.encode(), b"root")
+        if trigger is None:
+            self._grammar = api.llama_sampler_init_grammar(vocab, grammar.encode(), b"root")
+        else:  # by token, never by pattern: llama.cpp's regular expressions recurse once a character
+            self._grammar = api.llama_sampler_init_grammar_lazy_patterns(
+                vocab, grammar.encode(), b"root", (ctypes.c_char_p * 1)(), 0, (ctypes.c_int32 * 1)(trigger), 1
+            )
         if not self._grammar:
             self.close()
             raise EngineError("llama.cpp does not take the grammar of this JSON schema", "simplify the schema")

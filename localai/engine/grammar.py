@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from localai.errors import UsageError
@@ -64,6 +64,25 @@ def gbnf(schema: Json) -> str:
     root = converter.rule_of(schema, "#", 0)
     rules = {"root": root, **converter.rules, **PRIMITIVES}
     return "".join(f"{name} ::= {rule}\n" for name, rule in rules.items())
+
+
+def several(schemas: Sequence[Json]) -> tuple[list[str], str]:
+    """An expression for each schema, and the rules that these stand on. Raises UsageError as `gbnf` does."""
+    whole = {"$defs": {str(index): _moved(schema, f"#/$defs/{index}") for index, schema in enumerate(schemas)}}
+    converter = _Converter(whole)
+    expressions = [converter.rule_of(each, f"#/$defs/{index}", 0) for index, each in whole["$defs"].items()]
+    rules = {**converter.rules, **PRIMITIVES}
+    return expressions, "".join(f"{name} ::= {rule}\n" for name, rule in rules.items())
+
+
+def _moved(schema: Json, to: str) -> Json:
+    """`schema` with its references meaning the same where it stands at the pointer `to`."""
+    if isinstance(schema, Mapping):
+        return {
+            name: to + each[1:] if name == "$ref" and isinstance(each, str) and each[:1] == "#" else _moved(each, to)
+            for name, each in schema.items()
+        }
+    return [_moved(each, to) for each in schema] if isinstance(schema, list) else schema
 
 
 def literal(text: str) -> str:

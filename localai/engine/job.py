@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import Any
 
-from localai.domain import Delivery, GenerationRequest, PromptProgress
-from localai.engine import thinking
+from localai.domain import Delivery, GenerationRequest, PromptProgress, TokenLogprob
 from localai.engine.answer import Answer
 from localai.engine.prompts import Prompt, Prompts
 from localai.engine.sampling import NOTHING, Sampler
+from localai.engine.thinking import after_thoughts
+from localai.engine.tools import HARMONY
 from localai.errors import LocalaiError
 
 
@@ -44,7 +45,9 @@ class Job:
 
     def start(self, prompts: Prompts, load_ms: float, kept: int) -> Answer:
         """Begin with so many of the prompt's tokens held already."""
-        self.answer = Answer(prompts.vocabulary, self.prompt, self._request, load_ms, kept, self._started)
+        self.answer = Answer(
+            prompts.vocabulary, self.prompt, self._request, load_ms, kept, self._started, prompts.tool_form
+        )
         self._give([PromptProgress(kept, self.total)])
         return self.answer
 
@@ -59,9 +62,12 @@ class Job:
         answer, vocabulary = self.answer, prompts.vocabulary
         assert answer is not None, "it is started"
         if self._sampler is None:
-            grammar = self._request.grammar and thinking.after_thoughts(self._request.grammar, self.prompt.text)
-            self._sampler = Sampler(api, vocabulary.pointer, self._request.sampling, self.prompt.tokens, grammar)
+            self._sampler = self._new_sampler(api, prompts)
         token = self._sampler.draw(context, row)
+        if self._request.logprobs is not None and token != NOTHING:
+            logprob, top = self._sampler.logprob(context, row, token, self._request.logprobs)
+            piece = vocabulary.piece
+            answer.measured(TokenLogprob(piece(token), logprob, tuple((piece(each), value) for each, value in top)))
         answer.sampled()
         if token == NOTHING or vocabulary.is_end(token):
             answer.finish_reason = "stop"
@@ -70,6 +76,17 @@ class Job:
             if not answer.finish_reason and len(answer.tokens) >= self._limit:
                 answer.finish_reason = "length"
         return not answer.finish_reason
+
+    def _new_sampler(self, api: Any, prompts: Prompts) -> Sampler:
+        request, text = self._request, self.prompt.text
+        grammar, trigger = prompts.tool_grammar(request)
+        if grammar is None:
+            grammar = request.grammar and (
+                request.grammar if self.prompt.plain else after_thoughts(request.grammar, text)
+            )
+        elif trigger is None and prompts.tool_form is not HARMONY:
+            grammar = after_thoughts(grammar, text)
+        return Sampler(api, prompts.vocabulary.pointer, request.sampling, self.prompt.tokens, grammar, trigger)
 
     def end(self, prompts: Prompts, load_ms: float) -> None:
         """Tell the end, as interrupted where no other reason is known."""

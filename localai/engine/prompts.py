@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from localai.domain import Message
+from localai.domain import GenerationRequest, Message, Tool
 from localai.engine import thinking
+from localai.engine import tools as tool_calls
 from localai.engine.templates import CHATML_END, ChatTemplate, Renderer
 from localai.engine.vocabulary import Vocabulary, unused_character
 from localai.errors import ContextOverflow, EngineError
@@ -20,11 +21,15 @@ _SLICE = 65_536  # characters tokenized at a time, a few milliseconds
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A rendered conversation: its text (with borders in it), its tokens, the strings that end an answer."""
+    """A rendered conversation: its text (with borders in it), its tokens, the strings that end an answer.
+
+    What goes on a `plain` one has no thoughts to be told from it.
+    """
 
     text: str
     tokens: list[int]
     stops: tuple[str, ...]
+    plain: bool = False
 
 
 class Prompts:
@@ -35,7 +40,8 @@ class Prompts:
     def __init__(self, api: Any, model: Any, renderer: Renderer, notice: Callable[[str], None]) -> None:
         source = (api.llama_model_chat_template(model, None) or b"").decode("utf-8", "replace")
         self.vocabulary = Vocabulary(api, model, source)
-        self.vocabulary.show(thinking.MARKERS)
+        self.vocabulary.show((*thinking.MARKERS, *tool_calls.MARKERS))
+        self.tool_form = tool_calls.form(source)
         self._made_for = int(api.llama_model_n_ctx_train(model))
         self._template = ChatTemplate(
             source,
@@ -53,6 +59,7 @@ class Prompts:
         messages: Sequence[Message],
         think: bool | None,
         told: Callable[[str], tuple[str, list[int]]] = lambda text: ("", []),
+        tools: Sequence[Tool] = (),
     ) -> Prompt:
         """The conversation rendered, the opening of the answer included.
 
@@ -61,7 +68,7 @@ class Prompts:
         contents = [message.content for message in messages]
         if any(self._border in content for content in contents):
             self._border = unused_character(contents)
-        rendered = self._template.render(self._safe(messages), think)
+        rendered = self._template.render(self._safe(messages), think, [self._safe_tool(tool) for tool in tools])
         pictures = sum(len(message.images) for message in messages)
         if self.projector is not None and self.projector.count(rendered.text) != pictures:
             raise EngineError(
@@ -81,8 +88,36 @@ class Prompts:
             if message.images and self.projector is None:
                 raise EngineError("the model has no projector: it cannot see", "take one that can: localai recommend")
             pictures = "".join(map(self.projector.mark, message.images)) if self.projector else ""
-            safe.append(Message(message.role, pictures + self.vocabulary.protected(message.content, self._border)))
+            calls = tuple(tool_calls.safe_call(call, self._protected) for call in message.tool_calls)
+            name = self._protected(message.name) if message.name else ""
+            safe.append(Message(message.role, pictures + self._protected(message.content), (), calls, name))
         return safe
+
+    def _protected(self, content: str) -> str:
+        return self.vocabulary.protected(content, self._border)
+
+    def _safe_tool(self, tool: Tool) -> Tool:
+        return tool_calls.safe(tool, self._protected)
+
+    def requested(
+        self, request: GenerationRequest, told: Callable[[str], tuple[str, list[int]]] = lambda text: ("", [])
+    ) -> Prompt:
+        """The prompt of a request: its conversation with its tools, or its raw text, whose control tokens count."""
+        if request.raw is None:
+            tools = () if request.tool_choice == "none" else request.tools
+            return self.prompt(request.messages, request.think, told, tools)
+        tokens = self.vocabulary.with_bos(self.vocabulary.tokenize(request.raw))
+        return Prompt(request.raw, tokens or [max(self.vocabulary.bos, 0)], (), plain=True)
+
+    def tool_grammar(self, request: GenerationRequest) -> tuple[str | None, int | None]:
+        """The grammar of the tool calls of a request, and the token from which on it holds, None for the beginning."""
+        if not request.tools or request.tool_choice == "none":
+            return None, None
+        form = self.tool_form
+        if request.tool_choice != "auto":
+            return tool_calls.grammar(form, request.tools, request.tool_choice), None
+        trigger = self.vocabulary.single(form.opening) if form.triggers and not form.bare else None
+        return (None, None) if trigger is None else (tool_calls.grammar(form, request.tools, ""), trigger)
 
     def _encode(self, text: str) -> list[int]:
         def encode(part: str) -> list[int]:

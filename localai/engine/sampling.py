@@ -17,21 +17,28 @@ class Sampler:
     """Draws the tokens of one answer, in llama.cpp's own order: penalties, bias, top-k, top-p, min-p, temperature.
 
     The repeat penalty counts the prompt's last tokens too, as in llama.cpp's programs. With a grammar (GBNF) only
-    tokens that continue a text of it are drawn. Use it in a `with`. Raises EngineError for a grammar that llama.cpp
-    does not take.
+    tokens that continue a text of it are drawn, from the token `trigger` on where there is one. Use it in a `with`.
+    Raises EngineError for a grammar that llama.cpp does not take.
     """
 
     def __init__(
-        self, api: Any, vocab: Any, sampling: Sampling, prompt: Sequence[int], grammar: str | None = None
+        self,
+        api: Any,
+        vocab: Any,
+        sampling: Sampling,
+        prompt: Sequence[int],
+        grammar: str | None = None,
+        trigger: int | None = None,
     ) -> None:
         self._api = api
+        self._vocab_size = int(api.llama_vocab_n_tokens(vocab))
         self._sample = api.llama_sampler_sample
         self._constraint: Constraint | None = None
         self.chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
         try:
             penalties = _penalties(api, vocab, sampling, prompt)
             if grammar is not None:
-                self._constraint = Constraint(api, vocab, grammar, penalties)
+                self._constraint = Constraint(api, vocab, grammar, penalties, trigger)
                 api.llama_sampler_chain_add(self.chain, self._constraint.step)
             elif penalties is not None:
                 api.llama_sampler_chain_add(self.chain, penalties)
@@ -46,6 +53,21 @@ class Sampler:
         if self._constraint is None:
             return int(self._sample(self.chain, context, row))
         return self._constraint.draw(lambda: int(self._sample(self.chain, context, row)))
+
+    def logprob(self, context: Any, row: int, token: int, top: int) -> tuple[float, list[tuple[int, float]]]:
+        """The logarithm of the probability of `token` before any of this sampling, and those of the `top` likeliest."""
+        import ctypes
+
+        import numpy
+
+        size = self._vocab_size
+        pointer = ctypes.cast(self._api.llama_get_logits_ith(context, row), ctypes.POINTER(ctypes.c_float * size))
+        logits = numpy.ctypeslib.as_array(pointer.contents).astype(numpy.float64)
+        logits -= logits.max()
+        logits -= numpy.log(numpy.exp(logits).sum())
+        best: Any = numpy.argpartition(logits, -top)[-top:] if top else ()
+        ranked = sorted(((int(each), float(logits[each])) for each in best), key=lambda pair: -pair[1])
+        return float(logits[token]), ranked
 
     def close(self) -> None:
         """Free it. Idempotent."""

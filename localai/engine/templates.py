@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localai.domain import Message
+from localai.domain import Message, Tool
+from localai.engine import tools as tool_calls
 
 START_LIMIT_S = 20.0  # for a process to start on a machine that is busy loading a model
 TIME_LIMIT_S = 5.0  # for one rendering; real templates take milliseconds
@@ -121,14 +122,21 @@ class ChatTemplate:
         self._chatml = chatml
         self._notice = notice
         self._source = source
+        self._tools: Sequence[Tool] = ()
         self._in_parts = False  # whether contents are to be lists of typed parts, as some models that see want them
         if not source:
             self._fall_back("the model has no chat template")
         elif len(source) > MAX_TEMPLATE_CHARS:
             self._fall_back("the model's chat template is too long")
 
-    def render(self, messages: Sequence[Message], think: bool | None = None) -> Rendered:
+    def render(self, messages: Sequence[Message], think: bool | None = None, tools: Sequence[Tool] = ()) -> Rendered:
         """The conversation as text, ending where the answer begins. Never fails: at worst it is plain."""
+        self._tools = tools
+        if (tools or _has_calls(messages)) and (with_tools := self._rendered_with_tools(messages, think)) is not None:
+            return with_tools
+        self._tools = ()
+        if tools or _has_calls(messages):
+            messages = tool_calls.in_words(messages, tools)
         if self._source is not None:
             attempts = [messages]
             if messages and messages[0].role == "system":
@@ -148,6 +156,19 @@ class ChatTemplate:
                 return Rendered(text)
             self._fall_back(f"the model's chat template fails ({reason})")
         return plain(messages, chatml=self._chatml)
+
+    def _rendered_with_tools(self, messages: Sequence[Message], think: bool | None) -> Rendered | None:
+        """As the template itself writes tools, their calls and results; None where it leaves one out, or fails."""
+        if self._source is None:
+            return None
+        try:
+            text = self._apply(messages, think)
+        except TemplateFailed:
+            return None
+        wanted = [tool.name for tool in self._tools]
+        wanted += [call.name for message in messages for call in message.tool_calls]
+        wanted += [message.content.strip() for message in messages if message.role in ("system", "tool", "user")]
+        return Rendered(text) if all(each in text for each in wanted) else None
 
     def _with_parts(self, messages: Sequence[Message], think: bool | None) -> str:
         """The conversation where contents are lists, from now on, if a text is only then in it; else ""."""
@@ -170,13 +191,19 @@ class ChatTemplate:
 
     def _apply(self, messages: Sequence[Message], think: bool | None, opening: bool = True) -> str:
         variables: dict[str, Any] = {
-            "messages": [{"role": message.role, "content": self._content(message)} for message in messages],
+            "messages": [
+                {"role": message.role, "content": self._content(message), **tool_calls.said(message)}
+                for message in messages
+            ],
             "add_generation_prompt": opening,
             **self._tokens,
         }
+        if self._tools:
+            variables["tools"] = tool_calls.declared(self._tools)
         if think is not None:
             variables["enable_thinking"] = variables["thinking"] = think
-        said = sum(len(message.content) for message in messages)
+        said = sum(len(message.content) for message in messages) + len(str(self._tools))
+        said += sum(len(call.arguments) for message in messages for call in message.tool_calls)
         return self._renderer.render(self._source or "", variables, 2 * said + 1_000_000)
 
     def _content(self, message: Message) -> str | list[dict[str, str]]:
@@ -186,6 +213,10 @@ class ChatTemplate:
         self._source = None
         form = "ChatML" if self._chatml else "User:/Assistant:"
         self._notice(f"{why}: a plain {form} form is used, answers may be worse")
+
+
+def _has_calls(messages: Sequence[Message]) -> bool:
+    return any(message.tool_calls or message.role == "tool" for message in messages)
 
 
 def merge_system(messages: Sequence[Message]) -> list[Message]:

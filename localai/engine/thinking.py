@@ -6,6 +6,7 @@ kin), and the channels of gpt-oss ("harmony"). Tags count only at the very begin
 
 from __future__ import annotations
 
+import re
 from typing import Literal, Protocol
 
 from localai.domain import AnswerText, ThinkingText
@@ -63,6 +64,16 @@ def after_thoughts(grammar: str, prompt: str) -> str:
 
 def _escaped(character: str) -> str:
     return f"\\x{ord(character):02x}"
+
+
+class PlainSplitter:
+    """Everything is the answer."""
+
+    def feed(self, text: str) -> list[Piece]:
+        return [AnswerText(text)] if text else []
+
+    def finish(self) -> list[Piece]:
+        return []
 
 
 class TagSplitter:
@@ -142,6 +153,10 @@ class ChannelSplitter:
                     break
                 self._final = header.rpartition(CHANNEL)[2].strip().startswith("final")
                 self._header, self._pending = False, rest
+                if (named := re.search(r"to=functions\.([\w.-]{1,200})", header)) is not None:
+                    # a call, wherever its addressee stood: the rest is told with what follows, to be read as one
+                    self._final = True
+                    self._give(pieces, f"{CHANNEL}commentary to=functions.{named[1]}{MESSAGE}")
                 continue
             ends = [at for marker in (END, START, CHANNEL) if (at := self._pending.find(marker)) >= 0]
             keep = 0 if ends else held_back(self._pending, (END, START, CHANNEL))
