@@ -1,0 +1,144 @@
+"""Ctrl-C at every stage of a chat, and its end by a signal: the terminal is sane afterwards, the chat usable."""
+
+from __future__ import annotations
+
+import signal
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from real_model import model_file
+from terminals import Terminal, pexpect
+
+CHAT = ("chat", "smollm2-135m", "--temperature", "0")
+STORY = "Write a very long story about a river and its people."
+
+
+@pytest.fixture
+def terminal(isolated: Path) -> Iterator[Terminal]:
+    session = Terminal(*CHAT)
+    session.ready()
+    yield session
+    session.process.close(force=True)
+
+
+def answers(terminal: Terminal) -> None:
+    """It is still of use, and leaves the terminal as it was."""
+    terminal.type("/clear")
+    terminal.see("a new one begins")
+    terminal.ready()
+    terminal.type("Name the capital of France.")
+    terminal.answering()
+    terminal.see("Paris")
+    terminal.ready()
+    terminal.process.sendeof()
+    assert terminal.ended() == 0
+    assert terminal.is_sane()
+    assert "Traceback" not in terminal.raw
+
+
+def test_while_the_model_is_loaded(isolated: Path) -> None:
+    terminal = Terminal(*CHAT)
+    maps = Path(f"/proc/{terminal.process.pid}/maps")
+    while model_file().name not in maps.read_text("utf-8", "replace"):
+        assert terminal.process.isalive()
+    terminal.process.sendintr()
+    if terminal.process.expect([pexpect.EOF, "Ctrl-D or /exit leaves", ">>>"]):  # it was quicker than we
+        terminal.process.sendeof()
+        terminal.process.expect(pexpect.EOF)
+    terminal.modes_after = terminal.modes()
+    terminal.process.close()
+    assert terminal.process.exitstatus in (0, 130)
+    assert terminal.is_sane()
+    assert "Traceback" not in terminal.raw
+
+
+def test_while_the_question_is_read(terminal: Terminal, isolated: Path) -> None:
+    long = isolated / "long.txt"
+    long.write_text("The river rose, and the people of the valley went up the hill. " * 400)
+    terminal.type(f"/file {long}")
+    terminal.see("goes with the next question")
+    terminal.ready()
+    terminal.type("What did the people do?")
+    terminal.answering()
+    terminal.see("reading: ")
+    terminal.process.sendintr()
+    terminal.see("stopped")
+    terminal.ready()
+    terminal.type("/file")
+    terminal.see(r"with the next question: long\.txt")  # it was not answered: the file still waits
+    terminal.ready()
+    terminal.type("/file -")
+    terminal.ready()
+    answers(terminal)
+
+
+def test_while_it_answers_again_and_again(terminal: Terminal) -> None:
+    for _ in range(2):
+        terminal.type(STORY)
+        terminal.answering()
+        terminal.see(r"\w+ \w+ \w+ ")
+        for _ in range(3):
+            terminal.process.sendintr()
+        terminal.see("stopped")
+        terminal.ready()
+    answers(terminal)
+
+
+def test_at_the_prompt_and_in_the_middle_of_a_line(terminal: Terminal) -> None:
+    terminal.process.send("half a quest")
+    terminal.process.sendintr()
+    terminal.see("leaves")
+    terminal.ready()
+    terminal.process.send('"""\nfirst line\n')
+    terminal.process.sendintr()
+    terminal.see("leaves")
+    terminal.ready()
+    answers(terminal)
+
+
+def test_in_a_slash_command(isolated: Path) -> None:
+    editor = isolated / "an editor"
+    editor.write_text("#!/bin/sh\necho editing\nsleep 60\n")
+    editor.chmod(editor.stat().st_mode | stat.S_IXUSR)
+    terminal = Terminal(*CHAT, VISUAL=f"'{editor}'")
+    terminal.ready()
+    terminal.type("/edit")
+    terminal.see("editing")
+    terminal.process.sendintr()
+    terminal.ready()
+    terminal.type("/model smollm2-135m")
+    terminal.answering()
+    terminal.process.sendintr()
+    terminal.ready()
+    answers(terminal)
+
+
+def test_keys_typed_into_an_answer_wait_for_the_next_line(isolated: Path) -> None:
+    terminal = Terminal(*CHAT, "--max-tokens", "60")
+    terminal.ready()
+    terminal.type(STORY)
+    terminal.answering()
+    terminal.see(r"\w+ \w+ \w+ ")
+    terminal.process.send("xyzzy")
+    streamed = terminal.see("limit of tokens")
+    assert "xyzzy" not in streamed
+    terminal.ready()
+    terminal.see("xyzzy")
+    terminal.process.sendintr()
+    terminal.see("leaves")
+    answers(terminal)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("answering", [True, False])
+def test_a_signal_ends_it_and_the_terminal_is_as_before(terminal: Terminal, number: int, answering: bool) -> None:
+    if answering:
+        terminal.type(STORY)
+        terminal.answering()
+        terminal.see(r"\w+ \w+ \w+ ")
+    terminal.process.kill(number)
+    terminal.ended()
+    assert terminal.process.signalstatus == number
+    assert terminal.is_sane()
