@@ -10,6 +10,7 @@ from localai.domain import (
     ChatEngine,
     Event,
     GenerationRequest,
+    Image,
     Message,
     Sampling,
     TurnsDropped,
@@ -83,14 +84,16 @@ class Conversation:
         """Give another system text from the next answer on; None or "" takes it away."""
         self.system = text or None
 
-    def ask(self, text: str, *, cancelled: Callable[[], bool] = _never) -> Iterator[Event]:
+    def ask(
+        self, text: str, images: tuple[Image, ...] = (), *, cancelled: Callable[[], bool] = _never
+    ) -> Iterator[Event]:
         """Yield the answer's events, the last an `AnswerEnd`; a `TurnsDropped` comes first where turns had to go.
 
         The turn is kept when the answer is done, and as far as it was said when it is interrupted or the iterator is
         closed; where nothing was said yet, or an error is raised, the conversation stays as it was. Raises
         ContextOverflow when the question does not fit even alone, EngineError.
         """
-        question = Message("user", text)
+        question = Message("user", text, images)
         kept = self._that_fit(question)
         if dropped := (len(self._turns) - len(kept)) // 2:
             yield TurnsDropped(dropped)

@@ -13,10 +13,10 @@ from localai import chat, documents, kept_states, line_editor, render, sessions,
 from localai.answer_view import AnswerView
 from localai.commands import answer, options
 from localai.commands.options import SamplingFlags
-from localai.domain import AnswerEnd, Message
+from localai.domain import AnswerEnd, Image, Message
 from localai.errors import ContextOverflow, LocalaiError
 from localai.interrupt import Interrupts
-from localai.loading import Loaded, Wishes
+from localai.loading import Loaded, Wishes, projector_of
 from localai.slash import table
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class Room:
         self.session: int | None = None
         self.last: AnswerEnd | None = None
         self.documents: list[documents.Document] = []
+        self.images: list[Image] = []
         self.preset: ActivePreset | None = None
         self.show_thoughts = False
         self._wished, self._max_tokens, self._think = wished, max_tokens, think
@@ -140,10 +141,11 @@ class Room:
     # ------------------------------------------------------------------------------------------------- asking
 
     def ask(self, text: str) -> None:
-        """Ask, with the documents that wait and through the preset; Ctrl-C stops the answer and keeps what was said."""
+        """Ask, with the files that wait and through the preset; Ctrl-C stops the answer and keeps what was said."""
         waiting = [documents.together(self.documents)] if self.documents else []
-        if self._respond("\n\n".join([*waiting, text])):
+        if self._respond("\n\n".join([*waiting, text]), tuple(self.images)):
             self.documents.clear()
+            self.images.clear()
 
     def ask_instead(self, text: str | None) -> None:
         """Answer the last question again, or `text` instead of it; the old turn stays where there is no new one."""
@@ -151,12 +153,12 @@ class Room:
         if (turn := self.conversation.undo()) is None:
             return
         try:
-            answered = self._respond(turn[0].content if text is None else text, instead_of=1)
+            answered = self._respond(turn[0].content if text is None else text, turn[0].images, instead_of=1)
         finally:
             if not answered:
                 self.conversation.recall(before)
 
-    def _respond(self, question: str, instead_of: int = 0) -> bool:
+    def _respond(self, question: str, images: tuple[Image, ...], instead_of: int = 0) -> bool:
         """Stream the answer; whether there was any."""
         held = self.preset.schema if self.preset else None
         if self.preset is not None and not instead_of:
@@ -168,12 +170,13 @@ class Room:
         end: AnswerEnd | None = None
         with Interrupts(PATIENCE) as interrupts:
             try:
-                for event in self.conversation.ask(question, cancelled=interrupts.requested):
+                for event in self.conversation.ask(question, images, cancelled=interrupts.requested):
                     view.show(event)
                     if isinstance(event, AnswerEnd):
                         end = event
                         self._used = event.usage.prompt_tokens + event.usage.completion_tokens
-                        self._keep(question, event.text, instead_of)
+                        named = [f"[image: {each.name}]" for each in images]
+                        self._keep("\n".join([*named, question]), event.text, instead_of)
             finally:
                 view.end()
         assert end is not None, "an engine ends with AnswerEnd"
@@ -194,9 +197,10 @@ class Room:
     # ------------------------------------------------------------------------------------- what commands change
 
     def meter(self) -> str:
-        """What stands at the right of the prompt: the documents that wait, and how full the context is."""
-        waiting = "".join(f"+{render.safe(each.name)} " for each in self.documents)
-        return f"{waiting}{self.used_tokens():,}/{self.loaded.plan.context:,}"
+        """What stands at the right of the prompt: the files that wait, and how full the context is."""
+        names = [*(each.name for each in self.documents), *(each.name for each in self.images)]
+        waiting = [f"+{render.safe(name)}" for name in names]
+        return " ".join([*waiting, f"{self.used_tokens():,}/{self.loaded.plan.context:,}"])
 
     def used_tokens(self) -> int:
         """Tokens of context that the conversation takes."""
@@ -280,3 +284,13 @@ class Room:
                 self._used = None
                 self.retune()
         render.note(f"(now {self.loaded.name}, {self.loaded.plan.context:,} tokens of context)")
+        self._forget_images()
+
+    def _forget_images(self) -> None:
+        """Go on without the pictures, where the model cannot see them."""
+        turns = self.conversation.turns
+        pictures = len(self.images) + sum(len(each.images) for each in turns)
+        if pictures and projector_of(self.loaded.prepared.found) is None:
+            self.images.clear()
+            self.conversation.recall([replace(each, images=()) for each in turns])
+            render.note(f"({self.loaded.name} cannot see: the conversation goes on without its {pictures} images)")

@@ -61,6 +61,7 @@ def test_the_slash_commands(terminal: Terminal, isolated: Path) -> None:
         ("/file", "my notes.txt"),
         ("/file -", "no file goes"),
         ("/file nosuch.txt", "no file nosuch.txt"),
+        ("/image nosuch.png", "cannot look at images"),
         ("/preset", "summarize"),
         ("/preset nosuch", "/preset lists them"),
         ("/preset translate", "language="),

@@ -91,7 +91,8 @@ def test_what_it_says_is_shown_and_not_obeyed(hostile: Path, plain: bool) -> Non
         assert "\x1b" not in terminal.raw
     else:
         terminal.ready()
-        ask(terminal, "Hello", "/retry", "/retry", f"/file {hostile}/\x16\x1b]0;document\x16\x07.txt", "/show", "/stats")
+        document = f"/file {hostile}/\x16\x1b]0;document\x16\x07.txt"  # Ctrl-V, then the character
+        ask(terminal, "Hello", "/retry", "/retry", document, "/show", "/stats")
     assert "\\x1b" in terminal.raw, "it was said"
     check(terminal)
 

@@ -39,6 +39,24 @@ def file(room: Room, argument: str) -> None:
         render.note(f"(with the next question: {names})" if names else "(none; /file PATH takes one)")
 
 
+def image(room: Room, argument: str) -> None:
+    from localai import images, loading
+
+    if argument == "-":
+        room.images.clear()
+        render.note("(no image goes with the next question)")
+    elif argument:
+        loading.refuse_blind(room.loaded.prepared.found)
+        for path in given_paths(argument):
+            picture = images.read(path)
+            room.images.append(picture)
+            size = f"{picture.width} x {picture.height}"
+            render.note(f"({picture.name}, {size}, goes with the next question; /image - takes it back)")
+    else:
+        names = ", ".join(each.name for each in room.images)
+        render.note(f"(with the next question: {names})" if names else "(none; /image PATH takes one)")
+
+
 # ------------------------------------------------------------------------------------------------------- presets
 
 
@@ -190,6 +208,7 @@ COMMANDS = (
         paths,
         "/file PATH takes one at a time",
     ),
+    Command("image", "[PATH|-]", "show a picture to a model that sees, with the next question", image, paths),
     Command(
         "preset", "[NAME k=v ...|off]", "ask through a preset, or list them", preset, preset_words, "/preset lists them"
     ),
