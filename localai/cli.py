@@ -19,6 +19,7 @@ from localai.commands import (
     search,
     sessions,
     welcome,
+    worker,
 )
 
 HELP = "Run language models on your own computer: know what fits, download it safely, chat, and use it in pipelines."
@@ -76,6 +77,7 @@ app.command()(library.alias)
 app.command()(library.export_manifest)
 app.command()(answer.chat)
 app.command()(answer.run)
+app.command()(worker.worker)
 app.command()(embed.embed)
 app.add_typer(presets.app, name="presets")
 app.add_typer(sessions.app, name="sessions")

@@ -25,6 +25,7 @@ def examine(verify: bool = False, progress: Callable[[int], None] = lambda done_
     yield engine.check_engine(machine, here)
     if machine.engine.version is not None:
         yield engine.check_instructions(_system_info(), _cpuinfo(), here)
+        yield engine.check_rpc(machine, here)
     yield from engine.check_gpus(machine, here)
     yield from engine.check_driver(machine, here)
     yield from engine.check_npus(machine, here)

@@ -264,6 +264,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
     cpu_expert_layers: int = 0
     sequences: int = 1
+    workers: tuple[str, ...] = ()  # HOST:PORT of other machines that hold layers
     repack: bool = True
 
 
@@ -597,6 +598,10 @@ class BatchEngine(Protocol):
 
     def count_tokens(self, messages: Sequence[Message], think: bool | None = None) -> int:
         """Tokens that the rendered conversation takes, the opening of the answer included. From any thread."""
+        ...
+
+    def share(self, one: Sequence[Message], other: Sequence[Message], think: bool | None = None) -> int:
+        """Evaluate what two conversations begin with once for all that begin so; returns its tokens."""
         ...
 
     def close(self) -> None:

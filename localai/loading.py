@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from localai import cards, estimate, gguf, hardware, library, naming, parallelism, shapes
-from localai.domain import GIB, ChatEngine, Machine, Plan, RemoteFile, Shape, Weights
+from localai.domain import GIB, BatchEngine, ChatEngine, Machine, Plan, RemoteFile, Shape, Weights
 from localai.errors import DoesNotFit, EngineError, UsageError
-
-if TYPE_CHECKING:
-    from localai.engine.scheduler import Scheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +20,7 @@ class Wishes:
     gpu_layers: int | None = None
     threads: int | None = None
     kv_type: str | None = None
+    workers: tuple[str, ...] = ()  # HOST:PORT of other machines that may hold layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +63,7 @@ def prepare(
     Raises EngineError for a file that is no model, DoesNotFit where it would swap or die, UsageError for more threads
     than there are (llama.cpp's threads wait actively: too many make it not slow but still).
     """
-    machine = hardware.detect()
-    check_threads(wishes, machine)
+    machine = machine_for(wishes)
     header = gguf.read_model([file.path for file in found.model.files] if found.model else [found.path])
     shape, weights = shapes.shape(header), shapes.weights(header)
     if not shapes.makes_text(header):
@@ -75,7 +72,8 @@ def prepare(
             f"localai embed -m {found.name if found.model else found.path} ...",
         )
 
-    pictures = cards.projector_bytes(projector_of(found))
+    # workers take no pictures: see engine.child
+    pictures = 0 if wishes.workers else cards.projector_bytes(projector_of(found))
 
     def planned(count: int, projector_bytes: int = pictures) -> Plan:
         return estimate.plan(
@@ -96,6 +94,7 @@ def prepare(
         plan = replace(blind, warnings=(*blind.warnings, "memory leaves no room for its projector: it cannot see now"))
     if not plan.fits:
         raise _refusal(found, shape, weights, machine, plan, wishes)
+    plan = replace(plan, workers=wishes.workers)
     return Prepared(found, plan, shape.params, shape.context_length)
 
 
@@ -118,6 +117,18 @@ def refuse_blind(found: library.Found) -> None:
             f"{found.name} cannot look at images: it has no projector (mmproj)",
             "take a model that sees, such as gemma-3-4b or qwen3-vl-2b",
         )
+
+
+def machine_for(wishes: Wishes) -> Machine:
+    """This machine, with what the wished workers lend it. Raises UsageError, NetworkError where one is not there."""
+    machine = hardware.detect()
+    check_threads(wishes, machine)
+    if not wishes.workers:
+        return machine
+    from localai import workers
+
+    lent = workers.gpus(wishes.workers, machine.bandwidth.gbps)
+    return replace(machine, gpus=(*lent, *machine.gpus))
 
 
 def check_threads(wishes: Wishes, machine: Machine) -> None:
@@ -168,11 +179,17 @@ def load(
     `progress` is told the share read, `notice` what the user should know of this model (no usable chat template,
     for one). Raises EngineError, DoesNotFit, KeyboardInterrupt.
     """
-    from localai.engine import model as engine
+    found, plan = prepared.found, prepared.plan
+    loaded: ChatEngine
+    if plan.workers:
+        from localai.engine import child
 
-    found = prepared.found
-    sees = projector_of(found) if prepared.plan.memory.projector_bytes else None
-    loaded = engine.load(found.path, prepared.plan, progress, cancelled, notice, sees)
+        loaded = child.load(found.path, plan, progress, cancelled, notice)
+    else:
+        from localai.engine import model as engine
+
+        sees = projector_of(found) if plan.memory.projector_bytes else None
+        loaded = engine.load(found.path, plan, progress, cancelled, notice, sees)
     if found.model is not None:
         library.touch(found.model)
     return Loaded(loaded, prepared, cards.size_note(prepared.params))
@@ -182,7 +199,7 @@ def load(
 class LoadedBatch:
     """A model in memory that answers many requests at once."""
 
-    engine: Scheduler
+    engine: BatchEngine
     prepared: Prepared
     note: str | None
 
@@ -211,17 +228,19 @@ def load_batch(
     """
     from localai.engine import scheduler
 
-    found = prepared.found
-    loaded = scheduler.load(
-        found.path,
-        prepared.plan,
-        progress,
-        cancelled,
-        notice,
-        queue=scheduler.QUEUE if queue is None else queue,
-        repeatable=repeatable,
-        patience_s=scheduler.PATIENCE_S if patience_s is None else patience_s,
-    )
+    found, plan = prepared.found, prepared.plan
+    how: dict[str, Any] = {"repeatable": repeatable}
+    if queue is not None:
+        how["queue"] = queue
+    if patience_s is not None:
+        how["patience_s"] = patience_s
+    loaded: BatchEngine
+    if plan.workers:
+        from localai.engine import child
+
+        loaded = child.load(found.path, plan, progress, cancelled, notice, how)
+    else:
+        loaded = scheduler.load(found.path, plan, progress, cancelled, notice, **how)
     if found.model is not None:
         library.touch(found.model)
     return LoadedBatch(loaded, prepared, cards.size_note(prepared.params))

@@ -73,6 +73,7 @@ LAYERS = {
         "tiers",
         "machines",
         "machine_file",
+        "workers",
         "doctor",
         "checks",
     },

@@ -30,6 +30,7 @@ OPTIONS = {
     "HTP": "GGML_HEXAGON",
     "CANN": "GGML_CANN",
     "BLAS": "GGML_BLAS",
+    "RPC": "GGML_RPC",
 }
 _NEEDS = {
     "GGML_CUDA": "nvcc",

@@ -46,6 +46,17 @@ def check_engine(machine: Machine, here: Installation) -> Finding:
     return ok("engine", f"llama-cpp-python {engine.version} with {', '.join(engine.backends) or 'no named backend'}")
 
 
+def check_rpc(machine: Machine, here: Installation) -> Finding:
+    """Whether models can be spread over several machines."""
+    if "RPC" in machine.engine.backends:
+        return ok("rpc", "models can be spread over several machines: localai worker there, --rpc here")
+    return ok(
+        "rpc",
+        "the engine cannot spread a model over several machines (GGML_RPC is off); for those who want --rpc",
+        rebuild(here, ["GGML_RPC"], machine.engine.backends),
+    )
+
+
 def check_gpus(machine: Machine, here: Installation) -> Iterable[Finding]:
     """Each card, and whether the engine is built for it. One command mends all that are not."""
     if not machine.gpus:

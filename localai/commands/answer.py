@@ -23,6 +23,7 @@ from localai.commands.options import (
     ModelArgument,
     ModelOption,
     RepeatPenaltyOption,
+    RpcOption,
     SeedOption,
     SystemOption,
     TemperatureOption,
@@ -90,6 +91,7 @@ def run(
     gpu_layers: GpuLayersOption = None,
     threads: ThreadsOption = None,
     kv_type: KvTypeOption = None,
+    rpc: RpcOption = None,
     on_overflow: OverflowOption = "error",
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="FORMAT", help="text, json (one object) or ndjson (events).")
@@ -114,7 +116,7 @@ def run(
         think = False  # the grammar leaves no room for thoughts
     from localai import loading
 
-    wished = wishes(context, gpu_layers, threads, kv_type)
+    wished = wishes(context, gpu_layers, threads, kv_type, rpc)
     room = (limit or ROOM_TO_ANSWER) + 64
     with Interrupts() as interrupts:
         prepared = prepare(model, wished, likely_tokens(question) + room)
@@ -207,7 +209,9 @@ def hint_at_model(words: list[str], model: str | None) -> None:
         )
 
 
-def wishes(context: int | None, gpu_layers: int | None, threads: int | None, kv_type: str | None) -> Wishes:
+def wishes(
+    context: int | None, gpu_layers: int | None, threads: int | None, kv_type: str | None, rpc: str | None = None
+) -> Wishes:
     from localai.estimate import KV_TYPES
 
     if kv_type is not None and kv_type not in KV_TYPES:
@@ -217,7 +221,17 @@ def wishes(context: int | None, gpu_layers: int | None, threads: int | None, kv_
         options.setting("gpu_layers", gpu_layers),
         options.setting("threads", threads),
         kv_type,
+        workers_named(rpc),
     )
+
+
+def workers_named(rpc: str | None) -> tuple[str, ...]:
+    """The workers of `--rpc`. Raises UsageError."""
+    if rpc is None:
+        return ()
+    from localai import workers
+
+    return workers.parse(rpc)
 
 
 def load(name: str | None, wished: Wishes, want_context: int | None, interrupts: Interrupts) -> Loaded:
@@ -348,6 +362,7 @@ def chat(
     gpu_layers: GpuLayersOption = None,
     threads: ThreadsOption = None,
     kv_type: KvTypeOption = None,
+    rpc: RpcOption = None,
     private: Annotated[bool, typer.Option("--private", help="Keep nothing of what is said.")] = False,
     resume: Annotated[
         str | None,
@@ -373,7 +388,7 @@ def chat(
             raise UsageError("a conversation goes on at a terminal only", f"localai sessions show {kept.id}")
         welcome.need_a_model(name)
         run(None, name, system, **flags, max_tokens=max_tokens, think=think, context=context,
-            gpu_layers=gpu_layers, threads=threads, kv_type=kv_type)  # fmt: skip
+            gpu_layers=gpu_layers, threads=threads, kv_type=kv_type, rpc=rpc)  # fmt: skip
         return
     from localai import repl
 
@@ -383,7 +398,7 @@ def chat(
         name or welcome.offered_model(),
         options.setting("system", system),
         flags,
-        wishes(context, gpu_layers, threads, kv_type),
+        wishes(context, gpu_layers, threads, kv_type, rpc),
         options.setting("max_tokens", max_tokens),
         think,
         private,

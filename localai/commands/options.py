@@ -91,6 +91,15 @@ KvTypeOption = Annotated[
     str | None, typer.Option("--kv-type", metavar="TYPE", help="Type of the KV cache: f16 (default), q8_0, q4_0, ...")
 ]
 
+RpcOption = Annotated[
+    str | None,
+    typer.Option(
+        "--rpc",
+        metavar="HOST:PORT,...",
+        help="Spread the model over these machines, too, where localai worker runs (private networks only).",
+    ),
+]
+
 
 SamplingFlags = dict[str, Any]
 

@@ -1,0 +1,327 @@
+"""A model held by a process of its own, for models that are spread over other machines.
+
+llama.cpp aborts the process where a worker dies, and waits for ever where one hangs. In a child neither harms the
+program: the requests under way fail with one line, one that is stuck is killed, and the next request starts another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from localai.domain import AnswerEnd, Delivery, Event, GenerationRequest, KvState, Message, Plan
+from localai.errors import EngineError, LocalaiError
+
+_POLL_S = 0.1  # how often Ctrl-C is asked for while nothing comes
+_PATIENCE_S = 3.0  # how long a child may take to end an answer, or itself, before it is killed
+_HINT = "see whether the workers still run (localai worker), and ask again"
+
+Progress = Callable[[float], None]
+Notice = Callable[[str], None]
+
+
+def load(
+    path: Path,
+    plan: Plan,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    notice: Notice | None = None,
+    how: Mapping[str, Any] | None = None,
+) -> ChildEngine:
+    """Load the model of `path` in a process of its own, as `plan` says, its workers included.
+
+    `how` are the named parameters of `scheduler.load`. Raises EngineError, DoesNotFit, KeyboardInterrupt.
+    """
+    engine = ChildEngine(path, plan, notice or (lambda text: None), how or {})
+    engine.start(progress or (lambda share: None), cancelled or (lambda: False))
+    return engine
+
+
+class _Ticket:
+    """Implements `domain.Ticket`."""
+
+    def __init__(self, cancel: Callable[[], None]) -> None:
+        self.cancel = cancel
+
+
+class ChildEngine:
+    """A model in another process; implements `domain.BatchEngine` and `domain.ChatEngine`."""
+
+    context = 0
+    load_ms = 0.0
+
+    def __init__(self, path: Path, plan: Plan, notice: Notice, how: Mapping[str, Any]) -> None:
+        self._path, self._plan, self._notice, self._how = path, plan, notice, dict(how)
+        self._numbers = itertools.count()
+        self._lock = threading.RLock()
+        self._child: _Child | None = None
+        self._closed = False
+
+    def start(self, progress: Progress, cancelled: Callable[[], bool]) -> None:
+        """Start the child and wait until it has loaded the model."""
+        child = _Child(self._path, self._plan, self._how)
+        try:
+            self.context, self.load_ms = child.loaded(progress, cancelled, self._notice)
+        except BaseException:
+            child.kill()
+            raise
+        self._child = child
+
+    def _alive(self) -> _Child:
+        with self._lock:
+            if self._closed:
+                raise EngineError("the engine is closed", "load the model again")
+            if self._child is None or not self._child.alive():
+                self.start(lambda share: None, lambda: self._closed)
+            assert self._child is not None, "it has just been started"
+            return self._child
+
+    def submit(self, request: GenerationRequest, deliver: Callable[[Delivery], None]) -> _Ticket:
+        """Take a request; `deliver` is called in a thread of this engine's. Raises LocalaiError."""
+        child, number = self._alive(), next(self._numbers)
+        child.ask(number, "submit", request, deliver)
+        return _Ticket(lambda: child.send(("cancel", number)))
+
+    def count_tokens(self, messages: Sequence[Message], think: bool | None = None) -> int:
+        """Tokens that the rendered conversation takes, the opening of the answer included."""
+        return self._call("count_tokens", tuple(messages), think)
+
+    def share(self, one: Sequence[Message], other: Sequence[Message], think: bool | None = None) -> int:
+        """See `domain.BatchEngine`."""
+        return self._call("share", tuple(one), tuple(other), think)
+
+    def _call(self, name: str, *arguments: Any) -> int:
+        """What a method of the child's engine returns. Raises LocalaiError."""
+        answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._alive().ask(next(self._numbers), "call", (name, arguments), answers.put)
+        found = answers.get()
+        if isinstance(found, LocalaiError):
+            raise found
+        return int(found)
+
+    def generate(self, request: GenerationRequest, cancelled: Callable[[], bool]) -> Iterator[Event]:
+        """Yield events, the last an `AnswerEnd`. Raises ContextOverflow, EngineError."""
+        arrived: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
+        ticket = self.submit(request, arrived.put)
+        patience: float | None = None
+        try:
+            while True:
+                try:
+                    event = arrived.get(timeout=_POLL_S)
+                except queue.Empty:
+                    if patience is None and cancelled():
+                        ticket.cancel()
+                        patience = _PATIENCE_S
+                    elif patience is not None and (patience := patience - _POLL_S) <= 0:
+                        self._kill()  # what waits is then told so
+                        patience = None
+                    continue
+                if isinstance(event, LocalaiError):
+                    raise event
+                yield event
+                if isinstance(event, AnswerEnd):
+                    return
+                if patience is None and cancelled():
+                    ticket.cancel()
+                    patience = _PATIENCE_S
+        finally:
+            ticket.cancel()
+
+    def state(self, affordable: Callable[[int], bool]) -> KvState | None:
+        """None: what the workers hold of a conversation is not brought back."""
+        return None
+
+    def resume(self, state: KvState) -> bool:
+        """False: see `state`."""
+        return False
+
+    def _kill(self) -> None:
+        child = self._child
+        if child is not None:
+            child.kill()
+
+    def close(self) -> None:
+        """End the process. Idempotent."""
+        self._closed = True
+        child, self._child = self._child, None
+        if child is not None:
+            child.end()
+
+
+class _Child:
+    """The process, and what is asked of it. Messages are pickled: both ends are this program."""
+
+    def __init__(self, path: Path, plan: Plan, how: dict[str, Any]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, path, plan, how), daemon=True, name="model")
+        self._process.start()
+        theirs.close()
+        self._sending = threading.Lock()
+        self._asked: dict[int, Callable[[Any], None]] = {}
+        self._changing = threading.Lock()
+        self._reason = ""
+        self._reader = threading.Thread(target=self._read, name="model's answers", daemon=True)
+
+    def loaded(self, progress: Progress, cancelled: Callable[[], bool], notice: Notice) -> tuple[int, float]:
+        """Wait for the model: its context in tokens, and milliseconds. Raises what the child raised."""
+        while True:
+            try:
+                if not self._connection.poll(_POLL_S):
+                    if cancelled():
+                        raise KeyboardInterrupt
+                    continue
+                kind, content = self._connection.recv()
+            except (EOFError, OSError):
+                raise self._died() from None
+            if kind == "progress":
+                progress(content)
+            elif kind == "notice":
+                notice(content)
+            elif kind == "died":
+                self._reason = content
+            elif kind == "failed":
+                raise content
+            elif kind == "loaded":
+                self._reader.start()
+                context, load_ms = content
+                return int(context), float(load_ms)
+            if cancelled():
+                raise KeyboardInterrupt
+
+    def alive(self) -> bool:
+        return self._process.is_alive() and not self._reason
+
+    def ask(self, number: int, kind: str, content: Any, deliver: Callable[[Any], None]) -> None:
+        """Ask something whose answers go to `deliver`, a LocalaiError where the child dies."""
+        with self._changing:
+            self._asked[number] = deliver
+        self.send((kind, number, content))
+
+    def send(self, message: tuple[Any, ...]) -> None:
+        with self._sending, contextlib.suppress(OSError, ValueError):  # a dead child is told of by the reader
+            self._connection.send(message)
+            return
+        self._fail_all()
+
+    def _read(self) -> None:
+        try:
+            while True:
+                kind, content = self._connection.recv()
+                if kind == "died":
+                    self._reason = content
+                elif kind == "notice":
+                    continue  # said when the model was first loaded
+                else:
+                    number, answer, last = content
+                    with self._changing:
+                        deliver = self._asked.pop(number, None) if last else self._asked.get(number)
+                    if deliver is not None:
+                        deliver(answer)
+        except (EOFError, OSError):
+            self._fail_all()
+
+    def _fail_all(self) -> None:
+        with self._changing:
+            waiting, self._asked = self._asked, {}
+        for deliver in waiting.values():
+            deliver(self._died())
+
+    def _died(self) -> EngineError:
+        self._process.join(_PATIENCE_S)
+        if not self._reason:
+            self._reason = f"its process ended (exit code {self._process.exitcode})"
+        return EngineError(f"the model on other machines is lost: {self._reason}", _HINT)
+
+    def end(self) -> None:
+        """Have it free its memory, and the workers' with it; kill it where it does not."""
+        with self._sending, contextlib.suppress(OSError, ValueError):
+            self._connection.send(("close",))
+        self._process.join(_PATIENCE_S)
+        self.kill()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+# ------------------------------------------------------------------------------------------------ the child process
+
+
+def _serve(connection: Connection, path: Path, plan: Plan, how: dict[str, Any]) -> None:
+    """Load the model and answer until told to close, or until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to take
+    from localai.engine import library, rpc, scheduler
+
+    sending = threading.Lock()
+
+    def send(kind: str, content: Any) -> None:
+        with sending:
+            try:
+                connection.send((kind, content))
+            except OSError:  # nobody listens any more
+                os._exit(1)
+
+    def give_up(reason: str) -> None:
+        # the lock may be held by a thread that will never go on
+        with contextlib.suppress(OSError):
+            connection.send(("died", reason))
+        os._exit(int(EngineError.exit_code))
+
+    library.on_fatal(give_up)
+    try:
+        rpc.register(plan.workers)
+        engine = scheduler.load(
+            path, plan, lambda share: send("progress", share), None, lambda text: send("notice", text), **how
+        )
+    except LocalaiError as error:
+        send("failed", error)
+        return
+    send("loaded", (engine.context, engine.load_ms))
+    tickets: dict[int, Any] = {}
+    while True:
+        try:
+            message = connection.recv()
+        except (EOFError, OSError):
+            os._exit(0)
+        match message:
+            case ("submit", number, request):
+                tickets[number] = None
+                deliver = _answering(send, tickets, number)
+                try:
+                    ticket = engine.submit(request, deliver)
+                except LocalaiError as error:
+                    deliver(error)
+                else:
+                    if number in tickets:  # it has not ended yet
+                        tickets[number] = ticket
+            case ("call", number, (name, arguments)):
+                try:
+                    send("answer", (number, getattr(engine, name)(*arguments), True))
+                except LocalaiError as error:
+                    send("answer", (number, error, True))
+            case ("cancel", number):
+                if (ticket := tickets.pop(number, None)) is not None:
+                    ticket.cancel()
+            case ("close",):
+                engine.close()
+                return
+
+
+def _answering(send: Callable[[str, Any], None], tickets: dict[int, Any], number: int) -> Callable[[Any], None]:
+    def deliver(event: Any) -> None:
+        last = isinstance(event, AnswerEnd | LocalaiError)
+        if last:
+            tickets.pop(number, None)
+        send("answer", (number, event, last))
+
+    return deliver
