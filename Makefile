@@ -18,6 +18,7 @@ lint: setup  ## style, types, layers, generated pages
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest tests/test_layers.py
 	@$(BIN)/python scripts/help_pages.py --check
+	@$(BIN)/python scripts/recommendation_page.py --check
 
 format: setup  ## rewrite the code in the project's style
 	@$(BIN)/ruff check --fix .
@@ -25,6 +26,8 @@ format: setup  ## rewrite the code in the project's style
 
 docs: setup  ## write the generated pages anew
 	@$(BIN)/python scripts/help_pages.py
+	@$(BIN)/python scripts/machine_page.py
+	@$(BIN)/python scripts/recommendation_page.py
 
 bench: setup  ## measure this checkout against its references
 	@$(BIN)/python benchmarks/engine.py

@@ -40,6 +40,15 @@ class CatalogFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Quality:
+    """A published score, ± `spread`, over so many benchmark `results`; the model's `sources["quality"]` says whose."""
+
+    score: float
+    spread: float
+    results: int
+
+
+@dataclass(frozen=True, slots=True)
 class CatalogModel:
     """A model of the catalog. `params_b` and `active_params_b` are billions.
 
@@ -76,6 +85,7 @@ class CatalogModel:
     sampling: tuple[tuple[str, float], ...]
     sources: Mapping[str, tuple[str, ...]] = field(hash=False, compare=False)
     notes: str | None = None
+    quality: Quality | None = None
 
     @property
     def embedding_only(self) -> bool:
@@ -179,6 +189,7 @@ def _model(raw: Mapping[str, Any], sources: Mapping[str, str]) -> CatalogModel:
         sampling=tuple((raw["sampling"] or {}).items()),
         sources={fact: tuple(sources[key] for key in keys) for fact, keys in raw["sources"].items()},
         notes=raw["notes"],
+        quality=Quality(**raw["quality"]) if raw.get("quality") else None,
     )
 
 

@@ -2,60 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from localai import estimate, quantization, tiers
+from localai import estimate, languages, quantization, scoring, sizes, tiers
 from localai.catalog import CatalogFile, CatalogModel
 from localai.domain import Machine, MemoryNeed, Placement, Plan, Shape, SpeedRange, Tier, Variant
 from localai.errors import NotFound, UsageError
+from localai.scoring import TASKS, Score, effective_params_b, generations
 
 STARTER_BYTES = 4 * 10**9  # hardware-tiers: to begin with, a light model (under 4 GB)
 _FRAME_TOLERANCE = 1.3  # a tier "up to 3B" also takes the 3.2B–3.8B that are sold as 3B
 _SMALLEST_SPEED = 1.5  # tokens per second under which nobody waits for an answer
 _USUAL_BITS = 9.0  # more than Q8_0 doubles the size for less than 0.1 % of quality
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What a kind of work asks of a machine: comfortable speeds in tokens per second, and room for the text."""
-
-    decode_tps: float
-    prompt_tps: float
-    context: int
-
-
-# People read 5 to 8 tokens per second; code is skimmed, thinking is waited for; a summary waits for its prompt.
-TASKS = {
-    "chat": Task(10, 20, 8192),
-    "writing": Task(8, 20, 8192),
-    "summary": Task(8, 100, 16384),
-    "translation": Task(8, 30, 8192),
-    "code": Task(15, 60, 16384),
-    "reasoning": Task(20, 20, 16384),
-    "vision": Task(8, 60, 8192),
-    "document": Task(8, 150, 32768),
-    "embedding": Task(0, 100, 2048),
-}
-_THINKING_TAKES = 1.5  # a model that thinks before it answers writes that much more
-_OWN_CAPABILITY = {"code": "code", "reasoning": "reasoning", "vision": "vision", "embedding": "embedding"}
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """The factors of a row's place; `total` is their product."""
-
-    quality: float
-    kept: float
-    speed: float
-    context: float
-    ease: float
-    suits: float
-
-    @property
-    def total(self) -> float:
-        return self.quality * self.kept * self.speed * self.context * self.ease * self.suits
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +45,12 @@ class Recommendation:
     starter: bool
     score: Score
 
+    @property
+    def at_ease(self) -> bool:
+        """Whether it runs with memory to spare and as fast as the task wants it."""
+        factors = {factor.name: factor.value for factor in self.score.factors}
+        return factors["ease"] == 1 and factors["speed"] >= 1 and factors["context"] == 1
+
 
 def rank(
     machine: Machine,
@@ -100,18 +65,20 @@ def rank(
 ) -> tuple[Recommendation, ...]:
     """The best rows, one a model, within the machine's tier; nothing that does not fit, and the best light one marked.
 
-    `min_speed` is tokens per second of writing, `context` tokens that must fit. Raises UsageError for an unknown task.
+    `min_speed` is tokens per second of writing, `context` tokens that must fit, `language` a code or a name. Raises
+    UsageError for an unknown task or language.
     """
     name = task or "chat"
     if name not in TASKS:
         raise UsageError(f"there is no task called {name!r}", f"the tasks are: {', '.join(TASKS)}")
     tier = tiers.tier(machine)
-    generation = _generations(models)
+    generation = generations(models)
+    spoken = None if language is None else languages.code_of(language)
     rows = []
     for model in models:
-        if name not in tasks_of(model) or not _within(model, tier):
+        if name not in tasks_of(model) or not _within(model, machine, tier):
             continue
-        row = _best_row(model, machine, name, context, language, allow_low_bit, generation[model.id])
+        row = _best_row(model, machine, name, context, spoken, allow_low_bit, generation[model.id])
         if row is not None and (min_speed is None or _decode(row) >= min_speed):
             rows.append(row)
     rows.sort(key=lambda row: (-row.score.total, row.model))
@@ -142,11 +109,6 @@ def tasks_of(model: CatalogModel) -> tuple[str, ...]:
         "document": size >= 2.5 and (model.context_length or 0) >= TASKS["document"].context,
     }
     return tuple(task for task, able in fit.items() if able)
-
-
-def effective_params_b(model: CatalogModel) -> float:
-    """Billions of parameters of a dense model of about the same quality: √(total × active) where only some are used."""
-    return math.sqrt(model.params_b * (model.active_params_b or model.params_b))
 
 
 def choose_variant(
@@ -182,15 +144,19 @@ def _variant_plan(variant: Variant, shape: Shape | None, machine: Machine, conte
 
 def _variant_value(variant: Variant, plan: Plan) -> tuple[float, int]:
     kept = 1 - quantization.loss(variant.quantization)
-    return kept * _speed(plan, TASKS["chat"], 1.0) * _ease(plan), -variant.size_bytes
+    return kept * scoring.speed(plan, TASKS["chat"], 1.0) * scoring.ease(plan), -variant.size_bytes
 
 
 # -------------------------------------------------------------------------------------------------- the factors
 
 
-def _within(model: CatalogModel, tier: Tier) -> bool:
-    """Whether the tier is for models of that size; of a mixture of experts the active part, memory decides the rest."""
-    size = model.active_params_b or model.params_b if model.mixture_of_experts else model.params_b
+def _within(model: CatalogModel, machine: Machine, tier: Tier) -> bool:
+    """Whether the tier is for models of that size; of a mixture of experts the active part, memory decides the rest.
+
+    A phone ends what takes most of its memory: there all of the parameters count.
+    """
+    whole = tiers.is_phone(machine) or not model.mixture_of_experts
+    size = model.params_b if whole else model.active_params_b or model.params_b
     return size <= tier.max_params_b * _FRAME_TOLERANCE
 
 
@@ -211,24 +177,32 @@ def _best_row(
     )
     files = [each for each in model.files if allow_low_bit or not quantization.is_low_bit(each.quantization)]
     usual = [each for each in files if (quantization.bits(each.quantization) or 0) <= _USUAL_BITS]
+    pictures = sizes.projector_bytes(model)
     rows = []
     for file in usual or files:
         weights = estimate.weights_from_catalog(model, file.quantization)
         plan = estimate.plan(
-            shape, weights, machine, context=context, want_context=wants.context, quant=file.quantization
+            shape,
+            weights,
+            machine,
+            context=context,
+            want_context=wants.context,
+            quant=file.quantization,
+            projector_bytes=pictures if task == "vision" else 0,  # without pictures nobody loads it
         )
         if not plan.fits or plan.decode_tps is None or plan.decode_tps.mid < _SMALLEST_SPEED:
             continue
-        thinks = _THINKING_TAKES if "reasoning" in model.capabilities else 1.0
-        score = Score(
-            quality=_quality(model, years),
-            kept=1 - quantization.loss(file.quantization, trained_for=file.trained_for),
-            speed=_speed(plan, wants, thinks),
-            context=min(1.0, plan.context / min(wants.context, context or wants.context)) ** 0.15,
-            ease=_ease(plan),
-            suits=_suits(model, task) * _speaks(model, language),
+        found = scoring.score(
+            model,
+            file.quantization,
+            plan,
+            task,
+            trained_for=file.trained_for,
+            years=years,
+            asked_context=context,
+            language=language,
         )
-        rows.append(_row(model, file, weights.total_bytes, plan, score))
+        rows.append(_row(model, file, weights.total_bytes, plan, found))
     return max(rows, key=lambda row: (row.score.total, -row.download_bytes), default=None)
 
 
@@ -261,83 +235,18 @@ def _row(model: CatalogModel, file: CatalogFile, weights_bytes: int, plan: Plan,
 
 
 def _numbered(rows: Sequence[Recommendation], limit: int) -> Iterable[Recommendation]:
-    """The first `limit` rows, ranked; the best light one is marked, and takes the last place if it has none."""
-    light = next((row for row in rows if row.download_bytes < STARTER_BYTES), None)
-    shown = list(rows[:limit])
-    if light is not None and light not in shown and limit > 1:
-        shown[-1] = light
-    for number, row in enumerate(shown, 1):
-        yield replace(row, rank=number, starter=row is light)
-
-
-def _generations(models: Sequence[CatalogModel]) -> dict[str, float]:
-    """Years since the start of 2024 that each model came out; one without a date counts as the oldest of its family."""
-    dated = {model.id: _years(model.release) for model in models if model.release}
-    family: dict[str, float] = {}
-    for model in models:
-        if model.id in dated:
-            family[model.family] = min(family.get(model.family, math.inf), dated[model.id])
-    return {model.id: dated.get(model.id, family.get(model.family, 0.0)) for model in models}
-
-
-def _years(release: str) -> float:
-    year, _, month = release.partition("-")
-    return int(year) - 2024 + (int(month or 1) - 1) / 12
-
-
-def _quality(model: CatalogModel, years: float) -> float:
-    """Quality by size and generation: linear in log2 of the effective size, a year counting as one doubling.
-
-    An assumption, not a measurement: "densing law" (Xiao et al. 2024) has capability per parameter double in 3.3
-    months on benchmarks; less than a third of that is taken.
+    """`limit` rows, ranked: the best of all, the best light one, which is marked, the best that runs at ease, and the
+    next best.
     """
-    return max(0.05, 0.5 + 0.08 * (math.log2(effective_params_b(model)) + years))
+    light = next((row for row in rows if row.download_bytes < STARTER_BYTES), None)
+    easy = next((row for row in rows if row.at_ease), None)
+    first: list[Recommendation] = []
+    for row in (*rows[:1], light, easy, *rows):
+        if row is not None and row not in first and len(first) < limit:
+            first.append(row)
+    for number, row in enumerate(sorted(first, key=rows.index), 1):
+        yield replace(row, rank=number, starter=row is light)
 
 
 def _decode(row: Recommendation) -> float:
     return row.decode_tps.mid if row.decode_tps else 0.0
-
-
-def _speed(plan: Plan, wants: Task, thinks: float) -> float:
-    """Slower writing than the task needs counts nearly in proportion, slower reading less, since it is done once.
-
-    Above what is needed, each doubling adds 5 %, three times at most.
-    """
-    decode = plan.decode_tps.mid / (wants.decode_tps * thinks) if plan.decode_tps and wants.decode_tps else 1.0
-    prompt = plan.prompt_tps.mid / wants.prompt_tps if plan.prompt_tps else 1.0
-    writing = math.pow(decode, 0.7) if decode < 1 else 1 + 0.05 * min(math.log2(decode), 3)
-    return writing * math.pow(min(1.0, prompt), 0.3)
-
-
-def _ease(plan: Plan) -> float:
-    """Something off for filling more than 70 % of the memory: of RAM, which other programs want too, up to 15 %."""
-    used = (plan.memory.total_bytes + plan.memory.overhead_bytes) / max(plan.available_bytes, 1)
-    return 1 - (0.2 if plan.placement is Placement.GPU else 0.5) * min(0.3, max(0.0, used - 0.7))
-
-
-def _suits(model: CatalogModel, task: str) -> float:
-    """A model made for the task, or with its capability, is preferred; one made for something else is not."""
-    made_for = _made_for(model)
-    if made_for is not None:
-        return 1.1 if made_for == task else 0.92
-    return 1.05 if task in _OWN_CAPABILITY and _OWN_CAPABILITY[task] in model.capabilities else 1.0
-
-
-def _made_for(model: CatalogModel) -> str | None:
-    name = model.name.lower()
-    if "coder" in name or "devstral" in name:
-        return "code"
-    return "vision" if "-vl" in name or "smolvlm" in name else None
-
-
-def _speaks(model: CatalogModel, language: str | None) -> float:
-    """1 for a language that the model is known to speak, 0.85 where nothing is known, 0.5 where it does not."""
-    code = (language or "en").strip().lower().replace("_", "-").partition("-")[0]
-    if code == "en":
-        return 1.0
-    knows = code in model.languages if model.languages else None
-    if code == "fr":
-        knows = model.french
-    if knows is None:
-        return 0.95 if code != "fr" and model.french and model.languages_note else 0.85
-    return 1.0 if knows else 0.5

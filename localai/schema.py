@@ -186,6 +186,11 @@ def recommendation(row: Recommendation, installed: bool) -> Json:
         "tasks": list(row.tasks),
         "warnings": list(row.warnings),
         "starter": row.starter,
+        "at_ease": row.at_ease,
+        "score": {
+            "total": round(row.score.total, 4),
+            "factors": [{**asdict(each), "value": round(each.value, 4)} for each in row.score.factors],
+        },
         "installed": installed,
     }
 

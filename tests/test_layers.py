@@ -41,6 +41,7 @@ LAYERS = {
         "parallelism",
         "alternatives",
         "experts",
+        "scoring",
         "recommend",
         "library",
         "references",
@@ -97,7 +98,7 @@ LAYERS = {
         "gguf",
         "engine",
     },
-    LEAF: {"domain", "settings", "errors", "quantization", "naming", "tensor_types", "__init__"},
+    LEAF: {"languages", "domain", "settings", "errors", "quantization", "naming", "tensor_types", "__init__"},
 }
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localai import catalog, estimate, quantization, recommend
+from localai import catalog, estimate, languages, quantization, recommend, scoring
 from localai.domain import GIB, Machine, Placement, RemoteFile, Variant
 from localai.errors import NotFound, UsageError
-from localai.machines import hypothetical
+from localai.machines import hypothetical, listed
+from localai.scoring import TASKS
 
 MODELS = catalog.load()
 PAGE = Path(__file__).parent.parent / "docs" / "recommending.md"
@@ -54,7 +58,7 @@ def test_a_machine_with_no_memory_to_speak_of_gets_nothing() -> None:
     assert recommend.best(hypothetical(0.2)) is None
 
 
-@given(st.floats(1, 512), st.sampled_from([0, 4, 8, 12, 16, 24, 48, 96]), st.sampled_from(sorted(recommend.TASKS)))
+@given(st.floats(1, 512), st.sampled_from([0, 4, 8, 12, 16, 24, 48, 96]), st.sampled_from(sorted(TASKS)))
 @settings(deadline=None, max_examples=40)
 def test_rows_always_fit_are_ranked_and_never_low_bit(ram: float, vram: int, task: str) -> None:
     machine = hypothetical(ram, vram)
@@ -75,6 +79,28 @@ def test_rows_always_fit_are_ranked_and_never_low_bit(ram: float, vram: int, tas
 @pytest.mark.parametrize(("ram", "vram"), [(8, 0), (16, 0), (64, 24), (128, 48)])
 def test_a_light_one_is_marked_wherever_one_fits(ram: int, vram: int) -> None:
     assert [row.download_bytes < 4e9 for row in rank(hypothetical(ram, vram)) if row.starter] == [True]
+
+
+@given(st.floats(2, 512), st.sampled_from([0, 8, 24, 48]), st.integers(3, 10), st.sampled_from(sorted(TASKS)))
+@settings(deadline=None, max_examples=30)
+def test_a_row_at_ease_is_always_among_them(ram: float, vram: int, limit: int, task: str) -> None:
+    everything = rank(hypothetical(ram, vram), task=task, limit=1000)
+    rows = rank(hypothetical(ram, vram), task=task, limit=limit)
+    assert any(row.at_ease for row in rows) == any(row.at_ease for row in everything)
+    assert len(rows) == min(limit, len(everything))
+    assert not rows or rows[0].model == everything[0].model
+
+
+def test_every_known_machine_has_a_model_at_ease() -> None:
+    for each in listed():
+        assert any(row.at_ease for row in rank(each.machine)), each.id
+
+
+def test_the_catalog_has_fewer_bits_for_those_who_ask() -> None:
+    machine = hypothetical(24)
+    low = [row for row in rank(machine, allow_low_bit=True, limit=1000) if quantization.is_low_bit(row.quantization)]
+    assert low
+    assert all(any("made-up answers" in warning for warning in row.warnings) for row in low)
 
 
 def test_limit_bounds_the_rows() -> None:
@@ -128,6 +154,76 @@ def test_a_language_moves_models_that_speak_it_up() -> None:
     assert all(model is not None and model.french for model in speaks)
 
 
+@pytest.mark.parametrize("text", ["fr", "FR", "fr_FR", "fr-CA", "French", "français", "FRANÇAIS", "francais"])
+def test_a_language_has_a_code_and_names(text: str) -> None:
+    assert languages.code_of(text) == "fr"
+
+
+@pytest.mark.parametrize("text", ["klingon", "xx", "", "fre", "12", "frensh"])
+def test_what_is_no_language_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        rank(hypothetical(8), language=text)
+
+
+@given(
+    st.floats(1, 512), st.sampled_from([0, 8, 24, 48]), st.sampled_from(sorted(TASKS)), st.sampled_from([None, "de"])
+)
+@settings(deadline=None, max_examples=30)
+def test_every_row_can_say_why(ram: float, vram: int, task: str, language: str | None) -> None:
+    for row in rank(hypothetical(ram, vram), task=task, language=language):
+        names = [factor.name for factor in row.score.factors]
+        assert names == ["quality", "kept", "speed", "context", "ease", "suits", *(["language"] if language else [])]
+        assert all(factor.why and 0 < factor.value < 2 for factor in row.score.factors)
+        assert row.score.total == pytest.approx(math.prod(factor.value for factor in row.score.factors))
+
+
+def test_a_published_score_goes_before_the_size_and_both_say_so() -> None:
+    def quality(name: str) -> scoring.Factor:
+        rows = rank(hypothetical(512, 96), limit=1000)
+        return next(row.score.factors[0] for row in rows if row.model == name)
+
+    published, guessed = quality("qwen3.5-9b"), quality("phi-4")
+    model = catalog.resolve_name("qwen3.5-9b")
+    assert model is not None
+    assert model.quality is not None
+    assert published.value == pytest.approx(model.quality.score / 60)
+    assert published.why.startswith("published")
+    assert guessed.why.startswith("no published score")
+
+
+def test_the_fit_of_unscored_models_is_that_of_the_scored_ones() -> None:
+    """The coefficients on the page are the least squares fit to the catalog's own scores."""
+    import numpy
+
+    years = scoring.generations(MODELS)
+    scored = [model for model in MODELS if model.quality is not None]
+    known = numpy.array([model.quality.score for model in scored if model.quality])
+    facts = numpy.array([[1, math.log2(scoring.effective_params_b(m)), years[m.id]] for m in scored])
+    fitted = numpy.linalg.lstsq(facts, known, rcond=None)[0]
+    assert fitted == pytest.approx([scoring.POINTS_AT_1B, scoring.POINTS_A_DOUBLING, scoring.POINTS_A_YEAR], abs=0.05)
+    assert numpy.sqrt(numpy.mean((facts @ fitted - known) ** 2)) == pytest.approx(scoring.POINTS_OFF, abs=0.05)
+    page = PAGE.read_text("utf-8")
+    terms = (scoring.POINTS_AT_1B, scoring.POINTS_A_DOUBLING, scoring.POINTS_A_YEAR, scoring.POINTS_OFF)
+    assert all(f" {term:g} " in page for term in terms)
+    assert f"Of {len(scored)} models" in page
+
+
+def test_a_phone_is_not_given_what_takes_most_of_its_memory() -> None:
+    phone = next(each.machine for each in listed() if each.id == "snapdragon-8-gen-3-16gb")
+    assert all(row.params_b <= 10 for row in rank(phone, limit=100))
+
+
+def test_the_command_explains_itself(cli: Any) -> None:
+    done = cli("recommend", "--ram", "16", "--language", "French", "--explain", "-n", "2")
+    assert done.returncode == 0
+    assert done.stdout.count("quality ") == 2
+    assert "speaks French" in done.stdout
+    (row, *_) = json.loads(cli("recommend", "--ram", "16", "--json", "-n", "1").stdout)["recommendations"]
+    total = math.prod(factor["value"] for factor in row["score"]["factors"])
+    assert row["score"]["total"] == pytest.approx(total, rel=0.01)
+    assert cli("recommend", "--ram", "16", "--language", "klingon").returncode == 2
+
+
 def test_low_bit_only_where_it_is_asked_for() -> None:
     model = catalog.resolve_name("llama-3.1-8b")
     assert model is not None
@@ -141,7 +237,7 @@ def test_low_bit_only_where_it_is_asked_for() -> None:
 
 def test_the_page_says_what_the_code_does() -> None:
     page = PAGE.read_text("utf-8")
-    for name, task in recommend.TASKS.items():
+    for name, task in TASKS.items():
         decode = f"{task.decode_tps:g}" if task.decode_tps else "–"
         assert f"| {name} | {decode} | {task.prompt_tps:g} | {task.context:,} |" in page
     for quant in ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K"):

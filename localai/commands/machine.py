@@ -145,6 +145,7 @@ def recommend(
     allow_low_bit: Annotated[
         bool, typer.Option("--allow-low-bit", help="Also quantizations under 4 bits, which hallucinate more.")
     ] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Say why each row stands where it does.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Rank the models that run well here (or on another machine) with their memory and speed."""
@@ -176,6 +177,8 @@ def recommend(
         )
         return
     show_recommendations(machine, row, rows, installed, elsewhere is not None)
+    if explain:
+        explain_rows(rows)
 
 
 def this_machine() -> Machine:
@@ -235,9 +238,22 @@ def show_recommendations(
         render.out("+ installed")
     for warning in dict.fromkeys(warning for row in rows for warning in row.warnings):
         render.out(f"! {warning}")
+    if not any(row.at_ease for row in rows):
+        render.out("! none of these runs at ease there" if elsewhere else "! none of these runs at ease here")
     if rows[0].decode_tps is not None:
         render.out(f"Speeds are predicted ({rows[0].decode_tps.basis}).")
     render.out(f"Next{', on that machine' if elsewhere else ''}: localai pull {rows[0].model}")
+
+
+def explain_rows(rows: tuple[Recommendation, ...]) -> None:
+    """Under the table, for each row: its score, and every factor of it in words."""
+    render.out()
+    render.out("Why: the score is the product of these factors (docs/recommending.md).")
+    for row in rows:
+        render.out()
+        render.out(f"{row.rank} {row.model} {row.quantization}: {row.score.total:.3f}")
+        table = [(each.name, f"{each.value:.3f}", each.why) for each in row.score.factors]
+        render.out(render.columns(("  FACTOR", "VALUE", "WHY"), [("  " + a, b, c) for a, b, c in table], fold=True))
 
 
 def speed_text(speed: SpeedRange | None) -> str:
