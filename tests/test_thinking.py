@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
+import random_models
+from conftest import Cli
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,6 +46,19 @@ CASES = [
     ("", "[THINK]a[/THINK]b", ("a", "b")),
     ("<|im_start|>assistant\n<think>\n", "Hm.\n</think>\n\nYes. </think>", ("Hm.", "Yes. </think>")),
     ("<|im_start|>assistant\n<think>\n\n</think>\n\n", "Yes.", ("", "Yes.")),
+    ("", "◁think▷a◁/think▷b", ("a", "b")),
+    ("", "<|inner_prefix|>a<|inner_suffix|>b", ("a", "b")),
+    ("", "<think>a</think>\n<answer>\nb </b\n</answer>\n", ("a", "b </b")),
+    ("", "<think>a</think><response>b</response>", ("a", "b")),
+    ("", "<think>a</think><response>cut of", ("a", "cut of")),
+    ("", "<think>a</think><response>b</resp", ("a", "b</resp")),
+    ("", "<think>a</think><resp", ("a", "<resp")),
+    ("", "<think>a</think><resplendent>", ("a", "<resplendent>")),
+    ("", "<answer>b</answer>", ("", "<answer>b</answer>")),
+    ("", "<|begin_of_thought|>a<|end_of_thought|>\n\n<|begin_of_solution|>b<|end_of_solution|>", ("a", "b")),
+    ("User: hi\n\nAssistant:", CHANNELS, ("Hm, 2 < 3.", "Yes <|x|>.")),
+    ("Assistant:", "<|channel|>analysis<|message|>cut of", ("cut of", "")),
+    ("Assistant:", "<|start|>assistant" + CHANNELS, ("Hm, 2 < 3.", "Yes <|x|>.")),
     ("<|start|>assistant", CHANNELS, ("Hm, 2 < 3.", "Yes <|x|>.")),
     ("<|start|>assistant", "no channel at all", ("", "no channel at all")),
     ("<|start|>assistant", "<|channel|>analysis<|message|>cut of", ("cut of", "")),
@@ -64,3 +82,18 @@ def test_the_cuts_do_not_matter(prompt: str, text: str, expected: tuple[str, str
 def test_an_answer_without_thoughts_is_given_as_it_is(text: str, lengths: list[int]) -> None:
     if not text.lstrip().startswith("<think>"):
         assert split(cut(text, lengths)) == ("", text)
+
+
+@pytest.mark.parametrize("output", ["text", "json", "ndjson"])
+def test_thoughts_that_are_cut_off_never_reach_the_answer(cli: Cli, isolated: Path, output: str) -> None:
+    opened = random_models.TEMPLATE.replace("assistant\n{%", "assistant\n<think>\n{%")
+    path = random_models.write(isolated, random_models.TINY["plain"], template=opened)
+    done = cli("run", "-m", str(path), "--seed", "3", "--max-tokens", "20", "--stop", "e", "--output", output, "Hello")
+    assert done.returncode == 0
+    if output == "text":
+        assert done.stdout.strip() == ""
+        assert len(done.stderr.strip()) > 20
+    else:
+        end = json.loads(done.stdout if output == "json" else done.stdout.splitlines()[-1])
+        assert end["text"] == ""
+        assert end["thinking"]

@@ -1,7 +1,8 @@
 """Tells what a model says to itself from what it answers, in a text that arrives in pieces.
 
 Two customs are known: a pair of tags around the thoughts, before the answer (`<think>` of DeepSeek and Qwen, and its
-kin), and the channels of gpt-oss ("harmony"). Tags count only at the very beginning: an answer may speak of them.
+kin), and the channels of gpt-oss ("harmony"). Tags count only at the very beginning: an answer may speak of them. Some
+models put the answer after their thoughts into tags as well (Granite, Hunyuan, GLM-V); those are left out.
 """
 
 from __future__ import annotations
@@ -23,6 +24,15 @@ TAGS: tuple[tuple[str, str], ...] = (
     ("<seed:think>", "</seed:think>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<|channel>thought", "<channel|>"),
+    ("<|inner_prefix|>", "<|inner_suffix|>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<reasoning>", "</reasoning>"),
+    ("◁think▷", "◁/think▷"),
+)
+WRAPPERS: tuple[tuple[str, str], ...] = (
+    ("<answer>", "</answer>"),
+    ("<response>", "</response>"),
+    ("<|begin_of_solution|>", "<|end_of_solution|>"),
 )
 START, CHANNEL, MESSAGE, END = "<|start|>", "<|channel|>", "<|message|>", "<|end|>"
 
@@ -86,15 +96,21 @@ class TagSplitter:
         self._closing = closing or ""
         self._part: Literal["beginning", "thoughts", "answer"] = "thoughts" if closing else "beginning"
         self._trim = True
+        self._wrapped: str | None = None  # what ends the answer's own tags: "" for none, None while that is not known
         self._pending = ""
+        self._channels: ChannelSplitter | None = None
 
     def feed(self, text: str) -> list[Piece]:
-        if self._part == "answer" and not self._trim:
+        if self._channels is not None:
+            return self._channels.feed(text)
+        if self._part == "answer" and not self._trim and not self._wrapped:
             return [AnswerText(text)] if text else []
         self._pending += text
         pieces: list[Piece] = []
         if self._part == "beginning":
             self._begin()
+        if self._channels is not None:
+            return self._channels.feed(self._pending)
         if self._part == "thoughts" and (thought := self._think()):
             pieces.append(ThinkingText(thought))
         if self._part == "answer" and (answer := self._answer()):
@@ -103,12 +119,16 @@ class TagSplitter:
 
     def _begin(self) -> None:
         start = self._pending.lstrip()
+        if start.startswith((CHANNEL, START)):  # the prompt was not in the model's own form
+            self._channels = ChannelSplitter()
+            return
         for opening, closing in TAGS:
             if start.startswith(opening):
                 self._part, self._closing, self._pending = "thoughts", closing, start[len(opening) :]
                 return
-        if start and not any(opening.startswith(start) for opening, _ in TAGS):
-            self._part, self._trim = "answer", False
+        openings = (CHANNEL, START, *(opening for opening, _ in TAGS))
+        if start and not any(opening.startswith(start) for opening in openings):
+            self._part, self._trim, self._wrapped = "answer", False, ""
 
     def _think(self) -> str:
         if self._trim:
@@ -124,14 +144,43 @@ class TagSplitter:
         return thought.rstrip()
 
     def _answer(self) -> str:
-        answer, self._pending = self._pending.lstrip() if self._trim else self._pending, ""
-        self._trim = self._trim and not answer
-        return answer
+        if self._trim:
+            self._pending = self._pending.lstrip()
+        if self._wrapped is None:
+            self._unwrap()
+        answer = self._pending
+        if self._wrapped is None or not answer:
+            return ""
+        self._trim = False
+        keep = len(self._ending(answer)) if self._wrapped else 0
+        self._pending = answer[len(answer) - keep :]
+        return answer[: len(answer) - keep]
+
+    def _unwrap(self) -> None:
+        """Take the answer's own opening tag away, once it is known whether there is one."""
+        answer = self._pending
+        if any(opening != answer and opening.startswith(answer) for opening, _ in WRAPPERS):
+            return  # also of nothing yet
+        self._wrapped = ""
+        for opening, closing in WRAPPERS:
+            if answer.startswith(opening):
+                self._pending, self._wrapped = answer[len(opening) :].lstrip(), closing
+
+    def _ending(self, answer: str) -> str:
+        """What at the end of a wrapped answer may be the tag that ends it, with the white space around it."""
+        assert self._wrapped
+        rest = answer.rstrip()
+        length = len(self._wrapped) if rest.endswith(self._wrapped) else held_back(rest, (self._wrapped,))
+        return answer[len(rest[: len(rest) - length].rstrip()) :]
 
     def finish(self) -> list[Piece]:
+        if self._channels is not None:
+            return self._channels.finish()
         rest, self._pending = self._pending, ""
         if self._part == "thoughts":
             return [ThinkingText(rest.rstrip())] if rest.strip() else []
+        if self._wrapped and rest.strip() == self._wrapped:
+            return []
         return [AnswerText(rest)] if rest else []
 
 
