@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && exit; done; command -v python3)
 BIN := .venv/bin
 
-.PHONY: chat test lint format bench docs setup clean
+.PHONY: chat test lint format bench docs pictures setup clean
 
 chat: setup  ## set up, then chat with the embedded model
 	@$(BIN)/localai chat smollm2-135m
@@ -28,6 +28,9 @@ docs: setup  ## write the generated pages anew
 	@$(BIN)/python scripts/help_pages.py
 	@$(BIN)/python scripts/machine_page.py
 	@$(BIN)/python scripts/recommendation_page.py
+
+pictures: setup  ## take the README's pictures anew
+	@$(BIN)/python scripts/pictures.py
 
 bench: setup  ## measure this checkout against its references
 	@$(BIN)/python benchmarks/engine.py

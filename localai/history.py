@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Callable
 from pathlib import Path
 
 from localai import settings
@@ -52,11 +52,12 @@ def add(entry: str) -> None:
         _write(_latest(load(), LARGEST_BYTES // 2))
 
 
-def forget(entries: Collection[str]) -> None:
+def forget(is_secret: Callable[[str], bool]) -> None:
     """Take entries out: the questions of a conversation that is removed. Raises OSError."""
-    kept = load()
-    if any(entry in entries for entry in kept):
-        _write([entry for entry in kept if entry not in entries])
+    entries = load()
+    kept = [entry for entry in entries if not is_secret(entry)]
+    if len(kept) < len(entries):
+        _write(kept)
 
 
 def _latest(entries: list[str], most_bytes: int) -> list[str]:

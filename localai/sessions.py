@@ -104,7 +104,7 @@ def keep(
             )
             session = session if changed.rowcount else None
         if session is None:
-            title = " ".join(question[:500].split())[:TITLE_LENGTH]
+            title = " ".join(question[:500].split())[:TITLE_LENGTH].strip()
             made = connection.execute(
                 "INSERT INTO session (started_at, updated_at, model, title, system) VALUES (?, ?, ?, ?, ?)",
                 (now, now, model, title, system),

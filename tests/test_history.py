@@ -52,12 +52,12 @@ def test_it_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_entries_are_forgotten() -> None:
     for entry in ("keep", "secret", "keep too"):
         history.add(entry)
-    history.forget({"secret"})
+    history.forget("secret".__eq__)
     assert history.load() == ["keep", "keep too"]
     assert b"secret" not in history.path().read_bytes()
 
 
 def test_no_folder_no_history(isolated: Path) -> None:
     assert history.load() == []
-    history.forget({"x"})
+    history.forget(bool)
     assert not history.path().exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,9 +17,9 @@ from conftest import Cli
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localai import sessions
+from localai import history, sessions
 from localai.domain import Message
-from localai.errors import LocalaiError, NotFound
+from localai.errors import LocalaiError, NotFound, UsageError
 
 
 def test_turns_are_kept_in_order() -> None:
@@ -74,7 +75,7 @@ def test_what_is_removed_is_gone_from_the_disk() -> None:
 
 def test_finished_turns_survive_kill_9(isolated: Path) -> None:
     script = """
-from localai import sessions
+from localai import history, sessions
 kept, number = None, 0
 while True:
     kept = sessions.keep(kept, "m", None, f"question {number}", f"answer {number}")
@@ -92,6 +93,52 @@ while True:
     said = sessions.messages(kept)
     assert said[2 * told + 1] == Message("assistant", f"answer {told}")
     assert len(said) % 2 == 0
+
+
+def test_two_processes_at_once_lose_no_turn(isolated: Path) -> None:
+    script = """
+import sys
+from localai import history, sessions
+kept = None
+for number in range(25):
+    kept = sessions.keep(kept, "m", None, f"{sys.argv[1]} {number}", "yes")
+    history.add(f"{sys.argv[1]} {number}")
+"""
+    both = [subprocess.Popen([sys.executable, "-c", script, name]) for name in ("a", "b")]
+    assert [process.wait() for process in both] == [0, 0]
+    kept = [[each.content for each in sessions.messages(session)[::2]] for session in sessions.every()]
+    assert sorted(kept) == [[f"{name} {number}" for number in range(25)] for name in ("a", "b")]
+    assert sorted(history.load()) == sorted(kept[0] + kept[1])
+
+
+def test_a_turn_is_answered_again_or_taken_back() -> None:
+    kept = sessions.keep(None, "m", None, "first", "1")
+    sessions.keep(kept, "m", "New.", "second", "2")
+    assert sessions.keep(kept, "m", "New.", "other", "3", instead_of=1) == kept
+    found = sessions.find(str(kept))
+    assert [each.content for each in sessions.messages(found)] == ["first", "1", "other", "3"]
+    assert found.system == "New."
+    assert [hit.excerpt for hit in sessions.search("second")] == []
+    sessions.take_back(kept)
+    sessions.take_back(kept)
+    assert sessions.every() == ()
+    assert sessions.keep(kept, "m", None, "after it was removed", "4") != kept
+
+
+def test_a_conversation_has_a_name() -> None:
+    kept = sessions.keep(None, "m", None, "first", "1")
+    sessions.rename(kept, "My Trip")
+    assert sessions.find("my trip").id == kept
+    said = sessions.messages(sessions.find("my trip"))
+    text = json.dumps(sessions.as_json(sessions.find("my trip"), said))
+    assert sessions.from_json(text, "x") == (None, said)
+
+
+@given(st.recursive(st.none() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_a_file_that_is_no_conversation_is_refused(content: object) -> None:
+    for text in (json.dumps(content), json.dumps({"messages": content}), str(content)):
+        with contextlib.suppress(UsageError):
+            assert len(sessions.from_json(text, "x")[1]) % 2 == 0
 
 
 def test_a_damaged_file_is_told(isolated: Path) -> None:
@@ -115,7 +162,11 @@ def test_the_commands(cli: Cli, isolated: Path) -> None:
     assert json.loads(cli("sessions", "search", "that", "--json").stdout)["hits"][0]["session"] == 1
     assert cli("sessions", "show", "7").returncode == 3
     assert cli("sessions", "rm", "1").returncode == 2
+    history.add("What?\x1b]0;owned\x07")
+    history.add("something else")
     assert cli("sessions", "rm", "1", "--yes").returncode == 0
+    assert history.load() == ["something else"]
+    assert "rm" in cli("sessions").stdout
     assert cli("chat", "--resume", "1").returncode == 3
 
 

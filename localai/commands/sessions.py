@@ -11,12 +11,16 @@ from localai import render
 from localai.commands.options import JsonFlag, YesFlag
 from localai.errors import UsageError
 
-app = typer.Typer(
-    help="List, search, export and resume kept conversations.", rich_markup_mode=None, no_args_is_help=True
-)
+app = typer.Typer(help="List, search, export and resume kept conversations.", rich_markup_mode=None)
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="a conversation's number, or last")]
 FORMATS = ("markdown", "json")
+
+
+@app.callback(invoke_without_command=True)
+def main(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        render.out(context.get_help())
 
 
 def whole(name: str) -> dict[str, Any]:
@@ -39,7 +43,7 @@ def list_sessions(as_json: JsonFlag = False) -> None:
         render.note("no conversations are kept; localai chat keeps them, without --private")
         return
     rows = [(str(each.id), each.updated_at[:16], str(each.turns), each.model, each.title) for each in found]
-    render.out(render.columns(("ID", "LAST USED", "TURNS", "MODEL", "BEGINS WITH"), rows, right=(0, 2)))
+    render.out(render.columns(("ID", "LAST USED", "TURNS", "MODEL", "BEGINS WITH"), rows, right=(0, 2), fold=True))
 
 
 @app.command()
@@ -70,7 +74,7 @@ def search(
         render.note("nothing was found")
         return
     rows = [(str(hit.session.id), hit.role, " ".join(hit.excerpt.split())) for hit in hits]
-    render.out(render.columns(("ID", "WHO", "TEXT"), rows, right=(0,)))
+    render.out(render.columns(("ID", "WHO", "TEXT"), rows, right=(0,), fold=True))
 
 
 @app.command()
@@ -108,10 +112,10 @@ def remove(session: Id, yes: YesFlag = False, as_json: JsonFlag = False) -> None
             )
         if not answer:
             raise typer.Exit(1)
-    asked = {each.content for each in sessions.messages(found) if each.role == "user"}
+    asked = [each.content for each in sessions.messages(found) if each.role == "user"]
     sessions.remove(found)
     try:
-        history.forget(asked)
+        history.forget(lambda entry: any(entry.strip().strip('"').strip() in question for question in asked))
     except OSError as error:
         render.note(f"warning: its questions stay in {history.path()}: {error.strerror}")
     if as_json:
