@@ -110,12 +110,18 @@ def projector_of(found: library.Found) -> Path | None:
     return found.path.parent / beside[0].name if beside else None
 
 
-def refuse_blind(found: library.Found) -> None:
-    """Raise UsageError for a model that cannot look at images, before it is loaded."""
-    if projector_of(found) is None:
+def refuse_blind(prepared: Prepared) -> None:
+    """Raise UsageError for a model that cannot look at images, DoesNotFit for one that cannot here, before a load."""
+    name = prepared.found.name
+    if projector_of(prepared.found) is None:
         raise UsageError(
-            f"{found.name} cannot look at images: it has no projector (mmproj)",
+            f"{name} cannot look at images: it has no projector (mmproj)",
             "take a model that sees, such as gemma-3-4b or qwen3-vl-2b",
+        )
+    if not prepared.plan.memory.projector_bytes:
+        raise DoesNotFit(
+            f"{name} cannot look at images now: memory leaves no room for its projector",
+            "close other programs, ask for less (--context), or take a smaller model that sees",
         )
 
 

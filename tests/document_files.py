@@ -9,15 +9,21 @@ WORD = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
 
 
 def pdf(*pages: str) -> bytes:
-    """A PDF with one line of text on each page."""
+    """A PDF with one line of text on each page, "" for none."""
+    return pdf_of_lines(*([page] if page else [] for page in pages))
+
+
+def pdf_of_lines(*pages: list[str]) -> bytes:
+    """A PDF with these lines on its pages."""
     kids = " ".join(f"{4 + 2 * index} 0 R" for index in range(len(pages)))
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
         f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} >>".encode(),
         b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>",
     ]
-    for index, text in enumerate(pages):
-        drawn = b"BT /F1 12 Tf 72 720 Td (" + text.encode("cp1252") + b") Tj ET" if text else b""
+    for index, lines in enumerate(pages):
+        shown = (line.encode("cp1252").replace(b"(", b"\\(").replace(b")", b"\\)") for line in lines)
+        drawn = b"BT /F1 12 Tf 72 720 Td 15 TL " + b" ".join(b"(%s) Tj T*" % line for line in shown) + b" ET"
         objects.append(
             b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Resources << /Font << /F1 3 0 R >> >>"
             b" /Contents %d 0 R >>" % (5 + 2 * index)

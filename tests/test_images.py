@@ -49,6 +49,13 @@ def test_a_photograph_is_turned_as_the_camera_says() -> None:
     assert (image.width, image.height) == (8, 16)
 
 
+def test_a_large_photograph_is_made_smaller() -> None:
+    image = images.decoded(encoded("JPEG", Pillow.new("RGB", (6000, 4000), "red")), "photo.jpg")
+    assert image.width * image.height <= 8_000_000
+    assert image.width / image.height == pytest.approx(1.5, abs=0.01)
+    assert len(image.pixels) == 3 * image.width * image.height
+
+
 def test_what_is_transparent_is_white() -> None:
     image = images.decoded(encoded("PNG", Pillow.new("RGBA", (2, 2), (0, 0, 0, 0))), "x.png")
     assert image.pixels == b"\xff" * 12

@@ -172,20 +172,8 @@ def test_run_with_a_preset(cli: Cli) -> None:
     assert unknown.returncode == 3
     assert "summarize" in unknown.stderr
     assert cli("run", "--var", "a=b", "hi").returncode == 2
-    told = cli("run", "-m", "smollm2-135m", "--preset", "keywords", "--language", "fr", input="Le chat dort {input}.")
+    words = ("run", "-m", "smollm2-135m", "--preset", "keywords", "--language", "fr")
+    told = cli(*words, input="Le chat dort dans le jardin de la maison rouge, {input}.", timeout=120)
     assert told.returncode == 0, told.stderr
     words = json.loads(told.stdout)
     assert all(isinstance(word, str) for word in words)
-
-
-INVOICE = """FACTURE n° 2026-118
-Rivière & Fils SARL, 12 rue Mercière, Lyon
-Client : Northwind Ltd, Leeds
-Total à payer : 1 440,00 EUR avant le 15/12/2026
-Pénalité de retard : 1,5 % par mois"""
-
-
-def test_an_invoice_gives_json_of_its_schema(cli: Cli) -> None:
-    told = cli("run", "-m", "smollm2-135m", "--preset", "invoice", "--language", "fr", input=INVOICE)
-    assert told.returncode == 0, told.stderr
-    assert set(json.loads(told.stdout)) == {"total", "currency", "due_date", "late_fee", "parties"}

@@ -121,7 +121,7 @@ def run(
     with Interrupts() as interrupts:
         prepared = prepare(model, wished, likely_tokens(question) + room)
         if question.images:
-            loading.refuse_blind(prepared.found)
+            loading.refuse_blind(prepared)
         loaded = load_prepared(prepared, interrupts)
         try:
             loaded = with_room_for(loaded, question, room, wished, think, interrupts)

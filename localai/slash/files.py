@@ -46,7 +46,7 @@ def image(room: Room, argument: str) -> None:
         room.images.clear()
         render.note("(no image goes with the next question)")
     elif argument:
-        loading.refuse_blind(room.loaded.prepared.found)
+        loading.refuse_blind(room.loaded.prepared)
         for path in given_paths(argument):
             picture = images.read(path)
             room.images.append(picture)
