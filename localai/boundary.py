@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import typer
 
-from localai import render
+from localai import render, schema
 from localai.errors import ExitCode, LocalaiError, PipeClosed, UsageError
 
 
@@ -103,15 +103,9 @@ def report(error: LocalaiError, arguments: Sequence[str], debug: bool) -> int:
     """Tell of `error` where it can be told, and return its exit code all the same where nothing can be written."""
     if debug:
         traceback.print_exception(error)
-    content = {
-        "code": error.code,
-        "exit_code": int(error.exit_code),
-        "message": error.message,
-        "hint": error.hint or None,
-    }
     try:
         if wants_json(arguments):
-            render.json_object({"error": content})
+            render.json_object({"error": schema.failure(error)})
         else:
             render.error(error.message, error.hint)
         render.flush()

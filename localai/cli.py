@@ -13,6 +13,7 @@ from localai.commands import (
     embed,
     library,
     machine,
+    map,
     models,
     presets,
     pull,
@@ -78,6 +79,7 @@ app.command()(library.export_manifest)
 app.command()(answer.chat)
 app.command()(answer.run)
 app.command()(worker.worker)
+app.command(name="map")(map.map_records)
 app.command()(embed.embed)
 app.add_typer(presets.app, name="presets")
 app.add_typer(sessions.app, name="sessions")

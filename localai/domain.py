@@ -475,6 +475,7 @@ class GenerationRequest:
     The rest is for a `BatchEngine`. `raw` is a text to continue, without template, instead of the messages. `tools`
     may be asked for as `tool_choice` says: auto, none, required, or the name of the one that must be. `logprobs` is
     how many of the likeliest tokens are told beside each token; None tells none.
+    `reserve`: tokens of the context that must be left for the answer; a prompt that leaves fewer does not fit.
     """
 
     messages: tuple[Message, ...]
@@ -488,6 +489,7 @@ class GenerationRequest:
     tools: tuple[Tool, ...] = ()
     tool_choice: str = "auto"
     logprobs: int | None = None
+    reserve: int = 1
 
 
 EMBEDDING_STEP = 512  # tokens of a batch: more at a time is no faster on a CPU, and each takes a row of logits

@@ -140,7 +140,14 @@ def json_object(content: Mapping[str, Any]) -> None:
 
 def line(content: Mapping[str, Any]) -> None:
     """Write one JSON object with its schema version as a line of its own."""
-    _write(sys.stdout, json_line(content))
+    out(json_line(content), end="")
+
+
+def plain_line(text: str) -> None:
+    """Write a text as one line, at once: its line breaks and backslashes as `\\n`, `\\r` and `\\\\`."""
+    escaped = text.replace("\\", "\\\\").replace("\r", "\\r").replace("\n", "\\n")
+    out(escaped)
+    flush()
 
 
 def emit(text: str) -> None:
@@ -163,9 +170,9 @@ def event(kind: str, content: Mapping[str, Any]) -> None:
     flush()
 
 
-def json_line(content: Mapping[str, Any], indent: int | None = None) -> str:
-    """`content` as JSON text that any stream can carry: non-ASCII stays readable where the stream is UTF-8."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+def json_line(content: Mapping[str, Any], indent: int | None = None, encoding: str | None = None) -> str:
+    """`content` as JSON text that stdout, or another `encoding`, can carry: non-ASCII stays readable in UTF-8."""
+    encoding = encoding or getattr(sys.stdout, "encoding", None) or "utf-8"
     utf8 = encoding.lower().replace("-", "") == "utf8"
     text = json.dumps({"schema_version": SCHEMA_VERSION, **content}, ensure_ascii=not utf8, indent=indent, default=str)
     if utf8 and not text.isascii():
@@ -364,6 +371,51 @@ class TransferProgress:
 
     def end(self) -> None:
         self._status.clear()
+
+
+class BatchProgress:
+    """How far a batch is, on stderr: with rate and time left on a terminal, a line now and then elsewhere."""
+
+    _QUIET_S = 30.0  # between two lines where stderr is no terminal
+
+    def __init__(self, total: int | None, done: int) -> None:
+        self._total, self._first, self._done = total, done, done
+        self._status = Status()
+        self._started = self._told = time.monotonic()
+
+    def update(self, done: int | None = None) -> None:
+        """So many records are done; None: as before, but time has passed."""
+        self._done = self._done if done is None else done
+        if is_terminal(sys.stderr):
+            self._status.show(self._text())
+        elif time.monotonic() - self._told >= self._QUIET_S:
+            self._told = time.monotonic()
+            note(self._text())
+
+    def _text(self) -> str:
+        text = f"{self._done:,} records" if self._total is None else f"{self._done:,} of {self._total:,} records"
+        seconds = time.monotonic() - self._started
+        if self._done > self._first and seconds > 0.5:
+            rate = (self._done - self._first) / seconds
+            text += f", {_rate(rate)}"
+            if self._total is not None:
+                text += f", {duration(max(self._total - self._done, 0) / rate)} left"
+        return text
+
+    def clear(self) -> None:
+        """Make room for another line."""
+        self._status.clear()
+
+    def end(self) -> None:
+        """Say what was done, and how fast."""
+        self._status.clear()
+        seconds, count = time.monotonic() - self._started, self._done - self._first
+        if count:
+            note(f"{self._done:,} records, {count:,} in {duration(seconds)} ({_rate(count / max(seconds, 1e-3))})")
+
+
+def _rate(a_second: float) -> str:
+    return f"{a_second:.1f} a second" if a_second >= 1 else f"{a_second * 60:.1f} a minute"
 
 
 def duration(seconds: float) -> str:

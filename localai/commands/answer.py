@@ -239,14 +239,20 @@ def load(name: str | None, wished: Wishes, want_context: int | None, interrupts:
     return load_prepared(prepare(name, wished, want_context), interrupts)
 
 
-def prepare(name: str | None, wished: Wishes, want_context: int | None) -> Prepared:
-    """Find and plan, and say on stderr what the user should know of it."""
+def prepare(
+    name: str | None,
+    wished: Wishes,
+    want_context: int | None,
+    sequences: int | None = 1,
+    most_sequences: int | None = None,
+) -> Prepared:
+    """Find and plan, as `loading.prepare` does, and say on stderr what the user should know of it."""
     from localai import library, loading
 
     found = library.find(name)
     if found.why:
         render.note(found.why)
-    prepared = loading.prepare(found, wished, want_context)
+    prepared = loading.prepare(found, wished, want_context, sequences, most_sequences)
     for warning in prepared.plan.warnings:
         render.note(f"warning: {warning}")
     return prepared

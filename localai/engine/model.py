@@ -214,7 +214,7 @@ class LlamaEngine:
         started = perf_counter()
         self._prompts.refuse_far_too_long(request.messages, self.context, cancelled)
         prompt = self._prompt(request.messages, request.think)
-        self._prompts.refuse_too_long(prompt, self.context, request.max_tokens)
+        self._prompts.refuse_too_long(prompt, self.context, request)
         total = len(prompt.tokens)
         kept = self._cache.keep_prefix(prompt.tokens)
         answer = Answer(self._vocabulary, prompt, request, self.load_ms, kept, started)

@@ -157,11 +157,11 @@ class Prompts:
                 if tokens > context * 2:
                     raise self.overflow(None, f"about {tokens * length // seen}", context, 0)
 
-    def refuse_too_long(self, prompt: Prompt, context: int, max_tokens: int | None) -> None:
-        """Raise ContextOverflow for a prompt that leaves no room for an answer."""
+    def refuse_too_long(self, prompt: Prompt, context: int, request: GenerationRequest) -> None:
+        """Raise ContextOverflow for a prompt that does not leave room for an answer."""
         total = len(prompt.tokens)
-        if total + 1 > context:
-            raise self.overflow(total, f"{total}", context, max_tokens or 512)
+        if total + max(1, request.reserve) > context:
+            raise self.overflow(total, f"{total}", context, request.max_tokens or 512)
 
     def overflow(self, needed: int | None, told: str, context: int, answer: int) -> ContextOverflow:
         """What is to be said of an input of `told` tokens (`needed`, where they were counted)."""

@@ -136,7 +136,7 @@ class Scheduler:
             self._prompts.refuse_far_too_long(request.messages, self.context)
             told = (lambda text: ("", [])) if self._repeatable else self._slots.beginning
             prompt = self._prompts.requested(request, told)
-            self._prompts.refuse_too_long(prompt, self.context, request.max_tokens)
+            self._prompts.refuse_too_long(prompt, self.context, request)
         job = Job(request, prompt, self.context, deliver)
         with self._changed:
             self._refuse_if_full()
