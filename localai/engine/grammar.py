@@ -8,10 +8,13 @@ narrower than the schema (declared properties only, in their order), never wider
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
+from localai.engine import bounds, patterns
 from localai.errors import UsageError
 
 Json = Any
@@ -20,12 +23,14 @@ DEEPEST = 60  # levels of nesting in a schema
 
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 ANNOTATIONS = frozenset(
-    {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"}
-    | {"$comment", "$schema", "$id", "$defs", "definitions"}
+    {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "discriminator"}
+    | {"$comment", "$schema", "$id", "$anchor", "$defs", "definitions", "contentMediaType", "contentEncoding"}
 )
 OBJECT = frozenset({"properties", "required", "additionalProperties"})
 ARRAY = frozenset({"items", "prefixItems", "minItems", "maxItems"})
-STRING = frozenset({"minLength", "maxLength", "format"})
+STRING = frozenset({"minLength", "maxLength", "format", "pattern"})
+NUMBER = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
+FAMILIES = {"object": OBJECT, "array": ARRAY, "string": STRING, "number": NUMBER, "integer": NUMBER}
 ALTERNATIVES = ("$ref", "anyOf", "oneOf", "allOf", "const", "enum")
 
 _HEX = "[0-9a-fA-F]"
@@ -47,7 +52,7 @@ PRIMITIVES: dict[str, str] = {
     "pair": 'string ":" ws value',
     "object": '"{" ws (pair ("," ws pair)* ws)? "}"',
     "array": '"[" ws (value ("," ws value)* ws)? "]"',
-    "date": f'[0-9]{{4}} "-" {_DAYS}',
+    "date": f'[12] [0-9]{{3}} "-" {_DAYS}',
     "clock": '([01] [0-9] | "2" [0-3]) ":" [0-5] [0-9]',
     "time": 'clock ":" [0-5] [0-9] ("Z" | [+-] clock)',
     "uuid": f'{_HEX}{{8}} "-" {_HEX}{{4}} "-" {_HEX}{{4}} "-" {_HEX}{{4}} "-" {_HEX}{{12}}',
@@ -175,13 +180,12 @@ class _Converter:
     def _typed(self, schema: Mapping[str, Json], keywords: set[str], at: str, depth: int) -> str:
         types = _types(schema, at)
         if types is None:  # what the other keywords are about
-            families = {"object": OBJECT, "array": ARRAY, "string": STRING}
-            types = [name for name, family in families.items() if keywords & family] or None
+            types = [name for name, family in FAMILIES.items() if name != "integer" and keywords & family] or None
         if types is None:
             _only(keywords, set(), at)
             return "value"
         allowed = {"type"}
-        for name, family in (("object", OBJECT), ("array", ARRAY), ("string", STRING)):
+        for name, family in FAMILIES.items():
             allowed |= family if name in types else frozenset()
         _only(keywords, allowed, at)
         opening, self._opening = self._opening, []
@@ -194,7 +198,9 @@ class _Converter:
             return self._object(schema, at, depth)
         if name == "array":
             return self._array(schema, at, depth)
-        return _string(schema, at) if name == "string" else name
+        if name == "string":
+            return _string(schema, at)
+        return _number(name, schema, at) if name in ("number", "integer") else name
 
     def _object(self, schema: Mapping[str, Json], at: str, depth: int) -> str:
         properties, required = schema.get("properties", {}), schema.get("required", [])
@@ -251,7 +257,43 @@ class _Converter:
         return f'"[" ws {inside if least else f"({inside})?"} "]"'
 
 
+def _number(name: str, schema: Mapping[str, Json], at: str) -> str:
+    """Numbers within the schema's bounds; the tighter of two that are given counts."""
+    if not NUMBER & schema.keys():
+        return name
+    limits: dict[str, Fraction | None] = {}
+    for keyword in sorted(NUMBER):
+        value: Json = schema.get(keyword)
+        if keyword in schema and not (_is(value, "number") and math.isfinite(value)):
+            raise _refused(f"{at}/{keyword}", "is no number")
+        limits[keyword] = Fraction(str(value)) if keyword in schema else None
+    low, after = limits["minimum"], False
+    if (beyond := limits["exclusiveMinimum"]) is not None and (low is None or beyond >= low):
+        low, after = beyond, True
+    high, before = limits["maximum"], False
+    if (beyond := limits["exclusiveMaximum"]) is not None and (high is None or beyond <= high):
+        high, before = beyond, True
+    if name == "integer":
+        first = None if low is None else math.floor(low) + 1 if after else math.ceil(low)
+        last = None if high is None else math.ceil(high) - 1 if before else math.floor(high)
+        found = bounds.integers(first, last)
+    else:
+        found = bounds.numbers(low, high, after, before)
+    if found is None:
+        raise _refused(at, "has bounds that nothing between them can be written for")
+    return found
+
+
 def _string(schema: Mapping[str, Json], at: str) -> str:
+    if "pattern" in schema:
+        _only({*schema} & STRING, {"pattern"}, at)
+        if not isinstance(schema["pattern"], str):
+            raise _refused(f"{at}/pattern", "is no text")
+        try:
+            inside = patterns.expression(schema["pattern"], lambda each: literal(_json(each)[1:-1]))
+        except patterns.NotHonoured as error:
+            raise _refused(f"{at}/pattern", f"{schema['pattern']!r:.100} cannot be honoured: it {error}") from error
+        return rf'"\"" {inside} "\""'
     least, most = _bounds(schema, "minLength", "maxLength", at)
     if "format" in schema:
         form = FORMATS.get(str(schema["format"]))
