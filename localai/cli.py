@@ -8,6 +8,7 @@ import typer
 
 from localai.commands import (
     answer,
+    bench,
     config,
     doctor,
     embed,
@@ -66,6 +67,7 @@ def main(
 app.command()(machine.hardware)
 app.command()(doctor.doctor)
 app.command()(machine.recommend)
+app.command()(bench.bench)
 app.command()(search.search)
 app.command()(models.show)
 app.command()(pull.pull)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from localai.errors import LocalaiError
+from localai.rates import Experience
 
 KIB = 1024
 MIB = 1024**2
@@ -139,6 +140,7 @@ class Machine:
     notes: tuple[str, ...] = ()  # what was assumed, for machines that are not this one
     compute: Compute = Compute(None, "not measured")
     failures: tuple[str, ...] = ()  # probes that failed or hung, for `--debug`
+    experience: Experience = field(default_factory=Experience)  # what running models here has taught
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +205,10 @@ class Weights:
     tied_bytes: int = field(default=0, compare=False)  # the part of the embedding that is the output, too
     layer_bytes: tuple[int, ...] = field(default=(), compare=False)  # of each layer, () where no header was read
     expert_bytes: tuple[int, ...] = field(default=(), compare=False)  # the part of them that is routed experts
+    # weights of the layers that a token is multiplied with, by tensor type, and those of the output
+    layer_kinds: tuple[tuple[str, int], ...] = field(default=(), compare=False)
+    output_kind: tuple[str, int] = field(default=("", 0), compare=False)
+    expert_weights: int = field(default=0, compare=False)  # the part of `layer_kinds` that is routed experts
 
 
 class Placement(StrEnum):

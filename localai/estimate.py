@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from localai import placement, quantization
+from localai import placement, quantization, tuning
 from localai.buffers import CONTEXT_STEP, KV_TYPES, UBATCH, compute_bytes, kv_cache_bytes, padded
 from localai.domain import MIB, Machine, MemoryNeed, Placement, Plan, Shape, Weights
 from localai.placement import GPU_MARGIN_BYTES
+from localai.rates import Job
 from localai.sizes import shape_from_params, shape_from_size, weights_from_catalog, weights_from_size
 from localai.speed import cores, decode_speed, engine_gpus, prompt_speed
 
@@ -33,6 +34,9 @@ __all__ = [
 ]
 
 DEFAULT_CONTEXT = 8192
+# What the two speeds of a plan are of.
+_WRITING, _READING = Job(0, 64, 1024), Job(UBATCH, 0)
+TYPICAL_WORK = Job(256, 256, 1024)  # a turn of a chat, where nobody has said what is to be done
 SMALLEST_CONTEXT = 2048
 BATCH = 2048  # llama.cpp's default n_batch
 SMALL_UBATCH = 128  # where memory is short: a quarter of the compute buffer, prompts a little slower
@@ -110,6 +114,7 @@ def plan(
     measured: Measure | None = None,
     projector_bytes: int = 0,
     sequences: int = 1,
+    work: Job = TYPICAL_WORK,
 ) -> Plan:
     """How to load the model here, with what that takes and how fast it will be; `fits` False means: do not load.
 
@@ -117,20 +122,23 @@ def plan(
     the model's own; an f16 cache and 512 tokens at a time, less of either where that does not fit. As much as fits goes
     to the GPUs, leaving 1 GiB a device; a smaller cache, or a context down to 4,096, is preferred to leaving the GPU.
     `measured` goes before the closed forms of cache and compute buffers. The speeds are those of one sequence.
+    `work` is what is to be done, for the settings that `bench --tune` has found.
     """
     job = _Job(shape, weights, machine, gpu_layers, measured, projector_bytes, sequences)
     contexts = _contexts(shape, want_context) if context is None else [padded(max(context, 1))]
     kv_types = [kv_type] if kv_type is not None else ["f16", *([SMALL_KV_TYPE] if can_shrink_cache(shape) else [])]
     ubatches = [ubatch] if ubatch is not None else [UBATCH, SMALL_UBATCH]
     best = _best(job, contexts, kv_types, ubatches)
-    decode = decode_speed(
-        shape, weights, machine, best.gpu_layers, kv_type=best.kv_type, cpu_expert_layers=best.cpu_expert_layers
-    )
+    best = _tuned(job, best, work, kv_type is not None, ubatch is not None)
+    placed = replace(best, threads=threads or best.threads)
+    known = tuning.found_for(machine, shape, weights, best.placement is Placement.GPU)
+    where = (shape, weights, machine, best.gpu_layers)
+    decode = decode_speed(*where, kv_type=best.kv_type, cpu_expert_layers=best.cpu_expert_layers)
+    prompt = prompt_speed(*where, cpu_expert_layers=best.cpu_expert_layers)
     placed = replace(
-        best,
-        threads=threads or cores(machine),
-        decode_tps=decode,
-        prompt_tps=prompt_speed(shape, weights, machine, best.gpu_layers, cpu_expert_layers=best.cpu_expert_layers),
+        placed,
+        decode_tps=tuning.adjusted(decode, known, placed, _WRITING),
+        prompt_tps=tuning.adjusted(prompt, known, placed, _READING),
     )
     chosen = kv_type is None and placed.fits and placed.kv_type != kv_types[0]
     return replace(placed, warnings=tuple(_warnings(placed, shape, quant, context or want_context, chosen)))
@@ -156,6 +164,26 @@ def _best(job: _Job, contexts: list[int], kv_types: list[str], ubatches: list[in
     return _placed(job, contexts[-1], kv_types[0], ubatches[0])
 
 
+def _tuned(job: _Job, best: Plan, work: Job, kv_type_asked: bool, ubatch_asked: bool) -> Plan:
+    """The plan with the settings that `bench --tune` found best for such work here, as far as they fit.
+
+    What was asked for stays as asked, and so does a cache or a micro-batch that is small because memory is.
+    """
+    if not best.fits or best.placement is Placement.SPLIT or job.sequences > 1:
+        return replace(best, threads=cores(job.machine))
+    found = tuning.found_for(job.machine, job.shape, job.weights, best.placement is Placement.GPU)
+    for setting, _ in tuning.ranked(found, work):
+        if setting.kv_type != best.kv_type and (kv_type_asked or best.kv_type != "f16"):
+            continue
+        if setting.ubatch != best.ubatch and (ubatch_asked or best.ubatch != UBATCH):
+            continue
+        tried = _placed(job, best.context, setting.kv_type, setting.ubatch, setting.flash)
+        if tried.fits and (tried.placement, tried.gpu_layers) == (best.placement, best.gpu_layers):
+            threads = min(setting.threads, job.machine.cpu.logical_cores)
+            return replace(tried, threads=threads, repack=setting.repack)
+    return replace(best, threads=cores(job.machine))
+
+
 def can_shrink_cache(shape: Shape) -> bool:
     """Whether llama.cpp takes a quantized cache of this model: whole blocks of 32, and flash attention."""
     blocks = shape.key_length % 32 == 0 and (shape.latent_kv or shape.value_length % 32 == 0)
@@ -172,7 +200,7 @@ def _contexts(shape: Shape, want: int) -> list[int]:
     return tried
 
 
-def _placed(job: _Job, context: int, kv_type: str, ubatch: int) -> Plan:
+def _placed(job: _Job, context: int, kv_type: str, ubatch: int, flash: bool = True) -> Plan:
     """The plan for one context, without speeds: layers on the GPU, memory, whether it fits."""
     shape, weights, machine = job.shape, job.weights, job.machine
     gpus = engine_gpus(machine)
@@ -182,6 +210,7 @@ def _placed(job: _Job, context: int, kv_type: str, ubatch: int) -> Plan:
         context,
         kv_type,
         ubatch,
+        flash=flash,
         measured=job.measured,
         projector_bytes=job.projector_bytes,
         sequences=job.sequences,
@@ -216,7 +245,7 @@ def _placed(job: _Job, context: int, kv_type: str, ubatch: int) -> Plan:
         batch=BATCH,
         ubatch=ubatch,
         kv_type=kv_type,
-        flash_attention=True,
+        flash_attention=flash,
         # repacked copies and mapped originals together must not push other programs out (llama.cpp repacks on CPUs)
         use_mmap=on_gpus.placement is Placement.GPU or 2 * need.weights_bytes + need.kv_cache_bytes <= ram,
         memory=replace(need, overhead_bytes=overhead),

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from localai import measurement, settings
+from localai import experience, settings
 from localai.domain import (
     Bandwidth,
     Cpu,
@@ -86,7 +86,7 @@ def detect(engine: bool = True, source: Source | None = None, nvml: nvidia.Nvml 
         notes=notes,
         failures=failures,
     )
-    return measurement.recalled(machine) if here else machine
+    return experience.recalled(machine) if here else machine
 
 
 def _tuple(found: object) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 from localai import cards, estimate, gguf, hardware, library, naming, parallelism, shapes
 from localai.domain import GIB, BatchEngine, ChatEngine, Machine, Plan, RemoteFile, Shape, Weights
 from localai.errors import DoesNotFit, EngineError, UsageError
+from localai.rates import Job
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,15 @@ class Wishes:
 
 
 @dataclass(frozen=True, slots=True)
+class Facts:
+    """What a plan was made from."""
+
+    machine: Machine
+    shape: Shape
+    weights: Weights
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """A model that fits, and how it will be loaded."""
 
@@ -31,6 +41,7 @@ class Prepared:
     plan: Plan
     params: int
     context_length: int | None  # that the model was made for
+    facts: Facts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +67,12 @@ def prepare(
     want_context: int | None = None,
     sequences: int | None = 1,
     most_sequences: int | None = None,
+    work: Job = estimate.TYPICAL_WORK,
 ) -> Prepared:
     """Plan how `found` would be loaded here, for so many `sequences` at once; None: as many as pay, and as fit.
 
-    `want_context` is the number of tokens the job at hand needs, used where the user asked for no context of their own.
+    `want_context` is the number of tokens the job at hand needs, used where the user asked for no context of their own;
+    `work` is what it is, for the settings that suit it.
     Raises EngineError for a file that is no model, DoesNotFit where it would swap or die, UsageError for more threads
     than there are (llama.cpp's threads wait actively: too many make it not slow but still).
     """
@@ -87,6 +100,7 @@ def prepare(
             want_context=want_context or estimate.DEFAULT_CONTEXT,
             sequences=count,
             projector_bytes=projector_bytes,
+            work=work,
         )
 
     plan = planned(sequences) if sequences is not None else parallelism.best(planned, most_sequences)
@@ -95,7 +109,7 @@ def prepare(
     if not plan.fits:
         raise _refusal(found, shape, weights, machine, plan, wishes)
     plan = replace(plan, workers=wishes.workers)
-    return Prepared(found, plan, shape.params, shape.context_length)
+    return Prepared(found, plan, shape.params, shape.context_length, Facts(machine, shape, weights))
 
 
 def projector_of(found: library.Found) -> Path | None:

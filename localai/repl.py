@@ -9,7 +9,7 @@ import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from localai import chat, documents, kept_states, line_editor, render, sessions, terminal
+from localai import chat, documents, kept_states, line_editor, recording, render, sessions, terminal
 from localai.answer_view import AnswerView
 from localai.commands import answer, options
 from localai.commands.options import SamplingFlags
@@ -181,6 +181,8 @@ class Room:
                 view.end()
         assert end is not None, "an engine ends with AnswerEnd"
         self.last = end
+        if not self.private:
+            recording.keep(self.loaded.prepared, end, "chat")
         if end.finish_reason == "interrupted":
             render.note("(stopped)")
         elif end.finish_reason == "length":

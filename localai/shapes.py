@@ -220,6 +220,9 @@ def weights(header: Header) -> Weights:
     tied_bytes = 0
     layers, of_experts = [0] * reading.n_layers, [0] * reading.n_layers
     tied = not any(tensor.name == "output.weight" for tensor in header.tensors)
+    kinds: dict[str, float] = {}
+    output_kind = ("", 0)
+    expert_weights = 0.0
     for tensor in header.tensors:
         total += tensor.size_bytes
         if (found := _LAYER.match(tensor.name)) and int(found.group(1)) < len(layers):
@@ -233,8 +236,25 @@ def weights(header: Header) -> Weights:
             tied_bytes = tensor.size_bytes
         elif tensor.name == "output.weight":
             output = tensor.size_bytes
-        read += tensor.size_bytes * reading.share_used(tensor)
-    return Weights(total, round(read), embedding, output, tied_bytes, tuple(layers), tuple(of_experts))
+        used = reading.share_used(tensor)
+        read += tensor.size_bytes * used
+        if tensor.name in ("token_embd.weight", "output.weight"):
+            output_kind = (tensor.type, tensor.elements)
+        elif len(tensor.dimensions) > 1:
+            kinds[tensor.type] = kinds.get(tensor.type, 0) + tensor.elements * used
+            expert_weights += tensor.elements * used if _EXPERTS.search(tensor.name) else 0
+    return Weights(
+        total,
+        round(read),
+        embedding,
+        output,
+        tied_bytes,
+        tuple(layers),
+        tuple(of_experts),
+        tuple((kind, round(count)) for kind, count in sorted(kinds.items())),
+        output_kind,
+        round(expert_weights),
+    )
 
 
 def _text(header: Header, key: str) -> str | None:

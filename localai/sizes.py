@@ -19,7 +19,7 @@ def weights_from_catalog(model: CatalogModel, quant: str) -> Weights:
     if file is not None and file.size_bytes is not None:
         rest = max(0, file.size_bytes - embedding - output)
         embedding = min(embedding, file.size_bytes)
-    return _weights(embedding, output, rest, shape)
+    return _weights(embedding, output, rest, shape, quant)
 
 
 def weights_from_size(size_bytes: int, shape: Shape, quant: str, tied: bool | None = None) -> Weights:
@@ -30,7 +30,7 @@ def weights_from_size(size_bytes: int, shape: Shape, quant: str, tied: bool | No
     tied = shape.params < 5e9 if tied is None else tied
     embedding, output, _ = _parts(shape.params, shape, quant if quantization.bits(quant) else "Q8_0", tied)
     embedding, output = min(embedding, size_bytes // 2), min(output, size_bytes // 4)
-    return _weights(embedding, output, size_bytes - embedding - output, shape)
+    return _weights(embedding, output, size_bytes - embedding - output, shape, quant)
 
 
 # Weights of a usual vision encoder with its projector: Gemma 3 4B's in F16 has 851,251,104 bytes, Qwen3-VL 2B's in Q8_0
@@ -46,9 +46,34 @@ def projector_bytes(model: CatalogModel) -> int:
     return round((_VISION_PARAMS if model.params_b >= 1 else _SMALL_VISION_PARAMS) * bits / 8)
 
 
-def _weights(embedding: int, output: int, rest: int, shape: Shape) -> Weights:
+def _weights(embedding: int, output: int, rest: int, shape: Shape, quant: str) -> Weights:
     read = rest * (shape.active_params / shape.params if shape.active_params else 1) + (output or embedding)
-    return Weights(rest + embedding + output, round(min(read, rest + (output or embedding))), embedding, output)
+    total = rest + embedding + output
+    vocabulary = (shape.vocab_size or 0) * (shape.embedding_length or 0)
+    active = max(0, (shape.active_params or shape.params) - vocabulary * (2 if output else 1))
+    body = rest * 8 / max(1, shape.params - vocabulary * (2 if output else 1))
+    return Weights(
+        total,
+        round(min(read, rest + (output or embedding))),
+        embedding,
+        output,
+        layer_kinds=_kinds(quant, active, body),
+        output_kind=("Q8_0" if _digit(quant) == 8 else "F16" if "16" in quant or "32" in quant else "Q6_K", vocabulary),
+        expert_weights=active // 2 if shape.expert_count or shape.active_params else 0,
+    )
+
+
+def _kinds(quant: str, weights: int, bits: float) -> tuple[tuple[str, int], ...]:
+    """The tensor types of the layers' weights: the main one, and as much of Q6_K as makes up the average `bits`."""
+    plain = quant.upper().removeprefix("UD-")
+    if "16" in plain or "32" in plain:
+        return (("F16" if plain != "BF16" else "BF16", weights),)
+    main = "_".join(plain.split("_")[:2])
+    at, more = _MAIN_BITS.get(_digit(plain)), 6.5625
+    if not plain.startswith("Q") or "_K" not in plain or at is None or at >= more or bits <= at:
+        return ((main, weights),)
+    larger = round(weights * min(1.0, (bits - at) / (more - at)))
+    return ((main, weights - larger), ("Q6_K", larger))
 
 
 def _is_tied(model: CatalogModel) -> bool:

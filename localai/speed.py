@@ -1,13 +1,18 @@
-"""How fast a model reads and writes on a machine: a roofline over memory bandwidth and compute, always a range."""
+"""How fast a model reads and writes on a machine: a roofline over memory bandwidth and compute, always a range.
+
+On a calibrated machine the times are those of `roofline`; else they come from measured or published bandwidths and
+typical processors. Past runs of the model, or of its kind, correct either.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from localai import experts, tiers
+from localai import experts, past_runs, roofline, tiers
 from localai.buffers import UBATCH, kv_cache_bytes, typical_width
 from localai.domain import Gpu, Machine, Shape, SpeedRange, Weights
+from localai.rates import Calibration
 
 # Share of the nominal memory bandwidth that decoding reaches, and seconds a layer takes beside its bytes. CPU: solving
 # SmolLM2-135M Q4_1 (170 t/s) and a Qwen3-0.6B shape Q4_K_M (73 t/s) on the same 2 cores gives 80 µs. GPU: 46–88 µs
@@ -93,6 +98,7 @@ def decode_speed(
     depth: int = _DEPTH,
     kv_type: str = "f16",
     cpu_expert_layers: int = 0,
+    corrected: bool = True,
 ) -> SpeedRange:
     """Tokens per second of writing: bytes read over bandwidth, plus a constant a layer, over CPU and GPU.
 
@@ -100,6 +106,11 @@ def decode_speed(
     """
     gpus = engine_gpus(machine)
     share = _gpu_share(shape, gpu_layers) if gpus else 0.0
+    calibration, split = machine.experience.calibration, _split(shape, share, cpu_expert_layers)
+    if calibration is not None and roofline.known(shape, weights, calibration, split):
+        seconds = roofline.decode_s(shape, weights, calibration, split, min(depth, shape.context_length or depth))
+        found = _calibrated(shape, weights, calibration, split, seconds, 1)
+        return _corrected(found, machine, shape, weights, "decode") if corrected else found
     rates = _rates(machine, gpus, share == 1 and not cpu_expert_layers)
     read = weights.read_per_token_bytes + kv_cache_bytes(shape, min(depth, shape.context_length or depth), kv_type)
     per_layer = _EXPERT_LAYERS if _has_experts(shape) else 1.0
@@ -113,15 +124,31 @@ def decode_speed(
         of_experts = experts.read_bytes(shape, weights, shape.n_layers) or (read // 2 if per_layer > 1 else 0)
         from_ram = read - of_experts + of_experts / _CPU_EXPERT_EFFICIENCY
         on_cpu = (1 - share) * (max(from_ram / rates.ram, _decode_arithmetic_s(shape, machine)) + layers * _CPU_LAYER_S)
-    return _range(1 / max(on_gpu + on_cpu, 1e-9), rates.low, rates.high, rates.basis)
+    found = _range(1 / max(on_gpu + on_cpu, 1e-9), rates.low, rates.high, rates.basis)
+    return _corrected(found, machine, shape, weights, "decode") if corrected else found
 
 
 def prompt_speed(
-    shape: Shape, weights: Weights, machine: Machine, gpu_layers: int = 0, cpu_expert_layers: int = 0
+    shape: Shape,
+    weights: Weights,
+    machine: Machine,
+    gpu_layers: int = 0,
+    cpu_expert_layers: int = 0,
+    tokens: int = UBATCH,
+    depth: int = 0,
+    corrected: bool = True,
 ) -> SpeedRange:
-    """Tokens per second of reading, at one micro-batch: max(2·P_active·u / FLOPS, bytes / bandwidth)."""
+    """Tokens per second of reading so many at a depth: max(2·P_active·u / FLOPS, bytes / bandwidth) a micro-batch.
+
+    `tokens` and `depth` count where the machine is calibrated; elsewhere it is one micro-batch in an empty cache.
+    """
     gpus = engine_gpus(machine)
     share = _gpu_share(shape, gpu_layers) if gpus else 0.0
+    calibration, split = machine.experience.calibration, _split(shape, share, cpu_expert_layers)
+    if calibration is not None and roofline.known(shape, weights, calibration, split):
+        seconds = roofline.prompt_s(shape, weights, calibration, split, tokens, depth)
+        found = _calibrated(shape, weights, calibration, split, seconds, tokens)
+        return _corrected(found, machine, shape, weights, "prompt") if corrected else found
     rates = _rates(machine, gpus, share == 1)
     active = shape.active_params or shape.params
     width = shape.embedding_length or typical_width(shape)
@@ -137,10 +164,43 @@ def prompt_speed(
         on_cpu = max(flop / _cpu_flops(machine), weights.total_bytes / rates.ram)
     mid = UBATCH / max(on_gpu + on_cpu, 1e-9)
     if share:
-        return _range(mid, 0.35, 2.5, "the cards' bandwidth")
-    if machine.compute.gflops:
-        return _range(mid, 0.4, 2.2, f"measured: {machine.compute.gflops:.0f} GFLOP/s")
-    return _range(mid, 0.35, 3.0, f"{cores(machine)} CPU cores of a typical kind")
+        found = _range(mid, 0.35, 2.5, "the cards' bandwidth")
+    elif machine.compute.gflops:
+        found = _range(mid, 0.4, 2.2, f"measured: {machine.compute.gflops:.0f} GFLOP/s")
+    else:
+        found = _range(mid, 0.35, 3.0, f"{cores(machine)} CPU cores of a typical kind")
+    return _corrected(found, machine, shape, weights, "prompt") if corrected else found
+
+
+def _split(shape: Shape, share: float, cpu_expert_layers: int) -> roofline.Split:
+    return roofline.Split(share, min(1.0, cpu_expert_layers / max(1, shape.n_layers)) if share else 0.0)
+
+
+def _calibrated(
+    shape: Shape, weights: Weights, calibration: Calibration, split: roofline.Split, seconds: float, tokens: int
+) -> SpeedRange:
+    """The range of a calibrated prediction: ±15 % for dense models, 20 with experts, 30 on several devices or where a
+    part of the model was not among what was measured.
+    """
+    off = 0.2 if _has_experts(shape) else 0.15
+    if 0 < split.gpu_share < 1 or split.cpu_experts:
+        off = 0.3
+    if not roofline.sure(shape, weights, calibration):
+        off = max(off, 0.35)
+    return _range(tokens / max(seconds, 1e-9), 1 / (1 + off), 1 + off, "calibrated")
+
+
+def _corrected(found: SpeedRange, machine: Machine, shape: Shape, weights: Weights, what: str) -> SpeedRange:
+    """The range moved to what past runs of this model were like, and as narrow as they; its kind's runs move it too."""
+    past, own = past_runs.for_model(machine.experience.corrections, shape, weights)
+    if past is None:
+        return found
+    ratio, spread = (past.decode, past.decode_spread) if what == "decode" else (past.prompt, past.prompt_spread)
+    if ratio is None:
+        return found
+    basis = f"{found.basis}; {past.runs} past run{'s' if past.runs > 1 else ''}{'' if own else ' of its kind'}"
+    low, high = (1 / (1 + spread), 1 + spread) if own else (found.low / found.mid, found.high / found.mid)
+    return _range(found.mid * ratio, low, high, basis)
 
 
 def _range(mid: float, low: float, high: float, basis: str) -> SpeedRange:

@@ -35,6 +35,14 @@ LAYERS = {
     SERVICE: {
         "hardware",
         "measurement",
+        "experience",
+        "past_runs",
+        "recording",
+        "roofline",
+        "fitting",
+        "calibrating",
+        "tuning",
+        "benching",
         "catalog",
         "estimate",
         "placement",
@@ -102,7 +110,7 @@ LAYERS = {
         "gguf",
         "engine",
     },
-    LEAF: {"languages", "domain", "settings", "errors", "quantization", "naming", "tensor_types", "__init__"},
+    LEAF: {"languages", "rates", "domain", "settings", "errors", "quantization", "naming", "tensor_types", "__init__"},
 }
 
 

@@ -49,14 +49,17 @@ from localai.domain import (
     ThinkingText,
 )
 from localai.errors import EngineError, ExitCode, LocalaiError, UsageError
+from localai.estimate import TYPICAL_WORK
 from localai.interrupt import Interrupts
 from localai.loading import Loaded, Prepared, Wishes
+from localai.rates import Job
 
 if TYPE_CHECKING:
     from localai.answer_schema import AnswerSchema
     from localai.commands.question import Question
 
 OUTPUTS = ("text", "json", "ndjson")
+TYPICAL_ANSWER = 256  # tokens that an answer takes whose length nobody limited
 ROOM_TO_ANSWER = 2048  # tokens planned for an answer whose length nobody limited
 LETTERS_PER_TOKEN = 2.5  # few tokenizers do worse on ordinary words; a plan only has to be large enough
 TOKENS_PER_IMAGE = 1200  # more than most models take for one; it is counted before the answer
@@ -114,12 +117,13 @@ def run(
     limit = options.setting("max_tokens", max_tokens)
     if question.schema is not None and think is None:
         think = False  # the grammar leaves no room for thoughts
-    from localai import loading
+    from localai import loading, recording
 
     wished = wishes(context, gpu_layers, threads, kv_type, rpc)
     room = (limit or ROOM_TO_ANSWER) + 64
     with Interrupts() as interrupts:
-        prepared = prepare(model, wished, likely_tokens(question) + room)
+        work = Job(likely_tokens(question), limit or TYPICAL_ANSWER)
+        prepared = prepare(model, wished, likely_tokens(question) + room, work=work)
         if question.images:
             loading.refuse_blind(prepared)
         loaded = load_prepared(prepared, interrupts)
@@ -132,6 +136,7 @@ def run(
             grammar = question.schema.grammar if question.schema else None
             request = GenerationRequest(question.messages(), sampling, limit, tuple(stop or ()), think, grammar)
             end = write_answer(loaded, request, output, interrupts, question.schema)
+            recording.keep(loaded.prepared, end, "run")
         finally:
             loaded.engine.close()
     if stats:
@@ -160,7 +165,7 @@ def with_room_for(
     needed = loaded.engine.count_tokens(question.messages(), think)
     if needed < context:
         return loaded
-    prepared = loading.prepare(loaded.prepared.found, wished, needed + room)
+    prepared = loading.prepare(loaded.prepared.found, wished, needed + room, work=Job(needed, room))
     if prepared.plan.context <= context:
         return loaded
     loaded.engine.close()
@@ -245,6 +250,7 @@ def prepare(
     want_context: int | None,
     sequences: int | None = 1,
     most_sequences: int | None = None,
+    work: Job = TYPICAL_WORK,
 ) -> Prepared:
     """Find and plan, as `loading.prepare` does, and say on stderr what the user should know of it."""
     from localai import library, loading
@@ -252,7 +258,7 @@ def prepare(
     found = library.find(name)
     if found.why:
         render.note(found.why)
-    prepared = loading.prepare(found, wished, want_context, sequences, most_sequences)
+    prepared = loading.prepare(found, wished, want_context, sequences, most_sequences, work)
     for warning in prepared.plan.warnings:
         render.note(f"warning: {warning}")
     return prepared

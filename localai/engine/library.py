@@ -209,6 +209,15 @@ def system_info() -> str | None:
 
 
 @functools.cache
+def quantizer() -> Any:
+    """ggml's own quantizer: (type, floats, where to, first, rows, numbers a row, None) → bytes written."""
+    function = _library(api(), "ggml-base").ggml_quantize_chunk
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    function.argtypes, function.restype = [ctypes.c_int, pointer, pointer, number, number, number, pointer], number
+    return function
+
+
+@functools.cache
 def ggml() -> ctypes.CDLL:
     """libggml with the types of what is asked of it."""
     library = _library(api(), "ggml")

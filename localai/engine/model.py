@@ -78,7 +78,24 @@ def load_model(
     progress: Callable[[float], None] | None,
     cancelled: Callable[[], bool] | None,
 ) -> Any:
-    """llama.cpp's model of `path`, which the caller frees. Raises as `load` does."""
+    """llama.cpp's model of `path`, which the caller frees. Raises as `load` does; so for one without a vocabulary."""
+    model = read_model(api, path, plan, progress, cancelled)
+    if api.llama_model_has_encoder(model) or not api.llama_vocab_type(api.llama_model_get_vocab(model)):
+        api.llama_model_free(model)
+        raise EngineError(
+            f"{path.name} is not a model that chats or makes embeddings", "localai recommend names some that do"
+        )
+    return model
+
+
+def read_model(
+    api: Any,
+    path: Path,
+    plan: Plan,
+    progress: Callable[[float], None] | None,
+    cancelled: Callable[[], bool] | None,
+) -> Any:
+    """llama.cpp's model of `path` whatever kind it is, which the caller frees. Raises as `load` does."""
     raised: list[BaseException] = []
 
     def go_on(share: float, _: object) -> bool:
@@ -113,11 +130,6 @@ def load_model(
         raise EngineError(
             f"llama.cpp cannot load {path.name}: {library.reason() or 'it gives no reason'}",
             "localai verify tells whether it is damaged; a model newer than the engine needs a newer llama-cpp-python",
-        )
-    if api.llama_model_has_encoder(model) or not api.llama_vocab_type(api.llama_model_get_vocab(model)):
-        api.llama_model_free(model)
-        raise EngineError(
-            f"{path.name} is not a model that chats or makes embeddings", "localai recommend names some that do"
         )
     return model
 

@@ -1,0 +1,200 @@
+"""Calibration: small synthetic models are made, timed and fitted; speeds are then predicted for this very machine."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter, time
+from typing import TYPE_CHECKING
+
+from localai import fitting
+from localai.domain import MIB, Machine, MemoryNeed, Placement, Plan
+from localai.errors import DoesNotFit
+from localai.fitting import Timing
+from localai.probes import bandwidth
+from localai.probes.source import Source
+from localai.rates import Calibration, DeviceRates
+from localai.speed import cores
+from localai.tensor_types import TENSOR_TYPES
+
+if TYPE_CHECKING:
+    from localai.engine.stopwatch import Stopwatch
+    from localai.engine.synthetic import Synthetic
+
+BUDGET_S = 50.0  # of measuring, whatever the machine; what is left out counts as its like
+# The types of most files, the commonest first: Q4_K_M is Q4_K and Q6_K; Q5_0 is what small models get for Q4_K.
+KINDS = ("Q4_K", "Q8_0", "Q6_K", "Q4_0", "Q5_0", "F16")
+EXPERTS_KIND = "Q4_K"
+SMALLEST_BYTES, LARGEST_BYTES = 96 * MIB, 384 * MIB  # of a model: more than the caches hold
+# Few wide layers and many narrow ones: width, feed-forward, heads, KV heads, numbers of a head.
+_SHAPES = ((2048, 6144, 32, 8, 64), (768, 2304, 8, 4, 128))
+_TOKENS, _DEPTH, _WRITTEN = 256, 1024, 12
+_LONGEST_READ_S = 0.6  # fewer tokens are read at a time where it would take longer
+_REPETITIONS = 3
+_BEFORE_EXPERTS = 3  # kinds that are measured before a mixture of experts is
+
+
+def calibrate(
+    machine: Machine, tell: Callable[[str], None], cancelled: Callable[[], bool] | None = None
+) -> Calibration:
+    """Measure the processor, and the GPU where the engine has one; takes under a minute, needs no network.
+
+    `tell` hears what is being measured. Raises DoesNotFit where memory or the disk's room for a temporary file is too
+    small, EngineError, KeyboardInterrupt.
+    """
+    l3_bytes = bandwidth.l3_bytes(Source()) or bandwidth.UNKNOWN_L3
+    size = min(LARGEST_BYTES, max(SMALLEST_BYTES, 2 * l3_bytes))
+    if 2 * size + 200 * MIB > machine.memory.available_bytes:
+        size = SMALLEST_BYTES // 2
+        if 2 * size + 200 * MIB > machine.memory.available_bytes:
+            raise DoesNotFit("there is too little free memory to calibrate", "close other programs, and try again")
+    with_gpu = machine.engine.gpu_offload and any(gpu.usable_by_engine for gpu in machine.gpus)
+    budget = BUDGET_S / (2 if with_gpu else 1)
+    cpu = _device(machine, size, False, budget, tell, cancelled)
+    gpu = _device(machine, size, True, budget, tell, cancelled) if with_gpu else None
+    return Calibration(cpu, gpu, int(time()))
+
+
+def _device(
+    machine: Machine,
+    size: int,
+    gpu: bool,
+    budget_s: float,
+    tell: Callable[[str], None],
+    cancelled: Callable[[], bool] | None,
+) -> DeviceRates:
+    """The rates of one device, from as many kinds as the time allows, at least the commonest."""
+    started, slowest = perf_counter(), 0.0
+    timings: list[Timing] = []
+    experts = None
+    for kind, model in _models(size):
+        began = perf_counter()
+        if len(timings) >= 2 and began - started + slowest > budget_s:
+            break
+        tell(f"measuring {'the GPU' if gpu else 'the processor'}: {kind}, {model.layers} layers")
+        found = _timed(machine, model, gpu, deep=kind == KINDS[0] and not model.experts, cancelled=cancelled)
+        if model.experts:
+            experts = found
+        else:
+            timings.append(found)
+        slowest = max(slowest, perf_counter() - began)
+    return fitting.fit(timings, experts)
+
+
+def _models(size: int) -> Iterator[tuple[str, Synthetic]]:
+    """Two models of each kind, of about `size` bytes each, and after the commonest kinds a mixture of experts."""
+    from localai.engine.synthetic import Synthetic
+
+    for number, kind in enumerate(KINDS):
+        if number == _BEFORE_EXPERTS:
+            yield EXPERTS_KIND, Synthetic(EXPERTS_KIND, max(4, size // (12 * MIB)), 1024, 256, experts=16, used=4)
+        for width, feed_forward, heads, kv_heads, length in _SHAPES:
+            one = Synthetic(kind, 1, width, feed_forward, heads=heads, kv_heads=kv_heads, head_length=length)
+            outer = replace(one, layers=0).size_bytes
+            yield kind, replace(one, layers=max(1, round((size - outer) / (one.size_bytes - outer))))
+
+
+def _timed(machine: Machine, model: Synthetic, gpu: bool, deep: bool, cancelled: Callable[[], bool] | None) -> Timing:
+    from localai.engine import synthetic
+    from localai.engine.stopwatch import Stopwatch
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="localai-bench-") as folder:
+            path = Path(folder) / "model.gguf"
+            synthetic.write(path, model)
+            stopwatch = Stopwatch(path, _plan(machine, model, gpu), cancelled)
+    except OSError as error:
+        raise DoesNotFit(
+            f"a model of {model.size_bytes // MIB} MiB cannot be written to measure with: {error.strerror}",
+            f"free some room in {tempfile.gettempdir()}, or name another folder with TMPDIR",
+        ) from error
+    with stopwatch:
+        return _timing(stopwatch, model, deep)
+
+
+def _timing(watch: Stopwatch, model: Synthetic, deep: bool) -> Timing:
+    """The quickest of some repetitions: other programs only ever make it slower."""
+    watch.write(2)
+    watch.read(64)
+    tokens = _TOKENS
+    while tokens > 32 and watch.read(64) / 64 * tokens > _LONGEST_READ_S:
+        tokens //= 2
+    reads, writes = [], []
+    for _ in range(_REPETITIONS):
+        watch.clear()
+        writes.append(watch.write(_WRITTEN) / _WRITTEN)
+        watch.clear()
+        reads.append(watch.read(tokens))
+    at_depth = None
+    if deep:
+        depth = _DEPTH if tokens == _TOKENS else 4 * tokens
+        deep_reads, deep_writes = [], []
+        watch.clear()
+        watch.read(depth)
+        for _ in range(_REPETITIONS):
+            deep_writes.append(watch.write(_WRITTEN) / _WRITTEN)
+            watch.back_to(depth)
+            deep_reads.append(watch.read(tokens))
+            watch.back_to(depth)
+        at_depth = (depth, min(deep_writes), min(deep_reads))
+    used = model.used / model.experts if model.experts else 1.0
+    matrices = {name: dimensions for name, kind, dimensions in model.tensors() if kind == model.kind}
+    weights = sum(
+        _count(dimensions) * (used if "_exps" in name else 1) for name, dimensions in matrices.items() if "blk" in name
+    )
+    return Timing(
+        kind=model.kind,
+        layers=model.layers,
+        width=model.width,
+        head_numbers=model.layers * model.heads * 2 * model.head_length,
+        kv_numbers=model.layers * model.kv_heads * 2 * model.head_length,
+        weights=round(weights),
+        output_weights=_count(matrices["output.weight"]),
+        tokens=tokens,
+        write_s=min(writes),
+        read_s=min(reads),
+        deep=at_depth,
+    )
+
+
+def _count(dimensions: tuple[int, ...]) -> int:
+    count = 1
+    for dimension in dimensions:
+        count *= dimension
+    return count
+
+
+def _plan(machine: Machine, model: Synthetic, gpu: bool) -> Plan:
+    """As llama.cpp loads by default, but into memory of its own: pages of a file would be read one by one."""
+    need = MemoryNeed(model.size_bytes, 0, 0, 0)
+    return Plan(
+        context=2048,
+        placement=Placement.GPU if gpu else Placement.CPU,
+        gpu_layers=model.layers + 1 if gpu else 0,
+        threads=cores(machine),
+        batch=2048,
+        ubatch=512,
+        kv_type="f16",
+        flash_attention=True,
+        use_mmap=False,
+        memory=need,
+        available_bytes=machine.memory.available_bytes,
+        fits=True,
+        decode_tps=None,
+        prompt_tps=None,
+    )
+
+
+def bandwidth_gbps(rates: DeviceRates, kind: str) -> float | None:
+    """Bytes of that type's weights read a second while writing, 10^9."""
+    seconds = dict(rates.decode).get(kind)
+    each = next(each for each in TENSOR_TYPES.values() if each.name == kind)
+    return each.size_bytes / each.block / seconds / 1e9 if seconds else None
+
+
+def prompt_gflops(rates: DeviceRates, kind: str) -> float | None:
+    """Floating-point operations a second on that type's weights while reading a prompt, 10^9."""
+    seconds = dict(rates.prompt).get(kind)
+    return 2 / seconds / 1e9 if seconds else None

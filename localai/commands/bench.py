@@ -1,0 +1,218 @@
+"""`localai bench`: how fast models are here, measured, kept, and used for every later prediction."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from localai import render, schema
+from localai.commands.options import GpuLayersOption, JsonFlag, KvTypeOption, ModelArgument, ThreadsOption
+from localai.errors import UsageError
+from localai.interrupt import Interrupts
+
+if TYPE_CHECKING:
+    from localai.benching import Bench
+    from localai.domain import Machine
+    from localai.library import Found
+    from localai.past_runs import Run
+    from localai.rates import DeviceRates, Tuning
+    from localai.tuning import Tried
+
+
+def bench(
+    model: ModelArgument = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option("--calibrate", help="Measure this machine with small made-up models, in under a minute."),
+    ] = False,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Find the engine's best settings for this model here (some minutes).")
+    ] = False,
+    history: Annotated[
+        bool, typer.Option("--history", help="Show past runs: what was predicted and what was measured.")
+    ] = False,
+    gpu_layers: GpuLayersOption = None,
+    threads: ThreadsOption = None,
+    kv_type: KvTypeOption = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Rows of --history to show.")] = 20,
+    as_json: JsonFlag = False,
+) -> None:
+    """Measure how fast a model is here and keep it, so that later predictions are calibrated."""
+    if calibrate + tune + history > 1:
+        raise UsageError("--calibrate, --tune and --history are three things", "give one of them")
+    if calibrate and model:
+        raise UsageError("--calibrate measures the machine, with models of its own", "leave the model out")
+    if history:
+        show_history(model, limit, as_json)
+    elif calibrate:
+        show_calibration(as_json)
+    elif tune:
+        tune_model(model, gpu_layers, as_json)
+    else:
+        measure_model(model, gpu_layers, threads, kv_type, as_json)
+
+
+def measure_model(
+    model: str | None, gpu_layers: int | None, threads: int | None, kv_type: str | None, as_json: bool
+) -> None:
+    """`bench MODEL`."""
+    from localai import benching, library
+    from localai.commands import answer
+
+    prepared = benching.prepare(named(library.find(model)), answer.wishes(None, gpu_layers, threads, kv_type, None))
+    status = render.Status()
+    try:
+        with Interrupts() as interrupts:
+            found = benching.bench(prepared, status.show, interrupts.requested)
+    finally:
+        status.clear()
+    if as_json:
+        render.json_object(schema.bench(found))
+        return
+    render.out(f"{found.model}: {found.setting.text}, on {found.plan.placement}")
+    render.out(render.columns(("", "TOKENS", "DEPTH", "TOKENS/S", "SPREAD", "PREDICTED"), bench_rows(found), (1, 2, 3)))
+    render.out()
+    render.out(f"Medians of {found.repetitions}. Predictions: {found.rows[0].predicted.basis}.")
+
+
+def named(found: Found) -> Found:
+    """Say which model was taken, where none was named."""
+    if found.why:
+        render.note(found.why)
+    return found
+
+
+def bench_rows(found: Bench) -> list[tuple[str, ...]]:
+    return [
+        (
+            each.work,
+            f"{each.tokens:,}",
+            f"{each.depth:,}",
+            f"{each.median_tps:.1f}",
+            f"{each.low_tps:.1f}-{each.high_tps:.1f}",
+            f"{each.predicted.low:.0f}-{each.predicted.high:.0f}",
+        )
+        for each in found.rows
+    ]
+
+
+def show_calibration(as_json: bool) -> None:
+    """`bench --calibrate`."""
+    from time import perf_counter
+
+    from localai import calibrating, experience, hardware
+
+    machine = hardware.detect()
+    status, started = render.Status(), perf_counter()
+    try:
+        with Interrupts() as interrupts:
+            found = calibrating.calibrate(machine, status.show, interrupts.requested)
+    finally:
+        status.clear()
+    if not experience.keep_calibration(machine, found):
+        render.note("warning: it cannot be kept: the data folder cannot be written")
+    seconds = perf_counter() - started
+    if as_json:
+        render.json_object(schema.calibration(found, seconds))
+        return
+    for name, rates in (("processor", found.cpu), ("GPU", found.gpu)):
+        if rates is not None:
+            render.out(f"The {name}, by tensor type:")
+            render.out(render.columns(("", "READS GB/S", "PROMPT GFLOP/S"), rate_rows(rates), (1, 2)))
+            render.out(f"A layer takes {rates.layer_s * 1e6:.0f} µs beside its weights.")
+            render.out()
+    render.out(f"Calibrated in {seconds:.0f} s. From now on speeds are predicted from this: localai recommend")
+
+
+def rate_rows(rates: DeviceRates) -> list[tuple[str, ...]]:
+    from localai import calibrating
+
+    rows: list[tuple[str, ...]] = []
+    for kind, _ in rates.decode:
+        gbps, gflops = calibrating.bandwidth_gbps(rates, kind), calibrating.prompt_gflops(rates, kind)
+        rows.append((kind, "-" if gbps is None else f"{gbps:.1f}", "-" if gflops is None else f"{gflops:.0f}"))
+    return rows
+
+
+def tune_model(model: str | None, gpu_layers: int | None, as_json: bool) -> None:
+    """`bench --tune MODEL`."""
+    from localai import benching, library
+    from localai.commands import answer
+
+    prepared = benching.prepare(named(library.find(model)), answer.wishes(None, gpu_layers, None, None, None))
+    status = render.Status()
+    try:
+        with Interrupts() as interrupts:
+            found, tried = benching.tune(prepared, lambda text: status.show(f"trying {text}"), interrupts.requested)
+    finally:
+        status.clear()
+    if as_json:
+        render.json_object(schema.tuning(prepared.found.name, found, tried))
+        return
+    show_tuning(prepared.found.name, found, tried)
+
+
+def show_tuning(name: str, found: Tuning, tried: tuple[Tried, ...]) -> None:
+    from localai import tuning
+
+    default = found.settings[0].setting
+    render.out(f"{name} ({found.architecture}, {found.kind}), over llama.cpp's own settings:")
+    headers = ("SETTING", "PROMPT 512", "DEPTH 0", "DEPTH 1,024", "DEPTH 3,072", "")
+    rows = [
+        (
+            tuning.difference(default, each.tuned.setting),
+            *(f"{ratio:.2f}" for _, ratio in each.ratios),
+            "kept" if each.adopted else "",
+        )
+        for each in tried
+    ]
+    render.out(render.columns(headers, rows, right=(1, 2, 3, 4)))
+    render.out()
+    if len(found.settings) == 1:
+        render.out("llama.cpp's own settings are best here: nothing changes.")
+        return
+    for what, job in tuning.JOBS.items():
+        best = tuning.ranked(found, job)
+        how = f"{tuning.difference(default, best[0][0])}, {best[0][1]:.2f} times as fast" if best else "as it is"
+        render.out(f"{what}: {how}")
+    render.out("From now on each job takes what suits it, where it fits.")
+
+
+def show_history(model: str | None, limit: int, as_json: bool) -> None:
+    """`bench --history`."""
+    from localai import hardware, past_runs
+
+    machine: Machine = hardware.detect()
+    found = [each for each in past_runs.runs(machine) if model is None or each.model == model][-limit:]
+    if as_json:
+        render.json_object({"runs": [schema.past_run(each) for each in reversed(found)]})
+        return
+    if not found:
+        render.out("No runs are kept yet: localai run, chat and bench keep their speeds (and nothing of the text).")
+        return
+    headers = ("WHEN", "", "MODEL", "DEPTH", "PROMPT", "PREDICTED", "DECODE", "PREDICTED", "")
+    render.out(render.columns(headers, [history_row(each) for each in reversed(found)], right=(3, 4, 5, 6, 7)))
+    render.out()
+    render.out("Tokens per second. Past runs correct the next predictions for their model and its kind.")
+    if any(each.busy for each in found):
+        render.out("busy: other programs had the processor, too; that run corrects nothing.")
+
+
+def history_row(run: Run) -> tuple[str, ...]:
+    from datetime import datetime
+
+    def speed(value: float | None) -> str:
+        return "-" if value is None else f"{value:.0f}" if value >= 9.5 else f"{value:.1f}"
+
+    return (
+        datetime.fromtimestamp(run.at).strftime("%m-%d %H:%M"),
+        run.command,
+        run.model,
+        f"{run.depth:,}",
+        speed(run.measured_prompt_tps),
+        speed(run.predicted_prompt_tps if run.measured_prompt_tps is not None else None),
+        speed(run.measured_decode_tps),
+        speed(run.predicted_decode_tps if run.measured_decode_tps is not None else None),
+        "busy" if run.busy else "",
+    )

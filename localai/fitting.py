@@ -1,0 +1,145 @@
+"""From timings of synthetic models to the rates of a device: least squares, pure functions.
+
+Writing a token takes W·r + L·c (W weights of a tensor type, L layers): two models of similar size and different
+numbers of layers tell the two apart. Reading u tokens takes u(W·f + L·d·e) + u²/2·E·a, where d is the width and E the
+numbers of all heads' keys and values in all layers; what a cache of D tokens adds is D·E·a for each token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from localai.rates import DeviceRates
+
+# Of the time that reading a wide model takes, so much at least is its weights': noise must not say that rows are all.
+_LEAST_OF_WEIGHTS = 0.7
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One synthetic model's: seconds to write one token and to read `tokens`, in an empty cache.
+
+    `weights` without the output's `output_weights`, which a prompt computes once. `deep`, where measured: a depth, and
+    the same two figures there.
+    """
+
+    kind: str
+    layers: int
+    width: int
+    head_numbers: int
+    kv_numbers: int
+    weights: int
+    output_weights: int
+    tokens: int
+    write_s: float
+    read_s: float
+    deep: tuple[int, float, float] | None = None
+
+
+def fit(timings: Sequence[Timing], experts: Timing | None = None) -> DeviceRates:
+    """The rates that explain the timings best, each relative to its own size; none is negative.
+
+    Every kind needs at least one timing, one of them two of different layers. Raises ValueError for none at all.
+    """
+    if not timings:
+        raise ValueError("there are no timings to fit")
+    deep = [(each, *each.deep) for each in timings if each.deep is not None]
+    of_writing = [
+        (depth * each.head_numbers, depth * each.kv_numbers, write - each.write_s) for each, depth, write, _ in deep
+    ]
+    of_reading = [(each.tokens * depth * each.head_numbers, read - each.read_s) for each, depth, _, read in deep]
+    attention_write, cache_read = _plane(of_writing)
+    attention_read = _slope(of_reading)
+    kinds = sorted({each.kind for each in timings})
+    write_rates, layer_s = _joint(
+        kinds, [(each.kind, each.weights + each.output_weights, each.layers, each.write_s) for each in timings]
+    )
+    reading = {kind: _reading([each for each in timings if each.kind == kind], attention_read) for kind in kinds}
+    rates = DeviceRates(
+        tuple(zip(kinds, write_rates, strict=True)),
+        tuple((kind, weight) for kind, (weight, _) in reading.items()),
+        tuple((kind, row) for kind, (_, row) in reading.items()),
+        layer_s,
+        attention_write,
+        cache_read,
+        attention_read,
+    )
+    return rates if experts is None else _with_experts(rates, experts)
+
+
+def _with_experts(rates: DeviceRates, found: Timing) -> DeviceRates:
+    """The rates with those of a mixture's layers, whose `weights` are the ones that a token uses."""
+    write, read = dict(rates.decode).get(found.kind), dict(rates.prompt).get(found.kind)
+    if write is None or read is None:
+        return rates
+    layer = (found.write_s - (found.weights + found.output_weights) * write) / found.layers
+    rows = found.tokens * found.layers * found.width * dict(rates.rows)[found.kind]
+    attention = rates.attention_prompt_s * found.head_numbers * found.tokens**2 / 2
+    slower = (found.read_s - rows - attention) / (found.tokens * found.weights * read)
+    return replace(rates, expert_layer_s=max(layer, rates.layer_s), expert_prompt=max(slower, 1.0))
+
+
+def _reading(timings: Sequence[Timing], attention_s: float) -> tuple[float, float]:
+    """Seconds a weight, and a layer and number of the width, of reading matrices of one type."""
+    rows = []
+    for each in timings:
+        attention = attention_s * each.head_numbers * each.tokens**2 / 2
+        left = max(0.2 * each.read_s, each.read_s - attention)
+        rows.append((each.tokens * each.weights, each.tokens * each.layers * each.width, left))
+    weight, row = _plane(rows)
+    least = _LEAST_OF_WEIGHTS * min((seconds / many for many, _, seconds in rows), default=0.0)
+    if weight >= least:
+        return weight, row
+    of_rows = [(few, seconds - many * least) for many, few, seconds in rows]
+    return least, _slope(of_rows)
+
+
+def _slope(points: Sequence[tuple[float, float]]) -> float:
+    """The line through the origin nearest to the points, never falling."""
+    squares = sum(x * x for x, _ in points)
+    return max(0.0, sum(x * y for x, y in points) / squares) if squares else 0.0
+
+
+def _plane(points: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
+    """a and b of t = a·x + b·y, neither negative, by relative least squares."""
+    rows = [(x / t, y / t) for x, y, t in points if t > 0]
+    xx, xy, yy = (sum(x * x for x, _ in rows), sum(x * y for x, y in rows), sum(y * y for _, y in rows))
+    x1, y1 = sum(x for x, _ in rows), sum(y for _, y in rows)
+    both = xx * yy - xy * xy
+    if both > 1e-9 * xx * yy:
+        a, b = (x1 * yy - y1 * xy) / both, (y1 * xx - x1 * xy) / both
+        if a >= 0 and b >= 0:
+            return a, b
+        if a < 0:
+            return 0.0, y1 / yy
+    return (x1 / xx if xx else 0.0), 0.0
+
+
+def _joint(kinds: Sequence[str], rows: Sequence[tuple[str, float, float, float]]) -> tuple[list[float], float]:
+    """r of each kind and the common c of t = x·r(kind) + y·c, for rows (kind, x, y, t), by relative least squares.
+
+    With c given, each r is in closed form; what is left is a parabola in c, whose lowest point is solved for as the
+    normal equation, and kept where neither c nor an r is negative.
+    """
+
+    def rate(kind: str, c: float) -> float:
+        own = [(x / t, 1 - c * y / t) for each, x, y, t in rows if each == kind]
+        squares = sum(x * x for x, _ in own)
+        return sum(x * rest for x, rest in own) / squares if squares else 0.0
+
+    # residuals are a + c·b in c: eliminate the rates and solve for c
+    top = bottom = 0.0
+    for kind in kinds:
+        own = [(x / t, y / t) for each, x, y, t in rows if each == kind]
+        squares = sum(x * x for x, _ in own)
+        if not squares:
+            continue
+        ones, layers = sum(x for x, _ in own) / squares, sum(x * y for x, y in own) / squares
+        for x, y in own:
+            left, with_c = 1 - x * ones, y - x * layers
+            top, bottom = top + left * with_c, bottom + with_c * with_c
+    c = max(0.0, top / bottom) if bottom > 1e-12 else 0.0
+    largest = min((t / y for _, _, y, t in rows if y), default=0.0)
+    c = min(c, 0.9 * largest)
+    return [max(rate(kind, c), 0.0) for kind in kinds], c

@@ -1,0 +1,118 @@
+"""What was learnt of a machine by running models on it: calibration, tuned settings, corrections.
+
+Times are seconds; a weight is one number of a matrix, whatever bytes it takes. Tensor types have GGUF's names (Q4_K).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRates:
+    """How long a device takes, fitted to timings of synthetic models (`fitting`).
+
+    Writing one token: `decode` seconds a weight by tensor type, `layer_s` a layer, and for each token of depth
+    `attention_decode_s` for each of the heads' numbers (heads × (key + value length)) and `cache_decode_s` for each of
+    the KV heads'. Reading one: `prompt` seconds a weight and `rows` a layer and number of the width, both by tensor
+    type, and `attention_prompt_s` as above. An expert's layer takes `expert_layer_s`, its weights in a prompt
+    `expert_prompt` times as long as others'.
+    """
+
+    decode: tuple[tuple[str, float], ...]
+    prompt: tuple[tuple[str, float], ...]
+    rows: tuple[tuple[str, float], ...]
+    layer_s: float
+    attention_decode_s: float
+    cache_decode_s: float
+    attention_prompt_s: float
+    expert_layer_s: float | None = None
+    expert_prompt: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The rates of the processor and, where the engine has one, of the GPU; `made_at` in seconds since 1970."""
+
+    cpu: DeviceRates
+    gpu: DeviceRates | None
+    made_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How a model can be loaded, beside context and placement."""
+
+    repack: bool
+    flash: bool
+    threads: int
+    ubatch: int
+    kv_type: str
+
+    @property
+    def text(self) -> str:
+        """For a table."""
+        return (
+            f"repack {'on' if self.repack else 'off'}, flash attention {'on' if self.flash else 'off'},"
+            f" {self.threads} threads, micro-batch {self.ubatch}, KV {self.kv_type}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be done: tokens to read and to write, with so many in the cache before."""
+
+    prompt_tokens: int
+    answer_tokens: int
+    depth: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """How long a token takes with a setting, measured: to read and to write, at depth 0 and more for each of depth."""
+
+    setting: Setting
+    prompt_s: float
+    prompt_slope_s: float
+    decode_s: float
+    decode_slope_s: float
+
+    def job_s(self, job: Job) -> float:
+        """Seconds that a job takes."""
+        read, write, depth = job.prompt_tokens, job.answer_tokens, job.depth
+        reading = read * (self.prompt_s + self.prompt_slope_s * (depth + read / 2))
+        return reading + write * (self.decode_s + self.decode_slope_s * (depth + read + write / 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """The settings measured for a kind of model on this machine; the first is llama.cpp's own choice."""
+
+    architecture: str
+    kind: str  # the tensor type of most weights
+    params: int
+    gpu: bool
+    settings: tuple[Tuned, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """Measured over predicted speed in the past runs of a model: the median, and how far nine of ten lie from it."""
+
+    architecture: str
+    kind: str
+    params: int
+    decode: float | None
+    prompt: float | None
+    decode_spread: float
+    prompt_spread: float
+    runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """Everything learnt of one machine; nothing of another's."""
+
+    calibration: Calibration | None = None
+    tunings: tuple[Tuning, ...] = ()
+    corrections: tuple[Correction, ...] = ()

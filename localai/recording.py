@@ -1,0 +1,99 @@
+"""Each real run is kept with what was predicted of it: `bench --history` shows it, and the next prediction learns.
+
+Nothing of what was said is kept, and nothing here ever fails a run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+
+from localai import measurement, past_runs, speed, tuning
+from localai.domain import AnswerEnd, Placement, SpeedRange
+from localai.loading import Prepared
+from localai.past_runs import Run
+from localai.rates import Job
+
+
+def predicted(prepared: Prepared, job: Job, corrected: bool = True) -> SpeedRange:
+    """The speed of reading (a job without an answer) or of writing, with the settings of the plan.
+
+    Raises ValueError for a model that nothing is known of.
+    """
+    facts, plan = prepared.facts, prepared.plan
+    if facts is None:
+        raise ValueError("nothing is known of the model")
+    shape, weights, machine = facts.shape, facts.weights, facts.machine
+    where = {"gpu_layers": plan.gpu_layers, "cpu_expert_layers": plan.cpu_expert_layers}
+    if job.answer_tokens:
+        depth = job.depth + job.prompt_tokens + job.answer_tokens // 2
+        found = speed.decode_speed(
+            shape, weights, machine, depth=depth, kv_type=plan.kv_type, corrected=corrected, **where
+        )
+    else:
+        tokens = max(job.prompt_tokens, 1)
+        found = speed.prompt_speed(
+            shape, weights, machine, tokens=tokens, depth=job.depth, corrected=corrected, **where
+        )
+    known = tuning.found_for(machine, shape, weights, plan.placement is Placement.GPU)
+    return tuning.adjusted(found, known, plan, job)
+
+
+def keep(prepared: Prepared, end: AnswerEnd, command: str) -> None:
+    """Keep an answer's speeds."""
+    usage, timings = end.usage, end.timings
+    read = usage.prompt_tokens - usage.cached_tokens
+    enough_read = read >= past_runs.LEAST_READ
+    enough_written = usage.completion_tokens >= past_runs.LEAST_WRITTEN
+    _keep(
+        prepared,
+        command,
+        Job(read, 0, usage.cached_tokens),
+        Job(0, usage.completion_tokens, usage.prompt_tokens),
+        timings.prompt_tps if enough_read else None,
+        timings.decode_tps if enough_written else None,
+    )
+
+
+def keep_bench(prepared: Prepared, prompt_tps: float, decode_tps: float, tokens: int, written: int) -> None:
+    """Keep what `bench` measured in an empty cache."""
+    _keep(prepared, "bench", Job(tokens, 0), Job(0, written), prompt_tps, decode_tps)
+
+
+def _keep(
+    prepared: Prepared, command: str, reading: Job, writing: Job, prompt_tps: float | None, decode_tps: float | None
+) -> None:
+    facts, plan = prepared.facts, prepared.plan
+    if facts is None or plan.workers or (prompt_tps is None and decode_tps is None):
+        return
+    with contextlib.suppress(Exception):  # whatever it is, the answer is there and must not fail for its statistics
+        calibration = facts.machine.experience.calibration
+        writing = replace(writing, answer_tokens=max(writing.answer_tokens, 1))
+        of_reading, of_writing = predicted(prepared, reading), predicted(prepared, writing)
+        past_runs.keep(
+            Run(
+                at=past_runs.now(),
+                machine=measurement.identity(facts.machine),
+                command=command,
+                model=prepared.found.name,
+                architecture=facts.shape.architecture,
+                kind=past_runs.kind_of(facts.weights),
+                params=facts.shape.params,
+                placement=str(plan.placement),
+                setting=tuning.setting_of(plan).text,
+                depth=writing.depth,
+                prompt_tokens=reading.prompt_tokens,
+                answer_tokens=writing.answer_tokens,
+                predicted_prompt_tps=round(of_reading.mid, 2),
+                measured_prompt_tps=None if prompt_tps is None else round(prompt_tps, 2),
+                predicted_decode_tps=round(of_writing.mid, 2),
+                measured_decode_tps=None if decode_tps is None else round(decode_tps, 2),
+                expected_prompt_tps=round(predicted(prepared, reading, corrected=False).mid, 2),
+                expected_decode_tps=round(predicted(prepared, writing, corrected=False).mid, 2),
+                basis=of_writing.basis,
+                calibrated_at=calibration.made_at if calibration else 0,
+                predicted_bytes=plan.memory.total_bytes,
+                peak_bytes=past_runs.peak_bytes(),
+                busy=past_runs.busy(speed.cores(facts.machine)),
+            )
+        )

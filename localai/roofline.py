@@ -1,0 +1,123 @@
+"""How long a token takes on a calibrated machine: weights by tensor type, layers, attention, over CPU and GPU. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from localai.buffers import UBATCH, typical_width
+from localai.domain import Shape, Weights
+from localai.rates import Calibration, DeviceRates
+from localai.tensor_types import TENSOR_TYPES
+
+# What a type that was not measured counts as: the nearest in how it is computed; bytes decide between several.
+_LIKE = {
+    "BF16": "F16",
+    "F32": "F16",
+    "Q4_1": "Q4_0",
+    "IQ4_NL": "Q4_0",
+    "MXFP4": "Q4_0",
+    "NVFP4": "Q4_0",
+    "Q5_1": "Q5_0",
+    "Q5_K": "Q6_K",
+    "Q3_K": "Q4_K",
+    "Q2_K": "Q4_K",
+}
+PCIE_BYTES_S = 16e9  # PCIe 4.0 x8, over which weights on the CPU reach the GPU for long prompts
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Which part of a model's layers is on the GPU, and the share of the experts that is not although they are."""
+
+    gpu_share: float
+    cpu_experts: float = 0.0
+
+
+def known(shape: Shape, weights: Weights, calibration: Calibration, split: Split) -> bool:
+    """Whether the calibration can tell: a header or catalog's facts, and rates of every device that is used."""
+    if not weights.layer_kinds or (split.gpu_share and calibration.gpu is None):
+        return False
+    return shape.n_layers > 0
+
+
+def sure(shape: Shape, weights: Weights, calibration: Calibration) -> bool:
+    """Whether every part was measured: no tensor type stands in for another, no layer is of another kind."""
+    measured = {kind for kind, _ in calibration.cpu.decode}
+    whole = sum(count for _, count in weights.layer_kinds)
+    strange = sum(count for kind, count in weights.layer_kinds if kind not in measured and kind != "F32")
+    return strange <= 0.02 * whole and not shape.recurrent_state_bytes and not shape.latent_kv
+
+
+def decode_s(shape: Shape, weights: Weights, calibration: Calibration, split: Split, depth: int) -> float:
+    """Seconds to write one token with so many in the cache."""
+    experts = min(weights.expert_weights, sum(count for _, count in weights.layer_kinds))
+    all_of_them = max(1, sum(count for _, count in weights.layer_kinds))
+    moved = split.cpu_experts * experts / all_of_them  # share of the layers' weights that the CPU computes
+    total = 0.0
+    for rates, share in _devices(calibration, split.gpu_share):
+        on_gpu = rates is not calibration.cpu
+        layers = shape.n_layers * share
+        each = rates.layer_s if not shape.expert_count else rates.expert_layer_s or 2 * rates.layer_s
+        matrices = sum(count * _rate(rates.decode, kind) for kind, count in weights.layer_kinds)
+        total += layers * each + share * matrices * (1 - moved if on_gpu else 1)
+        heads, kv_heads = attention_cells(shape, depth)
+        total += share * (heads * rates.attention_decode_s + kv_heads * rates.cache_decode_s)
+        total += share * weights.output_kind[1] * _rate(rates.decode, weights.output_kind[0])
+    if moved and split.gpu_share:
+        cpu = calibration.cpu
+        matrices = sum(count * _rate(cpu.decode, kind) for kind, count in weights.layer_kinds)
+        total += moved * matrices + split.cpu_experts * shape.n_layers * cpu.layer_s
+    return total
+
+
+def prompt_s(
+    shape: Shape, weights: Weights, calibration: Calibration, split: Split, tokens: int = UBATCH, depth: int = 0
+) -> float:
+    """Seconds to read a prompt of so many tokens, with `depth` in the cache before."""
+    width = shape.embedding_length or typical_width(shape)
+    every_weight = max(1, sum(count for _, count in weights.layer_kinds))
+    share_of_experts = weights.expert_weights / every_weight
+    total = 0.0
+    # on a GPU also the weights in RAM are multiplied there, once they have come over the bus
+    for rates, share in [(calibration.gpu, 1.0)] if split.gpu_share and calibration.gpu else [(calibration.cpu, 1.0)]:
+        slower = 1 + share_of_experts * ((rates.expert_prompt or 1.5) - 1) if shape.expert_count else 1.0
+        matrices = sum(count * _rate(rates.prompt, kind) for kind, count in weights.layer_kinds)
+        row = sum(count * _rate(rates.rows, kind) for kind, count in weights.layer_kinds) / every_weight
+        total += share * tokens * (matrices * slower + shape.n_layers * width * row)
+        total += share * tokens * attention_cells(shape, depth + tokens / 2)[0] * rates.attention_prompt_s
+        total += weights.output_kind[1] * _rate(rates.decode, weights.output_kind[0])
+    if split.gpu_share and (split.gpu_share < 1 or split.cpu_experts):
+        batches = -(-tokens // UBATCH)
+        in_ram = (1 - split.gpu_share) * weights.total_bytes + split.cpu_experts * sum(weights.expert_bytes)
+        total += batches * in_ram / PCIE_BYTES_S
+    return total
+
+
+def attention_cells(shape: Shape, depth: float) -> tuple[float, float]:
+    """Numbers of keys and values that a token is compared with, over all layers: of all heads, and of the KV heads."""
+    heads_seen = kv_seen = 0.0
+    for layer, kv_heads in enumerate(shape.kv_heads):
+        slides = layer < len(shape.sliding_layers) and shape.sliding_layers[layer]
+        seen = min(depth, shape.sliding_window or depth) if slides else depth
+        numbers = shape.key_length + shape.value_length
+        heads_seen += (shape.head_count or kv_heads) * numbers * seen if kv_heads else 0
+        kv_seen += kv_heads * numbers * seen
+    return heads_seen, kv_seen
+
+
+def _devices(calibration: Calibration, gpu_share: float) -> list[tuple[DeviceRates, float]]:
+    found = [(calibration.cpu, 1 - gpu_share)] if gpu_share < 1 else []
+    return found + ([(calibration.gpu, gpu_share)] if gpu_share and calibration.gpu else [])
+
+
+def _rate(rates: tuple[tuple[str, float], ...], kind: str) -> float:
+    """Seconds a weight of that type; of one that was not measured those of its like, else by its bytes."""
+    measured = dict(rates)
+    if (found := measured.get(kind)) is not None:
+        return found
+    if (like := measured.get(_LIKE.get(kind, ""))) is not None and kind != "F32":
+        return like
+    bits = {each.name: each.size_bytes * 8 / each.block for each in TENSOR_TYPES.values()}
+    own = bits.get(kind, 4.5)
+    nearest = min(measured, key=lambda name: abs(bits.get(name, 16.0) - own), default=None)
+    return 0.0 if nearest is None else measured[nearest] * max(1.0, own / bits[nearest])

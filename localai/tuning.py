@@ -1,0 +1,210 @@
+"""The engine's best settings for a kind of model on this machine: which to try, what counts as better, what to take.
+
+llama.cpp's own choice is not the best everywhere: rearranging tensors (repacking) and flash attention are quicker or
+slower by quantization, depth, and whether the work is reading or writing. What is adopted must win clearly in
+alternating pairs; else everything stays as it is. Pure functions; `tune` takes what measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+from localai.domain import Machine, Plan, Shape, SpeedRange, Weights
+from localai.past_runs import kind_of
+from localai.rates import Job, Setting, Tuned, Tuning
+
+CLEAR_WIN = 1.05  # in the median of the pairs
+_SCREENED = 1.03  # what two pairs must show for a setting to be looked at more closely
+_SCREENING_PAIRS, PAIRS = 2, 5
+DEPTH = 1024
+
+# Kinds of work that a setting may win in; what is measured is linear in depth, so others are between them.
+JOBS = {
+    "prompt of 512": Job(512, 0),
+    "answer at depth 0": Job(0, 64),
+    "answer at depth 1,024": Job(0, 64, 1024),
+    "answer at depth 3,072": Job(0, 64, 3072),
+}
+
+# A setting and llama.cpp's own, measured one after the other.
+Pair = tuple[Tuned, Tuned]
+MeasurePair = Callable[[Setting, Setting], Pair]
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A setting with the median of its pairs: how many times as fast as llama.cpp's own it was at each of `JOBS`."""
+
+    tuned: Tuned
+    ratios: tuple[tuple[str, float], ...]
+    pairs: int
+    adopted: bool
+
+
+def candidates(default: Setting, usable_cores: int, logical_cores: int, gpu: bool, quantized_kv: bool) -> list[Setting]:
+    """The settings that differ in one thing from llama.cpp's own, those that matter most first."""
+    found = []
+    if not gpu:
+        found.append(replace(default, repack=False))
+    found.append(replace(default, flash=False))
+    if not gpu and logical_cores > usable_cores:
+        found.append(replace(default, threads=logical_cores))
+    if not gpu and usable_cores > 2:
+        found.append(replace(default, threads=usable_cores - 1))
+    found.append(replace(default, ubatch=256))
+    if gpu:
+        found.append(replace(default, ubatch=1024))
+    if quantized_kv:
+        found.append(replace(default, kv_type="q8_0"))
+    return found
+
+
+def tune(
+    default: Setting,
+    singles: Sequence[Setting],
+    pair: MeasurePair,
+    tell: Callable[[str], None],
+) -> Iterator[Tried]:
+    """Try each setting against llama.cpp's own, then those that won together. Yields what was found of each."""
+    winners: list[Setting] = []
+    for setting in singles:
+        tried = _try(default, setting, pair, tell)
+        yield tried
+        if tried.adopted:
+            winners.append(setting)
+    for combined in _combined(default, winners):
+        yield _try(default, combined, pair, tell)
+
+
+def _combined(default: Setting, winners: Sequence[Setting]) -> Iterator[Setting]:
+    """Each two winners together, and all of them where there are more."""
+    seen = {default, *winners}
+    for i, one in enumerate(winners):
+        for other in winners[i + 1 :]:
+            both = _changed(default, (one, other))
+            if both not in seen and (both.flash or both.kv_type == "f16"):
+                seen.add(both)
+                yield both
+    every = _changed(default, winners)
+    if every not in seen and (every.flash or every.kv_type == "f16"):
+        yield every
+
+
+def _changed(default: Setting, winners: Sequence[Setting]) -> Setting:
+    found = default
+    for each in winners:
+        for name in ("repack", "flash", "threads", "ubatch", "kv_type"):
+            if getattr(each, name) != getattr(default, name):
+                found = replace(found, **{name: getattr(each, name)})
+    return found
+
+
+def _try(default: Setting, setting: Setting, pair: MeasurePair, tell: Callable[[str], None]) -> Tried:
+    tell(difference(default, setting))
+    pairs = [pair(setting, default) for _ in range(_SCREENING_PAIRS)]
+    if max(_ratios(pairs).values()) >= _SCREENED:
+        pairs += [pair(setting, default) for _ in range(PAIRS - _SCREENING_PAIRS)]
+    ratios = _ratios(pairs)
+    adopted = len(pairs) == PAIRS and any(_clear(pairs, job) for job in JOBS.values())
+    return Tried(_normalised(pairs), tuple(ratios.items()), len(pairs), adopted)
+
+
+def _ratios(pairs: Sequence[Pair]) -> dict[str, float]:
+    return {
+        name: median(_over(default.job_s(job), found.job_s(job)) for found, default in pairs)
+        for name, job in JOBS.items()
+    }
+
+
+def _over(one: float, other: float) -> float:
+    return one / other if other > 0 else 1.0
+
+
+def _clear(pairs: Sequence[Pair], job: Job) -> bool:
+    """Whether a setting wins by 5 % in the median, and in all pairs but one: noise does not do that."""
+    ratios = sorted(_over(default.job_s(job), found.job_s(job)) for found, default in pairs)
+    return median(ratios) >= CLEAR_WIN and ratios[1] > 1.0
+
+
+def _normalised(pairs: Sequence[Pair]) -> Tuned:
+    """The setting's figures as they would be in the best minute: the default's least times the pairs' ratios."""
+    best = quickest([default for _, default in pairs])
+    found = pairs[0][0]
+
+    def scaled(name: str) -> float:
+        ratio = median(_over(getattr(one, name), getattr(default, name)) for one, default in pairs)
+        return float(getattr(best, name)) * ratio
+
+    return Tuned(
+        found.setting, *(scaled(name) for name in ("prompt_s", "prompt_slope_s", "decode_s", "decode_slope_s"))
+    )
+
+
+def quickest(found: Sequence[Tuned]) -> Tuned:
+    """The least of each figure: other programs only ever make it slower."""
+    names = ("prompt_s", "prompt_slope_s", "decode_s", "decode_slope_s")
+    return Tuned(found[0].setting, *(min(getattr(each, name) for each in found) for name in names))
+
+
+def difference(default: Setting, setting: Setting) -> str:
+    """What is other in a setting, in words."""
+    parts = []
+    if setting.repack != default.repack:
+        parts.append("no repacking" if not setting.repack else "repacking")
+    if setting.flash != default.flash:
+        parts.append("no flash attention" if not setting.flash else "flash attention")
+    if setting.threads != default.threads:
+        parts.append(f"{setting.threads} threads")
+    if setting.ubatch != default.ubatch:
+        parts.append(f"micro-batch {setting.ubatch}")
+    if setting.kv_type != default.kv_type:
+        parts.append(f"KV {setting.kv_type}")
+    return ", ".join(parts) or "llama.cpp's own"
+
+
+# ------------------------------------------------------------------------------------------------ what to take
+
+
+def found_for(machine: Machine, shape: Shape, weights: Weights, gpu: bool) -> Tuning | None:
+    """What was tuned for this model here, else for one of its kind between a third and three times its size."""
+    kind = kind_of(weights)
+    like = [
+        each
+        for each in machine.experience.tunings
+        if (each.architecture, each.kind, each.gpu) == (shape.architecture, kind, gpu)
+        and 1 / 3 <= each.params / max(shape.params, 1) <= 3
+    ]
+    return min(like, key=lambda each: abs(each.params - shape.params), default=None)
+
+
+def setting_of(plan: Plan) -> Setting:
+    """The part of a plan that can be tuned."""
+    return Setting(plan.repack, plan.flash_attention, plan.threads, plan.ubatch, plan.kv_type)
+
+
+def gain(tuning: Tuning | None, setting: Setting, job: Job) -> float:
+    """How many times as fast as llama.cpp's own a setting is at a job; 1 where nobody measured it."""
+    if tuning is None:
+        return 1.0
+    found = next((each for each in tuning.settings if each.setting == setting), None)
+    return 1.0 if found is None else _over(tuning.settings[0].job_s(job), found.job_s(job))
+
+
+def adjusted(found: SpeedRange, tuning: Tuning | None, plan: Plan, job: Job) -> SpeedRange:
+    """The speed of llama.cpp's own settings turned into that of a plan's, by what was measured of both."""
+    by = gain(tuning, setting_of(plan), job)
+    return found if by == 1 else replace(found, low=found.low * by, mid=found.mid * by, high=found.high * by)
+
+
+def ranked(tuning: Tuning | None, job: Job) -> list[tuple[Setting, float]]:
+    """The settings that are clearly better for a job than llama.cpp's own, the best first, each with its gain.
+
+    Empty where llama.cpp's own is best, or as good.
+    """
+    if tuning is None:
+        return []
+    default, *others = tuning.settings
+    gains = [(each.setting, _over(default.job_s(job), each.job_s(job))) for each in others]
+    return sorted((pair for pair in gains if pair[1] >= CLEAR_WIN), key=lambda pair: -pair[1])

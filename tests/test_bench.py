@@ -1,0 +1,176 @@
+"""`localai bench`: what it measures, keeps, shows and refuses, on models of a few kilobytes and the real small one."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import gguf as reference
+import pytest
+import random_models
+from conftest import Cli
+from real_model import model_file
+
+from localai import benching, calibrating, experience, gguf, hardware, library, past_runs, shapes, speed
+from localai.calibrating import calibrate
+from localai.domain import MIB
+from localai.engine import synthetic
+from localai.engine.synthetic import Synthetic
+from localai.errors import DoesNotFit
+from localai.loading import Wishes
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_models.write(tmp_path_factory.mktemp("tiny"), random_models.TINY["plain"])
+
+
+def test_a_model_is_measured_and_kept(cli: Cli, tiny: Path) -> None:
+    done = cli("bench", str(tiny), "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["schema_version"] == 1
+    assert [(each["work"], each["depth"] > 0) for each in found["results"]] == [
+        ("prompt", False),
+        ("prompt", True),
+        ("decode", False),
+        ("decode", True),
+    ]
+    for each in found["results"]:
+        assert 0 < each["low_tps"] <= each["median_tps"] <= each["high_tps"]
+        assert each["predicted_tps"]["low"] <= each["predicted_tps"]["mid"] <= each["predicted_tps"]["high"]
+    kept = json.loads(cli("bench", "--history", "--json").stdout)["runs"]
+    assert [each["command"] for each in kept] == ["bench"]
+    assert kept[0]["measured_decode_tps"] == pytest.approx(found["results"][2]["median_tps"], abs=0.02)
+    table = cli("bench", "--history").stdout
+    assert "bench" in table
+    assert all(len(line) <= 100 for line in table.splitlines())
+
+
+def test_a_run_is_kept_without_its_text(cli: Cli) -> None:
+    asked = "Tell me about pelicans. " * 12
+    done = cli("run", "-m", str(model_file()), "--max-tokens", "24", "--temperature", "0", asked)
+    assert done.returncode == 0, done.stderr
+    runs = json.loads(cli("bench", "--history", "--json").stdout)["runs"]
+    assert len(runs) == 1
+    assert runs[0]["command"] == "run"
+    assert runs[0]["measured_prompt_tps"] > 0
+    assert runs[0]["predicted_decode_tps"] > 0
+    assert runs[0]["predicted_bytes"] > 50 * MIB
+    assert runs[0]["peak_bytes"] > 50 * MIB
+    assert b"elican" not in past_runs.file().read_bytes()
+
+
+def test_nothing_is_kept_yet(cli: Cli) -> None:
+    done = cli("bench", "--history")
+    assert done.returncode == 0
+    assert "No runs are kept yet" in done.stdout
+    assert json.loads(cli("bench", "--history", "--json").stdout)["runs"] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (("--calibrate", "--tune"), 2, "three things"),
+        (("--calibrate", "some-model"), 2, "leave the model out"),
+        (("no-such-model",), 3, "no-such-model"),
+        (("--tune", "no-such-model"), 3, "no-such-model"),
+        (("--limit", "0", "--history"), 2, "limit"),
+    ],
+)
+def test_what_is_wrong_is_told(cli: Cli, words: tuple[str, ...], code: int, says: str) -> None:
+    done = cli("bench", *words)
+    assert done.returncode == code
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_that_is_no_model(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "not a model.gguf"
+    path.write_bytes(b"GGUF" + b"\0" * 100)
+    assert cli("bench", str(path)).returncode == 6
+
+
+# ------------------------------------------------------------------------------------------------- calibration
+
+
+@pytest.mark.parametrize("kind", [*calibrating.KINDS, "Q5_K"])
+def test_a_made_up_model_is_a_sound_file(kind: str, tmp_path: Path) -> None:
+    model = Synthetic(kind, 2, 256, 512, heads=4, kv_heads=2)
+    path = tmp_path / "model.gguf"
+    synthetic.write(path, model)
+    assert {each.name: each.tensor_type.name for each in reference.GGUFReader(path).tensors}[
+        "blk.1.ffn_up.weight"
+    ] == kind
+    header = gguf.read_header(path)
+    assert sum(each.size_bytes for each in header.tensors) == model.size_bytes
+    assert shapes.weights(header).layer_kinds == ((kind, 2 * (3 * 256 * 512 + 2 * 256 * 256 + 2 * 256 * 128)),)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrating, "SMALLEST_BYTES", 8 * MIB)
+    monkeypatch.setattr(calibrating, "LARGEST_BYTES", 8 * MIB)
+    monkeypatch.setattr(calibrating, "KINDS", ("Q8_0", "Q4_0"))
+    monkeypatch.setattr(calibrating, "EXPERTS_KIND", "Q8_0")
+    monkeypatch.setattr(calibrating, "_BEFORE_EXPERTS", 1)
+    monkeypatch.setattr(calibrating, "_SHAPES", ((512, 1024, 8, 2, 64), (256, 512, 4, 2, 64)))
+    monkeypatch.setattr(calibrating, "_TOKENS", 64)
+    monkeypatch.setattr(calibrating, "_DEPTH", 128)
+    monkeypatch.setattr(calibrating, "_WRITTEN", 2)
+
+
+@pytest.mark.usefixtures("small")
+def test_calibration_predicts_from_then_on() -> None:
+    machine, said = hardware.detect(), []
+    found = calibrate(machine, said.append)
+    assert [kind for kind, _ in found.cpu.decode] == ["Q4_0", "Q8_0"]
+    assert all(rate > 0 for _, rate in found.cpu.decode)
+    assert found.cpu.expert_layer_s is not None
+    assert any("Q8_0" in line for line in said)
+    assert experience.keep_calibration(machine, found)
+    header = gguf.read_header(model_file())
+    shape, weights = shapes.shape(header), shapes.weights(header)
+    predicted = speed.decode_speed(shape, weights, hardware.detect())
+    assert predicted.basis == "calibrated"
+    assert predicted.mid > 0
+    assert speed.prompt_speed(shape, weights, hardware.detect()).basis == "calibrated"
+
+
+@pytest.mark.usefixtures("small")
+def test_calibration_stops_when_asked_to() -> None:
+    asked = threading.Event()
+
+    def tell(text: str) -> None:
+        if "Q4_0" in text:
+            asked.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(hardware.detect(), tell, asked.is_set)
+
+
+def test_calibration_needs_some_memory() -> None:
+    machine = hardware.detect()
+    short = replace(machine, memory=replace(machine.memory, available_bytes=100 * MIB))
+    with pytest.raises(DoesNotFit, match="too little free memory"):
+        calibrate(short, lambda text: None)
+
+
+# ------------------------------------------------------------------------------------------------------ tuning
+
+
+def test_tuning_tries_each_setting_on_the_model_and_keeps_what_it_found(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benching, "TOKENS", (32,))
+    prepared = benching.prepare(library.find(str(tiny)), Wishes())
+    found, tried = benching.tune(prepared, lambda text: None)
+    assert found.architecture == "llama"
+    assert found.settings[0].setting.flash
+    changed = [each.tuned.setting for each in tried]
+    assert any(not each.repack for each in changed)
+    assert any(not each.flash for each in changed)
+    assert {each.setting for each in found.settings[1:]} == {each.tuned.setting for each in tried if each.adopted}
+    assert found in hardware.detect().experience.tunings
