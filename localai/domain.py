@@ -251,6 +251,7 @@ class Plan:
     The routed experts of the first `cpu_expert_layers` layers stay in RAM and are computed there, whatever `gpu_layers`
     says of the rest of those layers. `context` is that of each of the `sequences` that are answered at once. `repack`:
     llama.cpp rearranges tensors for this processor as it loads them: quicker or slower, by quantization and job.
+    `outputs`: tokens of one sequence whose logits can be had at once; more than 1 lets guesses at them be checked.
     """
 
     context: int
@@ -272,6 +273,7 @@ class Plan:
     sequences: int = 1
     workers: tuple[str, ...] = ()  # HOST:PORT of other machines that hold layers
     repack: bool = True
+    outputs: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -227,9 +227,9 @@ library.forget_log = lambda: None
 from dataclasses import replace
 from pathlib import Path
 from real_model import plan
-from localai.engine import model
+from localai.engine import weights
 
-found = model.load_model(api, Path(sys.argv[1]), replace(plan(), cpu_expert_layers=int(sys.argv[2])), None, None)
+found = weights.load_model(api, Path(sys.argv[1]), replace(plan(), cpu_expert_layers=int(sys.argv[2])), None, None)
 api.llama_model_free(found)
 print(json.dumps(re.findall(r"tensor (\\S+) .*buffer type overridden to (\\w+)", "".join(lines))))
 """

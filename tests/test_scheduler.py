@@ -300,7 +300,7 @@ def test_nothing_depends_on_what_came_before_where_that_is_wanted(tiny: Path) ->
 
 def test_logits_alone_and_in_a_batch_agree() -> None:
     """Within TOLERANCE: floating point is not associative, and a batch adds up otherwise."""
-    from localai.engine.model import load_model
+    from localai.engine.weights import load_model
 
     api, planned = library.api(), plan(256)
     model = load_model(api, model_file(), planned, None, None)

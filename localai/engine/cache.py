@@ -35,6 +35,9 @@ class SequenceCache:
             self.close()
             raise EngineError("the model is not one that writes text", "localai recommend names some that do")
         self._checkpoints = Checkpoints(api, model, self.pointer)
+        self.rows = min(plan.outputs, plan.ubatch, plan.batch)
+        recurrent = api.llama_model_is_recurrent(model) or api.llama_model_is_hybrid(model)
+        self.can_try = self.rows > 1 and not recurrent  # whose states cannot go back by single tokens
         self._window = max(1, api.llama_model_n_swa(model))
         self._step = max(1, min(plan.ubatch, plan.batch))
         self.capacity = int(api.llama_n_ctx(self.pointer))
@@ -211,6 +214,32 @@ class SequenceCache:
             self._fail(code)
         self.tokens.append(token)
 
+    def try_out(self, tokens: Sequence[int], cancelled: Callable[[], bool] | None) -> None:
+        """Add up to `rows` tokens at once, so that after each of them may be sampled; `let_go` takes them back.
+
+        Raises Cancelled as `evaluate` does, where `cancelled` is given, and EngineError.
+        """
+        self._check_open()
+        count = len(tokens)
+        self._token[:count] = list(tokens)
+        self._batch.n_tokens = count
+        self._place(count)
+        self._output[:count] = [1] * count
+        try:
+            if cancelled is not None:
+                self._interruptible(lambda: int(self._api.llama_decode(self.pointer, self._batch)), cancelled)
+            elif code := self._api.llama_decode(self.pointer, self._batch):
+                self._fail(code)
+        finally:
+            self._output[:count] = [0] * count
+        self.tokens += tokens
+
+    def let_go(self, length: int) -> None:
+        """Take back what was tried after the first `length` tokens."""
+        if not self._let_go(length):
+            self.clear()
+            raise EngineError("llama.cpp cannot take guessed tokens back", "go on without: --no-speculate")
+
     def _repair(self) -> None:
         """Take the cells of a broken-off batch out of the memory again, more where that cannot be done."""
         if not self._let_go(len(self.tokens)):
@@ -244,7 +273,8 @@ def new_context(api: Any, model: Any, plan: Plan) -> Any:
     parameters.n_ctx = plan.context * plan.sequences
     parameters.n_batch = plan.batch
     parameters.n_ubatch = plan.ubatch
-    parameters.n_seq_max = parameters.n_outputs_max = plan.sequences
+    parameters.n_seq_max = plan.sequences
+    parameters.n_outputs_max = max(plan.sequences, plan.outputs)
     parameters.n_threads = parameters.n_threads_batch = plan.threads
     parameters.flash_attn_type = 1 if plan.flash_attention else 0
     parameters.type_k = parameters.type_v = KV_TYPES[plan.kv_type]

@@ -13,8 +13,8 @@ from typing import Any
 from localai.domain import EMBEDDING_STEP, Embedding, Plan, Pooling
 from localai.engine import library
 from localai.engine.cache import KV_TYPES
-from localai.engine.model import check_magic, load_model
 from localai.engine.vocabulary import Vocabulary
+from localai.engine.weights import check_magic, load_model
 from localai.errors import ContextOverflow, DoesNotFit, EngineError
 
 _UNSPECIFIED, _NONE = -1, 0  # enum llama_pooling_type of llama.h

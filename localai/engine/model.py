@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -13,13 +11,13 @@ from localai.domain import Event, GenerationRequest, KvState, Message, Plan, Pro
 from localai.engine import library, thinking
 from localai.engine.answer import Answer
 from localai.engine.cache import Cancelled, SequenceCache
+from localai.engine.drafting import Drafts, Lookup
 from localai.engine.prompts import Prompt, Prompts
 from localai.engine.sampling import NOTHING, Sampler
+from localai.engine.speculation import Speculation
 from localai.engine.templates import Renderer
 from localai.engine.told import Told
-from localai.errors import DoesNotFit, EngineError
-
-_MMAP, _NO_MMAP = 1, 0  # enum llama_load_mode
+from localai.engine.weights import check_magic, load_model
 
 
 def load(
@@ -58,82 +56,6 @@ def load(
     return engine
 
 
-def check_magic(path: Path) -> None:
-    """Raise EngineError for a file that cannot be read or is no GGUF file at all."""
-    try:
-        with path.open("rb") as stream:
-            magic = stream.read(4)
-    except OSError as error:
-        raise EngineError(
-            f"cannot read {path}: {error.strerror}", "localai list shows the models on this disk"
-        ) from error
-    if magic != b"GGUF":
-        raise EngineError(f"{path.name} is not a GGUF model file", "localai pull MODEL fetches one")
-
-
-def load_model(
-    api: Any,
-    path: Path,
-    plan: Plan,
-    progress: Callable[[float], None] | None,
-    cancelled: Callable[[], bool] | None,
-) -> Any:
-    """llama.cpp's model of `path`, which the caller frees. Raises as `load` does; so for one without a vocabulary."""
-    model = read_model(api, path, plan, progress, cancelled)
-    if api.llama_model_has_encoder(model) or not api.llama_vocab_type(api.llama_model_get_vocab(model)):
-        api.llama_model_free(model)
-        raise EngineError(
-            f"{path.name} is not a model that chats or makes embeddings", "localai recommend names some that do"
-        )
-    return model
-
-
-def read_model(
-    api: Any,
-    path: Path,
-    plan: Plan,
-    progress: Callable[[float], None] | None,
-    cancelled: Callable[[], bool] | None,
-) -> Any:
-    """llama.cpp's model of `path` whatever kind it is, which the caller frees. Raises as `load` does."""
-    raised: list[BaseException] = []
-
-    def go_on(share: float, _: object) -> bool:
-        try:
-            if progress is not None:
-                progress(share)
-            return not (cancelled is not None and cancelled())
-        except BaseException as error:  # noqa: BLE001 - an exception cannot pass through C; it is raised again behind it
-            raised.append(error)
-            return False
-
-    callback = api.llama_progress_callback(go_on)
-    parameters = api.llama_model_default_params()
-    parameters.n_gpu_layers = plan.gpu_layers
-    kept = library.experts_on_cpu(plan.cpu_expert_layers)
-    parameters.tensor_buft_overrides = ctypes.addressof(kept) if kept is not None else None
-    parameters.load_mode = _MMAP if plan.use_mmap else _NO_MMAP
-    parameters.use_extra_bufts = plan.repack
-    parameters.progress_callback = callback
-    library.forget_log()
-    model = api.llama_model_load_from_file(os.fsencode(path), parameters)
-    if not model:
-        if raised:
-            raise raised[0]
-        if cancelled is not None and cancelled():
-            raise KeyboardInterrupt
-        if library.out_of_memory():
-            raise DoesNotFit(
-                f"there is not enough memory for {path.name}: {library.reason()}",
-                "take a smaller model or quantization: localai recommend",
-            )
-        raise EngineError(
-            f"llama.cpp cannot load {path.name}: {library.reason() or 'it gives no reason'}",
-            "localai verify tells whether it is damaged; a model newer than the engine needs a newer llama-cpp-python",
-        )
-    return model
-
-
 class LlamaEngine:
     """A loaded model, made by `load`; implements `domain.ChatEngine`."""
 
@@ -160,6 +82,8 @@ class LlamaEngine:
         self._asked: tuple[tuple[Message, ...], bool | None, Prompt] | None = None
         self._told = Told()
         self._plan = plan
+        self._drafts: Drafts = Lookup()
+        self._speculation = Speculation(cache, plan, self._drafts)
         self._projector_path = projector
 
     def count_tokens(self, messages: Sequence[Message], think: bool | None = None) -> int:
@@ -202,6 +126,18 @@ class LlamaEngine:
         self._asked = (messages, think, prompt)
         return prompt
 
+    def draft_with(self, path: Path, plan: Plan, cost: float, cancelled: Callable[[], bool] | None = None) -> None:
+        """Have the small model of `path` guess from now on; one of its evaluations takes `cost` of this model's.
+
+        Raises UsageError for a model that cannot draft for this one, EngineError, DoesNotFit, KeyboardInterrupt.
+        """
+        from localai.engine import draft_model
+
+        drafts = draft_model.load(path, plan, self._model, cost, cancelled)
+        self._drafts.close()
+        self._drafts = drafts
+        self._speculation = Speculation(self._cache, self._plan, drafts)
+
     @property
     def sees(self) -> bool:
         """Whether messages may have images."""
@@ -243,7 +179,10 @@ class LlamaEngine:
             answer.prompt_done()
             try:
                 yield from self._decode(request, prompt, answer, cancelled)
+            except Cancelled:
+                answer.finish_reason = "interrupted"
             finally:
+                self._settle()
                 self._told.say(prompt.text, prompt.tokens, answer.raw, answer.tokens)
         yield from answer.finish()
 
@@ -262,16 +201,17 @@ class LlamaEngine:
     def _decode(
         self, request: GenerationRequest, prompt: Prompt, answer: Answer, cancelled: Callable[[], bool]
     ) -> Iterator[Event]:
-        cache, vocabulary = self._cache, self._vocabulary
+        cache, vocabulary, row = self._cache, self._vocabulary, -1
         room = self.context - len(prompt.tokens)
         limit = room if request.max_tokens is None else min(room, request.max_tokens)
         grammar = request.grammar and thinking.after_thoughts(request.grammar, prompt.text)
+        self._speculation.begin(prompt.tokens, cancelled)
         with Sampler(self._api, vocabulary.pointer, request.sampling, prompt.tokens, grammar) as sampler:
             while len(answer.tokens) < limit:
                 if cancelled():
                     answer.finish_reason = "interrupted"
                     return
-                token = sampler.draw(cache.pointer, -1)
+                token = sampler.draw(cache.pointer, row)
                 answer.sampled()
                 if token == NOTHING or vocabulary.is_end(token):
                     answer.finish_reason = "stop"
@@ -280,8 +220,12 @@ class LlamaEngine:
                 if answer.finish_reason:
                     return
                 if len(answer.tokens) < limit:
-                    cache.decode(token)
+                    row = self._speculation.add(token, limit - len(answer.tokens))
         answer.finish_reason = "length"
+
+    def _settle(self) -> None:
+        if self._model is not None:  # else it was closed while an answer was under way
+            self._speculation.settle()
 
     def _check_open(self) -> None:
         if self._model is None:
@@ -291,6 +235,7 @@ class LlamaEngine:
         """Free the model's memory. Idempotent."""
         self._renderer.close()
         self._cache.close()
+        self._drafts.close()
         if self._prompts.projector is not None:
             self._prompts.projector.close()
         model, self._model = self._model, None

@@ -17,11 +17,11 @@ from localai.domain import Delivery, GenerationRequest, Message, Plan
 from localai.engine import library
 from localai.engine.cache import Cancelled
 from localai.engine.job import Job
-from localai.engine.model import check_magic, load_model
 from localai.engine.prompts import Prompts
 from localai.engine.sequences import WORTH_COPYING, Sequences, common_length
 from localai.engine.slots import Slots
 from localai.engine.templates import Renderer
+from localai.engine.weights import check_magic, load_model
 from localai.errors import EngineError, LocalaiError, QueueFull
 
 QUEUE = 64  # requests that may wait beside those that are being answered

@@ -11,7 +11,7 @@ from typing import Any
 from localai.domain import Plan
 from localai.engine import library
 from localai.engine.cache import new_context
-from localai.engine.model import check_magic, read_model
+from localai.engine.weights import check_magic, read_model
 from localai.errors import EngineError
 
 _TOKEN = 17  # any: what is computed takes as long whatever the token

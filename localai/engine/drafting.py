@@ -1,0 +1,131 @@
+"""Guesses at the next tokens, and how many of them are worth a try.
+
+A model checks several guessed tokens in one evaluation for less than as many evaluations cost. Where an answer repeats
+its prompt (a summary that quotes, a correction, an edit of code), what followed the same words before is a good guess;
+elsewhere guessing costs, so it is given up quickly. All decisions follow from the tokens alone, never from a clock:
+the same question with the same seed is evaluated in the same batches, and answered the same.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+MATCH = 3  # so many tokens must have been there before
+STEADY = 6  # after so many right guesses in a row, one wrong one is taken for a word replaced
+
+
+class Drafts(Protocol):
+    """Where guesses come from. `cost` is what one guessed token takes, in evaluations of the model itself."""
+
+    cost: float
+
+    def begin(self, prompt: Sequence[int], cancelled: Callable[[], bool]) -> None:
+        """An answer to this prompt begins. Raises Cancelled."""
+        ...
+
+    def say(self, token: int) -> None:
+        """The answer goes on with this token."""
+        ...
+
+    def guess(self, most: int) -> list[int]:
+        """What may come next, `most` tokens at most; nothing where there is nothing to go by. Raises Cancelled."""
+        ...
+
+    def close(self) -> None:
+        """Free what it takes. Idempotent."""
+        ...
+
+
+class Lookup(Drafts):
+    """Guesses that what followed the last tokens before follows again (prompt lookup, Saxena 2023)."""
+
+    cost = 0.0
+
+    def __init__(self) -> None:
+        self.begin([], lambda: False)
+
+    def begin(self, prompt: Sequence[int], cancelled: Callable[[], bool]) -> None:
+        self._said: list[int] = []
+        self._after: dict[tuple[int, ...], int] = {}  # three tokens → where what follows them stands
+        self._source: int | None = None  # where the next token stands if the text goes on as it did before
+        self._streak = 0
+        for token in prompt:
+            self._append(token)
+
+    def _append(self, token: int) -> None:
+        said = self._said
+        if len(said) >= MATCH:
+            self._after[tuple(said[-MATCH:])] = len(said)
+        said.append(token)
+
+    def say(self, token: int) -> None:
+        if self._source is not None:
+            if self._said[self._source] == token:
+                self._streak += 1
+            elif self._streak >= STEADY:
+                self._streak = 0  # perhaps one word is another now, and the rest follows
+            else:
+                self._source = None
+            if self._source is not None:
+                self._source += 1
+        self._append(token)
+        if self._source is None:
+            self._source, self._streak = self._after.get(tuple(self._said[-MATCH:])), 0
+
+    def guess(self, most: int) -> list[int]:
+        guesses = self._said[self._source : self._source + most] if self._source is not None else []
+        return list(itertools.takewhile(lambda token: token >= 0, guesses))  # below 0 are pictures
+
+    def close(self) -> None:
+        pass
+
+
+class Pace:
+    """How many guessed tokens to try: as many as promise the most, within what earlier guesses have gained.
+
+    `slope` is what one token more in an evaluation costs, a whole evaluation of one token being 1. What is lost by
+    wrong guesses stays under 1.5 % of the answer and one evaluation, unless right ones have paid for it before.
+    """
+
+    SIZES = (2, 3, 4, 6, 8, 11, 15)
+    CREDIT, MOST_CREDIT, LOSS = 1.0, 16.0, 0.015
+    HITS, TRIES = 1.6, 2.0  # before anything is known: 8 of 10 guesses are right
+    FADING = 0.97
+
+    def __init__(self, slope: float, most: int) -> None:
+        self._slope = slope
+        self._sizes = [size for size in self.SIZES if size <= most]
+        self.begin()
+
+    def begin(self) -> None:
+        """A new answer: nothing is known of how well its tokens can be guessed."""
+        self._hits = self._tries = 0.0
+        self._credit = self.CREDIT
+
+    def size(self, cost: float) -> int:
+        """How many guesses to try now, at `cost` each beside the evaluation; 0 for none."""
+        right = (self._hits + self.HITS) / (self._tries + self.TRIES)
+        best, most = 0, 0.0
+        for size in self._sizes:
+            price = self._price(size, cost)
+            expected = sum(right**number for number in range(1, size + 1))
+            if price <= self._credit and (gain := expected - price) > most:
+                best, most = size, gain
+        return best
+
+    def _price(self, size: int, cost: float) -> float:
+        return size * (self._slope + cost)
+
+    def plain(self) -> None:
+        """A token was evaluated alone."""
+        self._credit = min(self.MOST_CREDIT, self._credit + self.LOSS)
+        self._hits, self._tries = self._hits * self.FADING, self._tries * self.FADING
+
+    def tried(self, size: int, right: int, cost: float) -> None:
+        """Of `size` guesses the first `right` were."""
+        gain = right - self._price(size, cost)
+        self._credit = max(0.0, min(self.MOST_CREDIT, self._credit + gain + self.LOSS))
+        self._hits = self._hits * 0.8 + right
+        self._tries = self._tries * 0.8 + min(right + 1, size)

@@ -1,0 +1,87 @@
+"""Evaluates an answer's tokens one by one, or with guesses at the next ones in the same go where that pays.
+
+A guess is never taken for the answer: each of its tokens is drawn by the same sampler from the logits of its own place,
+and the guesses count only as long as they are what was drawn. So what is answered has the very distribution that it
+has without guesses; the numbers behind it can differ in their last bits, as they do between any two sizes of batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import inf
+from time import perf_counter
+
+from localai.domain import Placement, Plan
+from localai.engine.cache import SequenceCache
+from localai.engine.drafting import Drafts, Pace
+
+ROWS = 16  # tokens evaluated together at most: so many rows of logits, 10 MB at a vocabulary of 152,000
+SLOW_S = 0.15  # an evaluation of guesses that takes longer can be broken off inside
+
+# What one token more in an evaluation costs, a token alone being 1: reading the weights is most of it, and two cores
+# have less to spare beside that than a GPU. Measured (docs/speed-engine.md) and rather too much. No clock decides: it
+# would make the same question be evaluated, and so answered, one way now and another way then.
+CPU_SLOPE, GPU_SLOPE = 0.4, 0.06
+
+
+class Speculation:
+    """Evaluates the tokens of one sequence after another's answer; `drafts` None never guesses."""
+
+    def __init__(self, cache: SequenceCache, plan: Plan, drafts: Drafts | None) -> None:
+        self._cache = cache
+        self._drafts = drafts if cache.can_try else None
+        self._price = GPU_SLOPE if plan.placement is Placement.GPU else CPU_SLOPE
+        self._pace = Pace(self._price, cache.rows - 1)
+        self._guesses: list[int] = []
+        self._right = 0
+        self._alone_s = inf  # what a token alone takes at least
+
+    def begin(self, prompt: Sequence[int], cancelled: Callable[[], bool]) -> None:
+        """An answer to this prompt begins, which the cache holds."""
+        self._cancelled = cancelled
+        self._guesses, self._right = [], 0
+        if self._drafts is not None:
+            self._drafts.begin(prompt, cancelled)
+            self._pace.begin()
+
+    def add(self, token: int, room: int) -> int:
+        """Take the token that was drawn last; returns the row of the logits that the next one is to be drawn from.
+
+        It is evaluated unless it was guessed before, with guesses at up to `room` - 1 tokens after it. Raises
+        Cancelled, EngineError.
+        """
+        if self._drafts is None:
+            self._cache.decode(token)
+            return -1
+        self._drafts.say(token)
+        if self._right < len(self._guesses) and self._guesses[self._right] == token:
+            self._right += 1
+            return self._right
+        self.settle()
+        size = min(self._pace.size(self._drafts.cost), room - 1)
+        self._guesses = self._drafts.guess(size) if size > 0 else []
+        self._evaluate(token)
+        return 0 if self._guesses else -1
+
+    def settle(self) -> None:
+        """Let go of the guesses that were not drawn."""
+        if not self._guesses or self._drafts is None:
+            return
+        size, right, self._guesses, self._right = len(self._guesses), self._right, [], 0
+        self._pace.tried(size, right, self._drafts.cost)
+        if right < size:
+            self._cache.let_go(len(self._cache.tokens) - (size - right))
+
+    def _evaluate(self, token: int) -> None:
+        if not self._guesses:
+            started = perf_counter()
+            self._cache.decode(token)
+            self._alone_s = min(self._alone_s, perf_counter() - started)
+            self._pace.plain()
+            return
+        slow = self._price * len(self._guesses) * self._alone_s > SLOW_S
+        try:
+            self._cache.try_out([token, *self._guesses], self._cancelled if slow else None)
+        except BaseException:
+            self._guesses = []
+            raise

@@ -1,0 +1,264 @@
+"""Guessed tokens change how fast an answer comes, never which one."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import random_models
+from hypothesis import given
+from hypothesis import strategies as st
+from real_model import model_file, plan
+
+from localai.domain import AnswerEnd, GenerationRequest, Message, Placement, Sampling
+from localai.engine import library
+from localai.engine.drafting import Drafts, Lookup, Pace
+from localai.engine.model import LlamaEngine, load
+from localai.engine.speculation import CPU_SLOPE, ROWS, Speculation
+from localai.errors import UsageError
+
+TEXT = (
+    "The committee met on Tuesday to discuss the annual budget for the library. Members agreed that the reading room"
+    " needs new lamps and that the roof has to be repaired before winter."
+)
+REPEAT = Message("user", f"Repeat the following text exactly:\n\n{TEXT}")
+TALK = Message("user", "Tell me about dragons.")
+GREEDY = Sampling(temperature=0)
+Q8_0 = 7  # enum llama_ftype
+SPECULATING = replace(plan(1024), outputs=ROWS)
+
+
+@pytest.fixture(scope="module")
+def exact_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model as Q8_0, for which llama.cpp computes the same whatever the size of a batch."""
+    path = tmp_path_factory.mktemp("q8") / "smollm2-q8_0.gguf"
+    api = library.api()
+    parameters = api.llama_model_quantize_default_params()
+    parameters.ftype, parameters.allow_requantize, parameters.nthread = Q8_0, True, 2
+    assert api.llama_model_quantize(str(model_file()).encode(), str(path).encode(), ctypes.byref(parameters)) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def pair(exact_file: Path) -> Iterator[tuple[LlamaEngine, LlamaEngine]]:
+    """The model that guesses, and the one that does not."""
+    engines = load(exact_file, SPECULATING), load(exact_file, plan(1024))
+    yield engines
+    for engine in engines:
+        engine.close()
+
+
+def ask(
+    engine: LlamaEngine,
+    message: Message = REPEAT,
+    sampling: Sampling = GREEDY,
+    limit: int | None = 60,
+    stop: tuple[str, ...] = (),
+    grammar: str | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> AnswerEnd:
+    """The answer of a model that holds nothing: what is held already splits the prompt's evaluation elsewhere."""
+    engine.forget()
+    request = GenerationRequest((message,), sampling, limit, stop, grammar=grammar)
+    end = list(engine.generate(request, cancelled))[-1]
+    assert isinstance(end, AnswerEnd)
+    return end
+
+
+def evaluations(engine: LlamaEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each evaluation of guesses has from now on."""
+    sizes: list[int] = []
+    cache, try_out = engine._cache, engine._cache.try_out
+
+    def counted(tokens: Sequence[int], cancelled: Callable[[], bool] | None) -> None:
+        sizes.append(len(tokens))
+        try_out(tokens, cancelled)
+
+    monkeypatch.setattr(cache, "try_out", counted)
+    return sizes
+
+
+def test_a_repeated_text_takes_few_evaluations_and_is_the_same(
+    pair: tuple[LlamaEngine, LlamaEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guessing, plain = pair
+    sizes = evaluations(guessing, monkeypatch)
+    end, reference = ask(guessing), ask(plain)
+    assert TEXT[:70] in end.text
+    assert (end.text, end.usage, end.finish_reason) == (reference.text, reference.usage, reference.finish_reason)
+    assert max(sizes) > 4
+    assert len(sizes) < 12
+    assert guessing._cache.tokens == plain._cache.tokens
+    del sizes[:]
+    assert ask(guessing, TALK).text == ask(plain, TALK).text
+    assert len(sizes) <= 4, "where nothing can be guessed it is hardly tried"
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(seed=3), Sampling(temperature=1.3, seed=4), Sampling(temperature=0, repeat_penalty=1.1)]
+)
+def test_sampled_answers_are_the_same_too(pair: tuple[LlamaEngine, LlamaEngine], sampling: Sampling) -> None:
+    guessing, plain = pair
+    assert ask(guessing, sampling=sampling).text == ask(plain, sampling=sampling).text
+
+
+def test_limits_stop_strings_and_grammars_hold_in_the_middle_of_guesses(
+    pair: tuple[LlamaEngine, LlamaEngine],
+) -> None:
+    guessing, plain = pair
+    for limit in (1, 2, 9, 18):
+        end, reference = ask(guessing, limit=limit), ask(plain, limit=limit)
+        assert (end.text, end.usage, end.finish_reason) == (reference.text, reference.usage, reference.finish_reason)
+    for stop in ("ual bud", "room"):
+        end, reference = ask(guessing, stop=(stop,)), ask(plain, stop=(stop,))
+        assert (end.text, end.usage, end.finish_reason) == (reference.text, reference.usage, reference.finish_reason)
+        assert stop not in end.text
+    grammar = 'root ::= "The committee " [a-zA-Z ]* "."'
+    assert ask(guessing, grammar=grammar).text == ask(plain, grammar=grammar).text
+
+
+def test_cancelled_and_left_in_the_middle_of_guesses_the_next_answer_is_as_ever(
+    pair: tuple[LlamaEngine, LlamaEngine],
+) -> None:
+    guessing, plain = pair
+    whole = ask(plain).text
+    for calls in (33, 47):
+        left = iter(range(calls * 1000))
+        ask(guessing, cancelled=lambda calls=calls, left=left: next(left) > calls)  # type: ignore[misc]
+        assert ask(guessing).text == whole
+    events = guessing.generate(GenerationRequest((REPEAT,), GREEDY, 60), lambda: False)
+    for _ in range(20):
+        next(events)
+    events.close()
+    held = guessing._cache.tokens
+    assert held == guessing._told.tokens[: len(held)], "nothing guessed is left behind"
+    assert ask(guessing).text == whole
+
+
+class Guesses(Drafts):
+    """Guesses from a list, whatever was said."""
+
+    def __init__(self, guesses: Iterator[list[int]], cost: float = 0.0) -> None:
+        self._guesses, self.cost = guesses, cost
+
+    def begin(self, prompt: Sequence[int], cancelled: Callable[[], bool]) -> None:
+        pass
+
+    def say(self, token: int) -> None:
+        pass
+
+    def guess(self, most: int) -> list[int]:
+        return next(self._guesses)[:most]
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("shape", ["plain", "window"])
+def test_wrong_guesses_leave_no_trace(tmp_path: Path, shape: str) -> None:
+    path = random_models.write(tmp_path, random_models.TINY[shape], "F16")
+    engine = load(path, SPECULATING)
+    reference = ask(engine, limit=150).text
+    true = engine._told.tokens[-150:]
+
+    def wrong() -> Iterator[list[int]]:
+        while True:
+            at = len(engine._cache.tokens) - (len(engine._told.tokens) - 150) + 1
+            yield [*true[at : at + 2], *([7] * 10)]
+
+    class Eager(Pace):
+        def size(self, cost: float) -> int:
+            return 12
+
+    engine._speculation = Speculation(engine._cache, SPECULATING, Guesses(wrong()))
+    engine._speculation._pace = Eager(CPU_SLOPE, ROWS - 1)
+    assert ask(engine, limit=150).text == reference
+    engine.close()
+
+
+@pytest.mark.parametrize("shape", ["recurrent", "hybrid"])
+def test_a_model_that_cannot_take_back_never_guesses(
+    tmp_path: Path, shape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load(random_models.write(tmp_path, random_models.TINY[shape]), SPECULATING)
+    sizes = evaluations(engine, monkeypatch)
+    engine._speculation._pace.size = lambda cost: 4  # type: ignore[method-assign]
+    assert ask(engine, limit=60).usage.completion_tokens > 3
+    assert not sizes
+    engine.close()
+
+
+@given(st.lists(st.integers(-2, 5), max_size=60), st.integers(1, 15))
+def test_lookup_guesses_what_followed_the_same_tokens(tokens: list[int], most: int) -> None:
+    lookup = Lookup()
+    lookup.begin(tokens[: len(tokens) // 2], lambda: False)
+    for token in tokens[len(tokens) // 2 :]:
+        lookup.say(token)
+        guesses = lookup.guess(most)
+        assert len(guesses) <= most
+        assert all(guess >= 0 for guess in guesses)
+
+
+def test_lookup_goes_on_after_a_word_that_was_replaced() -> None:
+    lookup = Lookup()
+    lookup.begin(range(10, 60), lambda: False)
+    for token in range(10, 13):
+        lookup.say(token)
+    assert lookup.guess(3) == [13, 14, 15]
+    for token in (*range(13, 20), 999):
+        lookup.say(token)
+    assert lookup.guess(3) == [21, 22, 23]
+    lookup.say(888)
+    assert lookup.guess(3) == []
+
+
+@given(st.lists(st.integers(0, 15), max_size=200), st.sampled_from([0.06, 0.2, 0.4]), st.sampled_from([0.0, 0.2]))
+def test_what_wrong_guesses_cost_is_bounded_whatever_happens(rights: list[int], slope: float, cost: float) -> None:
+    pace = Pace(slope, 15)
+    said = spent = 0.0
+    for right in rights:
+        size = pace.size(cost)
+        if not size:
+            pace.plain()
+            said, spent = said + 1, spent + 1
+            continue
+        pace.tried(size, min(right, size), cost)
+        said += min(right, size) + 1
+        spent += 1 + size * (slope + cost)
+    assert spent <= said * (1 + Pace.LOSS) + Pace.CREDIT + 1e-6
+
+
+def test_a_gpu_takes_more_guesses(exact_file: Path) -> None:
+    engine = load(exact_file, replace(SPECULATING, placement=Placement.GPU))
+    sized = [Speculation(engine._cache, replace(SPECULATING, placement=where), Lookup())._pace.size(0.0)
+             for where in (Placement.CPU, Placement.GPU)]  # fmt: skip
+    assert 0 < sized[0] < sized[1]
+    engine.close()
+
+
+def test_a_draft_model_guesses_and_the_answer_stays(
+    exact_file: Path, pair: tuple[LlamaEngine, LlamaEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load(exact_file, SPECULATING)
+    engine.draft_with(exact_file, plan(1024), cost=0.1)
+    sizes = evaluations(engine, monkeypatch)
+    for message in (TALK, REPEAT):
+        end, reference = ask(engine, message), ask(pair[1], message)
+        assert (end.text, end.usage) == (reference.text, reference.usage)
+    assert len(sizes) > 5
+    assert sum(sizes) > 3 * len(sizes), "a model guesses itself well"
+    engine.close()
+    engine.close()
+
+
+def test_a_draft_model_of_another_kind_is_refused(exact_file: Path, tmp_path: Path) -> None:
+    engine = load(exact_file, SPECULATING)
+    with pytest.raises(UsageError, match="vocabulary is another"):
+        engine.draft_with(random_models.write(tmp_path, random_models.TINY["plain"]), plan(1024), 0.1)
+    with pytest.raises(UsageError, match="recurrent"):
+        engine.draft_with(random_models.write(tmp_path, random_models.TINY["hybrid"]), plan(1024), 0.1)
+    assert "committee" in ask(engine).text
+    engine.close()
