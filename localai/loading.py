@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from localai import cards, estimate, gguf, hardware, library, naming, parallelism, shapes
+from localai import cards, estimate, gguf, hardware, library, naming, parallelism, shapes, speculating
 from localai.domain import GIB, BatchEngine, ChatEngine, Machine, Plan, RemoteFile, Shape, Weights
 from localai.errors import DoesNotFit, EngineError, UsageError
 from localai.rates import Job
@@ -22,6 +22,8 @@ class Wishes:
     threads: int | None = None
     kv_type: str | None = None
     workers: tuple[str, ...] = ()  # HOST:PORT of other machines that may hold layers
+    speculate: bool = True
+    draft: str | None = None  # the name of a small model that guesses
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class Prepared:
     params: int
     context_length: int | None  # that the model was made for
     facts: Facts | None = None
+    draft: speculating.Draft | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +111,11 @@ def prepare(
         plan = replace(blind, warnings=(*blind.warnings, "memory leaves no room for its projector: it cannot see now"))
     if not plan.fits:
         raise _refusal(found, shape, weights, machine, plan, wishes)
-    plan = replace(plan, workers=wishes.workers)
-    return Prepared(found, plan, shape.params, shape.context_length, Facts(machine, shape, weights))
+    plan, draft = replace(plan, workers=wishes.workers), None
+    if wishes.speculate and sequences == 1 and not wishes.workers:
+        plan = speculating.with_rows(plan, shape)
+        draft = speculating.draft(library.find(wishes.draft), plan, machine) if wishes.draft is not None else None
+    return Prepared(found, plan, shape.params, shape.context_length, Facts(machine, shape, weights), draft)
 
 
 def projector_of(found: library.Found) -> Path | None:
@@ -209,7 +215,13 @@ def load(
         from localai.engine import model as engine
 
         sees = projector_of(found) if plan.memory.projector_bytes else None
-        loaded = engine.load(found.path, plan, progress, cancelled, notice, sees)
+        loaded = whole = engine.load(found.path, plan, progress, cancelled, notice, sees)
+        if (draft := prepared.draft) is not None:
+            try:
+                whole.draft_with(draft.found.path, draft.plan, draft.cost, cancelled)
+            except BaseException:
+                whole.close()
+                raise
     if found.model is not None:
         library.touch(found.model)
     return Loaded(loaded, prepared, cards.size_note(prepared.params))

@@ -115,6 +115,7 @@ KEYS: dict[str, Key] = {
         Key("min_p", "drop tokens under this share of the likeliest", _number(float, 0, 1)),
         Key("repeat_penalty", "1 is none; higher repeats less", _number(float, 0.01, 10)),
         Key("max_tokens", "the longest answer, in tokens", _number(int, 1, 2**31 - 1)),
+        Key("speculate", "false: never guess at tokens ahead", _boolean),
         Key("kept_state_mb", "MiB on disk to resume conversations at once; 0: none", _number(int, 0, 2**31 - 1)),
     )
 }

@@ -73,6 +73,7 @@ LAYERS = {
         "images",
         "sessions",
         "kept_states",
+        "speculating",
         "loading",
         "embeddings",
         "cards",

@@ -9,16 +9,20 @@ from pathlib import Path
 
 import pytest
 import random_models
+from conftest import Cli
 from hypothesis import given
 from hypothesis import strategies as st
 from real_model import model_file, plan
 
+from localai import hardware, loading, speculating
+from localai import library as library_of_models
+from localai.commands import answer
 from localai.domain import AnswerEnd, GenerationRequest, Message, Placement, Sampling
 from localai.engine import library
 from localai.engine.drafting import Drafts, Lookup, Pace
 from localai.engine.model import LlamaEngine, load
 from localai.engine.speculation import CPU_SLOPE, ROWS, Speculation
-from localai.errors import UsageError
+from localai.errors import DoesNotFit, UsageError
 
 TEXT = (
     "The committee met on Tuesday to discuss the annual budget for the library. Members agreed that the reading room"
@@ -262,3 +266,44 @@ def test_a_draft_model_of_another_kind_is_refused(exact_file: Path, tmp_path: Pa
         engine.draft_with(random_models.write(tmp_path, random_models.TINY["hybrid"]), plan(1024), 0.1)
     assert "committee" in ask(engine).text
     engine.close()
+
+
+# ------------------------------------------------------------------------------------------------ on the command line
+
+
+def test_run_speculates_unless_told_not_to_and_counts_the_rows(isolated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = library_of_models.find("smollm2-135m")
+    plain = loading.prepare(found, loading.Wishes(speculate=False)).plan
+    guessing = loading.prepare(found, loading.Wishes()).plan
+    assert (plain.outputs, guessing.outputs) == (1, ROWS)
+    assert guessing.memory.compute_bytes - plain.memory.compute_bytes >= 15 * 4 * 49152
+    monkeypatch.setenv("LOCALAI_SPECULATE", "false")
+    assert answer.wishes(None, None, None, None).speculate is False
+    assert answer.wishes(None, None, None, None, True).speculate is True
+
+
+def test_the_draft_option(cli: Cli, tmp_path: Path) -> None:
+    usual = ("run", "-m", "smollm2-135m", "--temperature", "0", "--max-tokens", "12", "Name the capital of France.")
+    done = cli(*usual, "--draft", "smollm2-135m")
+    assert (done.returncode, done.stdout) == (0, "The capital of France is Paris.\n")
+    other = random_models.write(tmp_path, random_models.TINY["plain"])
+    for arguments, code, message in (
+        (("--draft", str(other)), 2, "vocabulary is another"),
+        (("--draft", "no-such-model"), 3, "no-such-model"),
+        (("--draft", "smollm2-135m", "--no-speculate"), 2, "--no-speculate"),
+    ):
+        done = cli(*usual, *arguments)
+        assert done.returncode == code
+        assert done.stdout == ""
+        assert message in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 2, "what happened, and what to do next"
+
+
+def test_a_draft_model_that_does_not_fit_beside_the_other_is_refused(isolated: Path) -> None:
+    found = library_of_models.find("smollm2-135m")
+    machine = hardware.detect()
+    large = loading.prepare(found, loading.Wishes()).plan
+    full = replace(machine, memory=replace(machine.memory, available_bytes=large.memory.total_bytes + 1000))
+    with pytest.raises(DoesNotFit, match="draft model smollm2-135m needs"):
+        speculating.draft(found, large, full)
+    assert speculating.draft(found, large, machine).cost == 1.0

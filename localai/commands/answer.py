@@ -16,6 +16,7 @@ from localai.commands import options, welcome
 from localai.commands import question as questions
 from localai.commands.options import (
     ContextOption,
+    DraftOption,
     GpuLayersOption,
     KvTypeOption,
     MaxTokensOption,
@@ -25,6 +26,7 @@ from localai.commands.options import (
     RepeatPenaltyOption,
     RpcOption,
     SeedOption,
+    SpeculateOption,
     SystemOption,
     TemperatureOption,
     ThinkOption,
@@ -95,6 +97,8 @@ def run(
     threads: ThreadsOption = None,
     kv_type: KvTypeOption = None,
     rpc: RpcOption = None,
+    speculate: SpeculateOption = None,
+    draft: DraftOption = None,
     on_overflow: OverflowOption = "error",
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="FORMAT", help="text, json (one object) or ndjson (events).")
@@ -119,7 +123,7 @@ def run(
         think = False  # the grammar leaves no room for thoughts
     from localai import loading, recording
 
-    wished = wishes(context, gpu_layers, threads, kv_type, rpc)
+    wished = wishes(context, gpu_layers, threads, kv_type, rpc, speculate, draft)
     room = (limit or ROOM_TO_ANSWER) + 64
     with Interrupts() as interrupts:
         work = Job(likely_tokens(question), limit or TYPICAL_ANSWER)
@@ -215,18 +219,30 @@ def hint_at_model(words: list[str], model: str | None) -> None:
 
 
 def wishes(
-    context: int | None, gpu_layers: int | None, threads: int | None, kv_type: str | None, rpc: str | None = None
+    context: int | None,
+    gpu_layers: int | None,
+    threads: int | None,
+    kv_type: str | None,
+    rpc: str | None = None,
+    speculate: bool | None = None,
+    draft: str | None = None,
 ) -> Wishes:
     from localai.estimate import KV_TYPES
 
     if kv_type is not None and kv_type not in KV_TYPES:
         raise UsageError(f"--kv-type is {kv_type!r}", f"it takes one of: {', '.join(KV_TYPES)}")
+    if draft is not None and rpc:
+        raise UsageError("--draft guesses on this machine alone", "leave out --draft or --rpc")
+    if draft is not None and speculate is False:
+        raise UsageError("--draft guesses, and --no-speculate forbids it", "leave one of them out")
     return Wishes(
         options.setting("context", context),
         options.setting("gpu_layers", gpu_layers),
         options.setting("threads", threads),
         kv_type,
         workers_named(rpc),
+        options.setting("speculate", speculate) is not False or draft is not None,
+        draft,
     )
 
 
@@ -375,6 +391,8 @@ def chat(
     threads: ThreadsOption = None,
     kv_type: KvTypeOption = None,
     rpc: RpcOption = None,
+    speculate: SpeculateOption = None,
+    draft: DraftOption = None,
     private: Annotated[bool, typer.Option("--private", help="Keep nothing of what is said.")] = False,
     resume: Annotated[
         str | None,
@@ -400,7 +418,8 @@ def chat(
             raise UsageError("a conversation goes on at a terminal only", f"localai sessions show {kept.id}")
         welcome.need_a_model(name)
         run(None, name, system, **flags, max_tokens=max_tokens, think=think, context=context,
-            gpu_layers=gpu_layers, threads=threads, kv_type=kv_type, rpc=rpc)  # fmt: skip
+            gpu_layers=gpu_layers, threads=threads, kv_type=kv_type, rpc=rpc, speculate=speculate,
+            draft=draft)  # fmt: skip
         return
     from localai import repl
 
@@ -410,7 +429,7 @@ def chat(
         name or welcome.offered_model(),
         options.setting("system", system),
         flags,
-        wishes(context, gpu_layers, threads, kv_type, rpc),
+        wishes(context, gpu_layers, threads, kv_type, rpc, speculate, draft),
         options.setting("max_tokens", max_tokens),
         think,
         private,

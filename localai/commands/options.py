@@ -101,6 +101,23 @@ RpcOption = Annotated[
 ]
 
 
+SpeculateOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--speculate/--no-speculate", help="Guess at tokens ahead where the answer repeats the input (default), or not."
+    ),
+]
+DraftOption = Annotated[
+    str | None,
+    typer.Option(
+        "--draft",
+        metavar="MODEL",
+        help="A small model of the same family that guesses ahead.",
+        autocompletion=complete_model,
+    ),
+]
+
+
 SamplingFlags = dict[str, Any]
 
 

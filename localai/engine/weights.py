@@ -35,7 +35,7 @@ def load_model(
     progress: Callable[[float], None] | None,
     cancelled: Callable[[], bool] | None,
 ) -> Any:
-    """llama.cpp's model of `path`, which the caller frees. Raises as `read_model` does; also where it has no vocabulary."""
+    """llama.cpp's model of `path`, to be freed. Raises as `read_model`, and for one without a vocabulary."""
     model = read_model(api, path, plan, progress, cancelled)
     if api.llama_model_has_encoder(model) or not api.llama_vocab_type(api.llama_model_get_vocab(model)):
         api.llama_model_free(model)
