@@ -279,7 +279,7 @@ def test_run_speculates_unless_told_not_to_and_counts_the_rows(isolated: Path, m
     assert guessing.memory.compute_bytes - plain.memory.compute_bytes >= 15 * 4 * 49152
     monkeypatch.setenv("LOCALAI_SPECULATE", "false")
     assert answer.wishes(None, None, None, None).speculate is False
-    assert answer.wishes(None, None, None, None, True).speculate is True
+    assert answer.wishes(None, None, None, None, speculate=True).speculate is True
 
 
 def test_the_draft_option(cli: Cli, tmp_path: Path) -> None:
