@@ -75,7 +75,7 @@ def content_of(path: Path) -> bytes:
     except FileNotFoundError as error:
         raise NotFound(f"there is no file {path}", "check the path") from error
     except IsADirectoryError as error:
-        raise UsageError(f"{path} is a folder", "name its files: --file A --file B") from error
+        raise UsageError(f"{path} is a folder", "name the files in it, one by one") from error
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', error)}", "check the path") from error
     if len(content) > LARGEST_BYTES:

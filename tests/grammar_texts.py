@@ -18,7 +18,9 @@ MORE = 3  # repetitions beyond the least, at most
 
 def _plain(text: str) -> str:
     def one(found: re.Match[str]) -> str:
-        return chr(int(found[1] or found[2], 16)) if found[1] or found[2] else found[3]
+        if found[1] or found[2]:
+            return chr(int(found[1] or found[2], 16))
+        return {"n": "\n", "r": "\r", "t": "\t"}.get(found[3], found[3])
 
     return _ESCAPE.sub(one, text)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 from conftest import Cli
+from grammar_texts import Texts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from real_model import engine_of_the_module  # noqa: F401  (the fixture `engine`)
@@ -187,6 +189,18 @@ def test_thoughts_that_the_prompt_opened_may_end_first(engine: LlamaEngine, open
     request = GenerationRequest((Message("user", "x"),), Sampling(seed=1), 20, grammar=made)
     assert list(engine.generate(request, lambda: False))  # llama.cpp takes it
     assert thinking.after_thoughts("root ::= x", "prompt") == "root ::= x"
+
+
+def test_a_model_may_think_first_where_that_is_asked_for(engine: LlamaEngine) -> None:
+    tag = thinking.opening("{% if enable_thinking %}...</think>{% endif %}")
+    made = thinking.after_thoughts(grammar.gbnf({"const": 1}), "<|im_start|>assistant\n", tag)
+    request = GenerationRequest((Message("user", "x"),), Sampling(seed=1), 1, grammar=made)
+    assert list(engine.generate(request, lambda: False))  # llama.cpp takes it
+    texts = {Texts(made).draw(seed) for seed in range(40)}
+    assert "1" in texts
+    for text in texts - {"1"}:
+        assert re.fullmatch(r"<think>.*</think>[ \n]*1", text, re.DOTALL)
+    assert thinking.opening("{{ messages }}") == ""
 
 
 def test_run_answers_with_exactly_the_json(cli: Cli, isolated: Path) -> None:

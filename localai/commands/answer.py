@@ -120,7 +120,7 @@ def run(
     )
     limit = options.setting("max_tokens", max_tokens)
     if question.schema is not None and think is None:
-        think = False  # the grammar leaves no room for thoughts
+        think = False  # thoughts before JSON only where they are asked for
     from localai import loading, recording
 
     wished = wishes(context, gpu_layers, threads, kv_type, rpc, speculate, draft)

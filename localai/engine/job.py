@@ -82,7 +82,7 @@ class Job:
         grammar, trigger = prompts.tool_grammar(request)
         if grammar is None:
             grammar = request.grammar and (
-                request.grammar if self.prompt.plain else after_thoughts(request.grammar, text)
+                request.grammar if self.prompt.plain else prompts.held(request.grammar, text, request.think)
             )
         elif trigger is None and prompts.tool_form is not HARMONY:
             grammar = after_thoughts(grammar, text)

@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import Any
 
 from localai.domain import Event, GenerationRequest, KvState, Message, Plan, PromptProgress
-from localai.engine import library, thinking
+from localai.engine import library
 from localai.engine.answer import Answer
 from localai.engine.cache import Cancelled, SequenceCache
 from localai.engine.drafting import Drafts, Lookup
@@ -204,7 +204,7 @@ class LlamaEngine:
         cache, vocabulary, row = self._cache, self._vocabulary, -1
         room = self.context - len(prompt.tokens)
         limit = room if request.max_tokens is None else min(room, request.max_tokens)
-        grammar = request.grammar and thinking.after_thoughts(request.grammar, prompt.text)
+        grammar = request.grammar and self._prompts.held(request.grammar, prompt.text, request.think)
         self._speculation.begin(prompt.tokens, cancelled)
         with Sampler(self._api, vocabulary.pointer, request.sampling, prompt.tokens, grammar) as sampler:
             while len(answer.tokens) < limit:

@@ -52,6 +52,7 @@ class Prompts:
             notice=notice,
         )
         self._border = unused_character([source])
+        self._opening = thinking.opening(source)
         self.projector: Projector | None = None
 
     def prompt(
@@ -80,6 +81,10 @@ class Prompts:
         else:
             tokens = self.vocabulary.with_bos(self._encode(rendered.text))
         return Prompt(rendered.text, tokens or [max(self.vocabulary.bos, 0)], rendered.stops)
+
+    def held(self, grammar: str, text: str, think: bool | None) -> str:
+        """The `grammar` of an answer to the prompt `text`, with room for thoughts where they are asked for."""
+        return thinking.after_thoughts(grammar, text, self._opening if think else "")
 
     def _safe(self, messages: Sequence[Message]) -> list[Message]:
         """The messages with what stands for their pictures before their texts, which cannot become control tokens."""

@@ -56,20 +56,31 @@ def splitter(prompt: str) -> Splitter:
     return TagSplitter(next((close for opening, close in TAGS if end.endswith(opening)), None))
 
 
-def after_thoughts(grammar: str, prompt: str) -> str:
-    """The GBNF `grammar`, preceded by what must stand before an answer to `prompt`: the rest of the thoughts that the
-    prompt has opened, or the header of the final channel.
+def opening(template: str) -> str:
+    """The tag that a model with this chat template begins its thoughts with; "" where the template names none."""
+    return next((first for first, last in TAGS if first in template or last in template), "")
+
+
+def after_thoughts(grammar: str, prompt: str, may_open: str = "") -> str:
+    """The GBNF `grammar`, preceded by what stands before an answer to `prompt`: the rest of the thoughts that it has
+    opened, or the header of the final channel; else, if the model likes, thoughts that it opens with `may_open`.
     """
     end = prompt.rstrip()
     closing = next((close for opening, close in TAGS if end.endswith(opening)), None)
     if closing is not None:
-        first, rest = closing[0], closing[1:]
-        before = f'([^{_escaped(first)}] | "{first}" [^{_escaped(rest[0])}])* "{closing}" [ \\n]*'
+        before = _thoughts(closing)
     elif end.endswith(START + "assistant"):
         before = f'"{CHANNEL}final{MESSAGE}"'
+    elif may_open:
+        before = f'("{may_open}" {_thoughts(dict(TAGS)[may_open])})?'
     else:
         return grammar
     return f"root ::= {before} answer\n" + grammar.replace("root ::=", "answer ::=", 1)
+
+
+def _thoughts(closing: str) -> str:
+    first, rest = closing[0], closing[1:]
+    return f'([^{_escaped(first)}] | "{first}" [^{_escaped(rest[0])}])* "{closing}" [ \\n]*'
 
 
 def _escaped(character: str) -> str:
