@@ -8,6 +8,8 @@ from localai import render
 from localai.domain import AnswerText, Event, PromptProgress, ThinkingText, TurnsDropped
 from localai.markdown import Markdown
 
+REPLAYED = 64  # characters at a time: what is held back of a line stays small
+
 
 class AnswerView:
     """Shows the events of one answer. Leave it by `end`, whatever happened.
@@ -59,7 +61,8 @@ class AnswerView:
     def replay(self, text: str) -> None:
         """Show an answer of earlier, on a terminal only."""
         if render.is_terminal(sys.stdout):
-            self._answer.write(text)
+            for start in range(0, len(text), REPLAYED):
+                self._answer.write(text[start : start + REPLAYED])
             self._answer.end()
 
     def end(self) -> None:
@@ -77,7 +80,7 @@ class MarkdownStream:
     """Streams an answer to a terminal: rendered, or in whole lines where the terminal is to be written to plainly."""
 
     def __init__(self) -> None:
-        self._markdown = Markdown(render.width, render.colour_wanted(sys.stdout))
+        self._markdown = Markdown(render.width, render.colour_wanted(sys.stdout), render.can_show("─│"))
         self._by_line = render.plain()
         self._waiting = ""
 

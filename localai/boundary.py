@@ -75,7 +75,9 @@ def hoist(arguments: Sequence[str]) -> tuple[list[str], set[str]]:
 
 
 def _filled(words: list[str]) -> list[str]:
-    """`--resume` alone means the last conversation: Typer's options have a value or none, never the choice."""
+    """`chat --resume` alone means the last conversation: Typer's options have a value or none, never the choice."""
+    if words[:1] != ["chat"]:
+        return words
     follows = [*words[1:], "-"]
     return [
         "--resume=last" if word == "--resume" and after.startswith("-") else word

@@ -44,13 +44,14 @@ class Piece:
 class Markdown:
     """Takes harmless text as it comes and gives what can be shown of it now.
 
-    `width` is asked at every line, so that a resized window is followed. Without `styled` there are no escape sequences
-    and the marks of the source stay.
+    `width` is asked at every line, so that a resized window is followed. Without `framed` rules are of characters
+    that every encoding has. Without `styled` there are no escape sequences and the marks of the source stay.
     """
 
-    def __init__(self, width: Callable[[], int], styled: bool) -> None:
+    def __init__(self, width: Callable[[], int], styled: bool, framed: bool = True) -> None:
         self._flow = Flow(width, styled)
         self._styled = styled
+        self._rule, self._bar = "─│" if framed and styled else "-|"
         self._line = ""  # what is held of the line that arrives
         self._flowing = False  # the beginning of the line is shown: the rest is words
         self._fence = ""  # the fence that ends the code we are in
@@ -113,7 +114,7 @@ class Markdown:
         self._style, indent = "", 0
         while found := _QUOTE.match(self._line):
             self._line = self._line[found.end() :]
-            self._flow.put(Piece("│ " if self._styled else "> ", DIM))
+            self._flow.put(Piece(f"{self._bar} " if self._styled else "> ", DIM))
             indent += 2
         if self._styled and (found := _HEADING.match(self._line)):
             self._style = HEADING
@@ -168,7 +169,7 @@ class Markdown:
                 return self._after(table + self._flow.raw(Piece(line.strip(), DIM)) + "\n")
             if self._styled and _RULE.fullmatch(line):
                 table, self._line = self._end_table(), ""
-                return self._after(table + self._flow.raw(Piece("─" * min(self._flow.width, 40), DIM)) + "\n")
+                return self._after(table + self._flow.raw(Piece(self._rule * min(self._flow.width, 40), DIM)) + "\n")
             self._begin(True)
         shown = self._words(True)
         self._flowing = False
@@ -198,7 +199,7 @@ class Markdown:
         if not rows:
             return ""
         if len(rows) > 1 and _DELIMITERS.fullmatch(rows[1]):
-            return table(rows, self._flow, self._styled)
+            return table(rows, self._flow, self._styled, self._rule)
         for row in rows:
             for piece in inline(row, "", True)[0] if self._styled else [Piece(row)]:
                 self._flow.words(piece)
@@ -216,7 +217,7 @@ class Flow:
         self._indent = 0
         self._word: list[Piece] = []
         self._word_cells = 0
-        self._space: Piece | None = None
+        self._space = ""
 
     @property
     def width(self) -> int:
@@ -245,7 +246,7 @@ class Flow:
         for part in re.findall(r"[ \t]+|[^ \t]+", piece.text):
             if part[0] in " \t":
                 self._end_word()
-                self._space = Piece(part.expandtabs(4), piece.style)
+                self._space += part.replace("\t", "    ")
                 continue
             for run in _breakable(part):
                 self._word.append(Piece(run, piece.style))
@@ -256,15 +257,15 @@ class Flow:
     def _end_word(self) -> None:
         if not self._word:
             return
-        space = cells(self._space.text) if self._space else 0
+        space = len(self._space)
         width = max(self.width, _NARROW)
         if self._column > self._indent and self._column + space + self._word_cells > width:
             self._out.append("\n" + " " * self._indent)
             self._column = self._indent
         elif self._space:
-            self._out.append(self._space.text)
+            self._out.append(self._space)
             self._column += space
-        self._space = None
+        self._space = ""
         self._out.extend(self._painted(each) for each in self._word)
         self._column = self._column + self._word_cells
         if self._column > width:  # longer than a line: the terminal folds it
@@ -274,7 +275,7 @@ class Flow:
     def end_line(self) -> str:
         """Show the last word and end the line."""
         self._end_word()
-        self._space, self._column, self._indent = None, 0, 0
+        self._space, self._column, self._indent = "", 0, 0
         return self.take() + "\n"
 
     def take(self) -> str:
@@ -441,11 +442,11 @@ def _row(line: str) -> list[str]:
     return [re.sub(r"<br\s*/?>", " ", part).replace("\\|", "|").strip() for part in parts]
 
 
-def table(lines: list[str], flow: Flow, styled: bool) -> str:
+def table(lines: list[str], flow: Flow, styled: bool, rule: str) -> str:
     """A table with its columns under each other, the cells folded where it is wider than the terminal."""
-    head, rule, *rows = [_row(line) for line in lines]
+    head, marks, *rows = [_row(line) for line in lines]
     count = len(head)
-    alignments = [each[-1:] == ":" and each[:1] != ":" for each in rule] + [False] * count
+    alignments = [each[-1:] == ":" and each[:1] != ":" for each in marks] + [False] * count
     body = [[*row[:count], *[""] * (count - len(row))] for row in (head, *rows)]
     content = [[inline(cell, "", True)[0] if styled else [Piece(cell)] for cell in row] for row in body]
     natural = [max(_cells(row[column]) for row in content) for column in range(count)]
@@ -462,7 +463,7 @@ def table(lines: list[str], flow: Flow, styled: bool) -> str:
                 cells_of_line.append(padding + text if right else text + padding)
             shown.append("  ".join(cells_of_line).rstrip() + "\n")
         if number == 0:
-            line = "  ".join(("─" if styled else "-") * width for width in widths)
+            line = "  ".join(rule * width for width in widths)
             shown.append((painted(Piece(line, DIM)) if styled else line) + "\n")
     return "".join(shown)
 

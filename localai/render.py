@@ -150,6 +150,15 @@ def plain_line(text: str) -> None:
     flush()
 
 
+def can_show(characters: str) -> bool:
+    """Whether stdout's encoding has these characters."""
+    try:
+        characters.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
 def emit(text: str) -> None:
     """Write to stdout, at once, what was made harmless before: an answer's lines."""
     _write(sys.stdout, text)

@@ -237,6 +237,14 @@ class Room:
         self.set_system(system)
         self.session, self.last = session, None
 
+    def bring_in(self, system: str | None, turns: tuple[Message, ...]) -> None:
+        """Go on from turns that were exported; unless this is private they are kept as a new conversation."""
+        kept = None
+        if not self.private:
+            for question, said in zip(turns[::2], turns[1::2], strict=True):
+                kept = sessions.keep(kept, self.loaded.name, system, question.content, said.content)
+        self.recall(system, turns, kept)
+
     def resume(self, session: sessions.Session) -> None:
         """Go on with a kept conversation; a system text that was given on the command line goes before its own."""
         turns = sessions.messages(session)

@@ -118,6 +118,13 @@ def test_switches_work_anywhere_but_after_the_dashes() -> None:
     )
 
 
+def test_resume_alone_means_the_last_conversation() -> None:
+    assert boundary.hoist(["chat", "--resume"])[0] == ["chat", "--resume=last"]
+    assert boundary.hoist(["chat", "--resume", "--private"])[0] == ["chat", "--resume=last", "--private"]
+    for words in (["chat", "--resume", "3"], ["chat", "--", "--resume"], ["map", "x", "--resume"]):
+        assert boundary.hoist(words)[0] == words
+
+
 @pytest.mark.parametrize("arguments", [("--debug", "show", "nosuch"), ("show", "nosuch", "--debug")], ids=str)
 def test_debug_shows_the_traceback_of_an_error(cli: Cli, arguments: tuple[str, ...]) -> None:
     result = cli(*arguments)

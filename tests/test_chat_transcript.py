@@ -72,6 +72,7 @@ def test_a_whole_conversation(isolated: Path) -> None:
     talk.say("/load my talk", "going on with conversation")
     talk.say("/stats")
     talk.say("/load talk.json", "3 turns from talk.json")
+    assert (questions("2"), questions("1")) == (questions("1"), questions("my talk"))
     talk.leave()
 
 

@@ -34,7 +34,7 @@ def test_a_conversation_is_kept_resumed_or_private(isolated: Path) -> None:
     damaged = state.read_bytes()[:-1] + b"?"
     state.write_bytes(damaged)
     greeting = "is not used (it is damaged"
-    once("chat", "--resume", "last", *CHAT[2:], question="And of Italy?", greeting=greeting)
+    once("chat", "--resume", *CHAT[2:], question="And of Italy?", greeting=greeting)
     resumed = sessions.find(str(kept.id))
     assert resumed.turns == 2
     assert len(sessions.every()) == 1

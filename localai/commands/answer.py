@@ -303,8 +303,9 @@ def loading_shown(name: str) -> Iterator[Callable[[float], None]]:
 
 def engine_gave_up(reason: str) -> None:
     """llama.cpp is about to abort the process, as it does over some hostile files: end it in our own way first."""
-    from localai import boundary
+    from localai import boundary, terminal
 
+    terminal.restore()
     error = EngineError(
         f"llama.cpp gave up: {reason}", "if the model's file is at fault, pull it again or take another"
     )

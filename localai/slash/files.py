@@ -189,7 +189,7 @@ def load(room: Room, argument: str) -> None:
         except OSError as error:
             raise NotFound(f"cannot read {path}: {error.strerror}", "check the path") from error
         system, said = sessions.from_json(text, str(path))
-        room.recall(system, said)
+        room.bring_in(system, said)
         render.note(f"({len(said) // 2} turns from {path})")
     else:
         room.resume(sessions.find(argument))
