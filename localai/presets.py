@@ -100,7 +100,7 @@ def every(damaged: Callable[[str], None] = lambda line: None) -> tuple[Preset, .
     found = {name: _parse(name, text, None) for name, text in _built_in().items()}
     for path in sorted(folder().glob("*.toml")):
         try:
-            if _NAME.fullmatch(path.stem):
+            if _NAME.fullmatch(path.stem) and path.is_file():  # a pipe would never end
                 found[path.stem] = _read(path)
         except LocalaiError as error:
             damaged(error.message)

@@ -24,7 +24,7 @@ from localai.engine.model import LlamaEngine, load
 from localai.errors import ContextOverflow, EngineError
 from localai.library import Found
 
-KINDS = ("llava", "qwen2vl")
+KINDS = ("llava", "qwen2vl", "gemma3")
 MARK = b"<__media__>"
 
 

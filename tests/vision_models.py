@@ -16,11 +16,13 @@ TEMPLATE = (
 
 
 def pair(folder: Path, kind: str = "llava", template: str = TEMPLATE) -> tuple[Path, Path]:
-    """A model and its projector, beside each other: `llava`, or `qwen2vl`, whose pictures have rows and columns."""
+    """A model and its projector, beside each other: `llava`; `qwen2vl`, whose pictures have rows and columns; `gemma3`,
+    where the tokens of a picture see each other, and layers have windows.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     model, projector = folder / f"{kind}.gguf", folder / f"mmproj-{kind}.gguf"
-    _decoder(model, "llama" if kind == "llava" else "qwen2vl", template)
-    _llava(projector) if kind == "llava" else _qwen2vl(projector)
+    _decoder(model, "llama" if kind == "llava" else kind, template)
+    {"llava": _llava, "qwen2vl": _qwen2vl, "gemma3": _gemma3}[kind](projector)
     return model, projector
 
 
@@ -37,6 +39,11 @@ def _decoder(path: Path, architecture: str, template: str) -> None:
         if architecture == "qwen2vl":
             for name in ("attn_q", "attn_k", "attn_v"):
                 made[f"blk.{layer}.{name}.bias"] = made.of(WIDTH)
+        if architecture == "gemma3":
+            for name in ("post_attention_norm", "post_ffw_norm"):
+                made[f"blk.{layer}.{name}.weight"] = 1 + made.of(WIDTH)
+            for name in ("attn_q_norm", "attn_k_norm"):
+                made[f"blk.{layer}.{name}.weight"] = 1 + made.of(WIDTH // HEADS)
     writer = GGUFWriter(path, architecture)
     writer.add_file_type(LlamaFileType.ALL_F32)
     writer.add_context_length(4096)
@@ -48,6 +55,10 @@ def _decoder(path: Path, architecture: str, template: str) -> None:
     writer.add_layer_norm_rms_eps(1e-6)
     if architecture == "qwen2vl":
         writer.add_rope_dimension_sections([4, 2, 2, 0])
+    if architecture == "gemma3":
+        writer.add_sliding_window(32)
+        writer.add_key_length(WIDTH // HEADS)
+        writer.add_value_length(WIDTH // HEADS)
     add_byte_tokenizer(writer)
     writer.add_chat_template(template)
     written(writer, made)
@@ -102,6 +113,19 @@ def _qwen2vl(path: Path) -> None:
     made |= norm(made, "v.post_ln", WIDTH)
     made |= linear(made, "mm.0", 4 * WIDTH, 4 * WIDTH) | linear(made, "mm.2", 4 * WIDTH, WIDTH)
     written(_vision(path, "qwen2vl_merger"), made)
+
+
+def _gemma3(path: Path) -> None:
+    made = Noise(path.name)
+    made["v.patch_embd.weight"] = made.of(WIDTH, 3, PATCH, PATCH)
+    made["v.position_embd.weight"] = made.of((SIDE // PATCH) ** 2, WIDTH)
+    _layers(made)
+    made |= norm(made, "v.post_ln", WIDTH)
+    made["mm.input_projection.weight"] = made.of(WIDTH, WIDTH)
+    made["mm.soft_emb_norm.weight"] = 1 + made.of(WIDTH)
+    writer = _vision(path, "gemma3")
+    writer.add_uint32("clip.vision.projector.scale_factor", 2)
+    written(writer, made)
 
 
 def pixels(width: int, height: int, seed: int) -> bytes:

@@ -76,6 +76,8 @@ def embed(
         try:
             done = 0
             for group in together(texts):
+                if interrupts.requested():  # while stdin was waited for
+                    raise KeyboardInterrupt
                 write(embedder, found.name, group, prefix, normalize, on_overflow == "truncate", interrupts)
                 done += len(group)
                 status.show(f"{done} texts")
