@@ -49,14 +49,18 @@ class Found:
     why: str | None = None
 
 
-def installed(on_damaged: Callable[[str], None] = lambda line: None) -> tuple[InstalledModel, ...]:
+def installed(
+    on_damaged: Callable[[str], None] = lambda line: None, wanted: Meaning | None = None
+) -> tuple[InstalledModel, ...]:
     """The models of which every file is there and verified, the embedded default among them, by name.
 
     `on_damaged` is told, one line each, which records or files are no longer sound. A model whose files were all
-    removed behind our back is no longer installed, and that is all.
+    removed behind our back is no longer installed, and that is all. Where only what `wanted` names is looked for, the
+    embedded model, which is hashed when it is first met, need not be another one.
     """
     models = _once([model for model in records.load(on_damaged) if _is_whole(model, on_damaged)])
-    if (own := embedded.find()) is not None:
+    may_be_own = wanted is None or wanted.model.casefold() == embedded.described().model.casefold()
+    if may_be_own and (own := embedded.find()) is not None:
         models.append(own)
     return tuple(sorted(models, key=lambda model: (model.model, model.quantization, str(model.path))))
 

@@ -69,7 +69,7 @@ def plan_pull(text: str, machine: Machine, reserved_bytes: int = 0, disk: Path |
     DoesNotFit where the disk is too small. Whether it fits the memory is in `plan`, for the caller to decide on.
     """
     wanted = library.meaning(text)
-    models = library.installed()
+    models = library.installed(wanted=wanted)
     here = [model for model in library.selected(library.matching(wanted, models), wanted) if _is_sound(model)]
     if here:
         return nothing_to_do(max(here, key=lambda model: (model.last_used_at or "", model.size_bytes)))
