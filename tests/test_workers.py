@@ -79,6 +79,8 @@ def test_a_model_over_two_machines_answers_as_on_one(start: Start, cli: Cli) -> 
     assert json.loads(spread.stdout)["text"] == alone.stdout.rstrip("\n")
     piped = cli("chat", "smollm2-135m", "--temperature", "0", "--max-tokens", "8", "--rpc", rpc, input=QUESTION)
     assert piped.stdout == alone.stdout
+    mapped = cli("map", "{text}", *asked[1:-1], "--rpc", rpc, "--output", "text", "--parallel", "2", input=QUESTION)
+    assert (mapped.returncode, mapped.stdout) == (0, alone.stdout)
 
 
 def test_a_worker_says_what_it_lends_and_to_whom(start: Start) -> None:

@@ -21,6 +21,7 @@ from localai.commands.options import (
     MinPOption,
     ModelOption,
     RepeatPenaltyOption,
+    RpcOption,
     SystemOption,
     TemperatureOption,
     ThinkOption,
@@ -106,6 +107,7 @@ def map_records(
     gpu_layers: GpuLayersOption = None,
     threads: ThreadsOption = None,
     kv_type: KvTypeOption = None,
+    rpc: RpcOption = None,
 ) -> None:
     """Answer for each line, JSON record or file, many at once: a JSON line each, in the order of the input."""
     from localai import record_input, record_output
@@ -117,7 +119,7 @@ def map_records(
     flags = options.sampling_flags(temperature, top_k, top_p, min_p, repeat_penalty, seed)
     asking = compose(template, form, system, preset, variable or (), language, json_schema, limit, stop or (), think)
     # the setting of a chat's context is not meant for many: only the flag counts
-    wished = replace(answer.wishes(None, gpu_layers, threads, kv_type), context=context)
+    wished = replace(answer.wishes(None, gpu_layers, threads, kv_type, rpc), context=context)
     named = [os.fsencode(path) for path in source or ()] if form == "files" else []
     holding = [*(file or ()), *(() if named else source or ())]
     if not holding and not named and render.is_terminal(sys.stdin):
