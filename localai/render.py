@@ -24,10 +24,14 @@ SCHEMA_VERSION = 1
 
 
 def use_tolerant_streams() -> None:
-    """Make no character a reason to fail, whatever the locale: what cannot be encoded is shown escaped."""
+    """Make no character a reason to fail, whatever the locale: what cannot be encoded is shown escaped, and what cannot
+    be decoded becomes a replacement character.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
 
 
 def is_terminal(stream: IO[str] | None) -> bool:

@@ -70,11 +70,11 @@ def choose(machine: Machine, installed: tuple[InstalledModel, ...]) -> str | Non
     """Ask which model to chat with, downloading it where it is not here; None where the user would rather not.
 
     Where the download fails, the chat goes on with what is here, and that is told. Raises what the download raises
-    where nothing is.
+    where nothing is, NotFound where there is nothing to offer.
     """
     offers = [*downloads(machine), *here(installed)]
     if not offers:
-        return None
+        raise NotFound("no model is here, and none can be downloaded", "localai import takes in a .gguf file")
     usual = next((number for number, each in enumerate(offers, 1) if each.usual), 1)
     rows = [(str(number), *each.cells) for number, each in enumerate(offers, 1)]
     render.out(render.columns(("", "MODEL", "DOWNLOAD", "TOKENS/S", ""), rows, right=(2, 3), fold=True))
