@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from localai.domain import Plan
 
-MOST = 64
-WORTH = 1.08  # doubling must bring as much, or it only takes memory
+MOST = 32  # what comes beyond is little on any processor, and takes as much memory again
+WORTH = 1.05  # doubling must bring as much, or it only takes memory
 # Arithmetic of a token in a batch of tens, over that in a prompt's batch of hundreds: on 2 cores a Qwen3-0.6B shape
 # reads 360 tokens per second (2.8 ms each) and writes 225 in batches of 32, where one alone takes 18 ms (4.0 ms for
 # each of the other 31).
@@ -17,11 +17,12 @@ _SMALL_BATCH = 1.43
 def gain(plan: Plan, sequences: int) -> float:
     """How many times as fast `sequences` answers are written together as one alone, 1 where no speed is known.
 
-    One alone is bound by reading the weights, which many share; each more adds its arithmetic.
+    One alone is bound by reading the weights, which many share; each more adds its arithmetic, at the upper end of what
+    is expected of prompts: too few at once would cost speed, too many only memory that is there.
     """
     if plan.decode_tps is None or plan.prompt_tps is None:
         return 1.0
-    alone_s, more_s = 1 / plan.decode_tps.mid, _SMALL_BATCH / plan.prompt_tps.mid
+    alone_s, more_s = 1 / plan.decode_tps.mid, _SMALL_BATCH / plan.prompt_tps.high
     return sequences * alone_s / (alone_s + (sequences - 1) * min(more_s, alone_s))
 
 

@@ -31,6 +31,7 @@ def test_more_is_taken_where_it_pays() -> None:
     assert counts(55, 360) == 32
     assert counts(55, 20_000) == parallelism.MOST
     assert counts(10, 12) == 1
+    assert counts(55, 100) < 32
     assert counts(55, 360, most=5) == 5
     assert counts(55, 360, most=1) == 1
 
