@@ -77,6 +77,10 @@ _CHECKS: Mapping[str, Callable[[Any], bool]] = {
     "int | None": lambda value: value is None or (type(value) is int and value >= 0),
     "tuple[int, ...]": lambda value: isinstance(value, list) and all(type(each) is int for each in value),
     "tuple[bool, ...]": lambda value: isinstance(value, list) and all(type(each) is bool for each in value),
+    "tuple[tuple[str, int], ...]": lambda value: (
+        isinstance(value, list)
+        and all(isinstance(each, list) and [type(part) for part in each] == [str, int] for each in value)
+    ),
 }
 
 _FIELD_CHECKS: Mapping[type, Mapping[str, Callable[[Any], bool]]] = {
@@ -99,5 +103,9 @@ def _made(kind: type[Made], raw: Any) -> Made:
     checks = _FIELD_CHECKS[kind]
     if raw.keys() != checks.keys() or not all(checks[name](value) for name, value in raw.items()):
         raise ValueError(f"not the fields of {kind.__name__}")
-    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
-    return kind(**values)
+    return kind(**{name: _frozen(value) for name, value in raw.items()})
+
+
+def _frozen(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    return tuple(_frozen(each) for each in value) if isinstance(value, list) else value

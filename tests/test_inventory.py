@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,9 @@ def test_the_day_of_last_use_is_the_users(zone: str, day: str, monkeypatch: pyte
         assert commands.last_used("2026-11-23T22:30:00.123456Z") == day
     time.tzset()
     assert commands.last_used(None) == "never"
+
+
+def test_kept_facts_are_what_was_read(model: InstalledModel) -> None:
+    kept, read = inventory.facts_of(model), inventory.read_facts(model)
+    assert kept is not None
+    assert asdict(kept) == asdict(read)
