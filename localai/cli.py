@@ -19,6 +19,7 @@ from localai.commands import (
     presets,
     pull,
     search,
+    serve,
     sessions,
     welcome,
     worker,
@@ -82,6 +83,9 @@ app.command()(answer.chat)
 app.command()(answer.run)
 app.command()(worker.worker)
 app.command(name="map")(map.map_records)
+app.command()(serve.serve)
+app.command()(serve.ps)
+app.command()(serve.stop)
 app.command()(embed.embed)
 app.add_typer(presets.app, name="presets")
 app.add_typer(sessions.app, name="sessions")

@@ -45,6 +45,8 @@ class Prepared:
     context_length: int | None  # that the model was made for
     facts: Facts | None = None
     draft: speculating.Draft | None = None
+    warm: ChatEngine | None = None  # the same model in the server's memory, which is used instead of loading it
+    note: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

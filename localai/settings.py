@@ -6,6 +6,7 @@ A value comes from a flag, else the environment (`LOCALAI_<NAME>`), else the con
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -86,6 +87,26 @@ def _number(kind: Callable[[str], Any], low: float, high: float) -> Callable[[st
     return parse
 
 
+_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def seconds(text: str) -> float:
+    """A duration: a number of seconds, or with a unit (500ms, 90s, 5m, 24h, 7d); less than 0 is for ever.
+
+    Raises ValueError.
+    """
+    found = re.fullmatch(r"\s*(-?\d{1,12}(?:\.\d{1,9})?)\s*(ms|s|m|h|d|)\s*", text.lower())
+    if found is None:
+        raise ValueError("expected a duration such as 90s, 5m or 24h; -1 is for ever")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def duration(text: str) -> str:
+    """A duration as it was written, checked."""
+    seconds(text)
+    return text.strip()
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """One setting: what it is called, what it does, how its text is read."""
@@ -116,6 +137,8 @@ KEYS: dict[str, Key] = {
         Key("repeat_penalty", "1 is none; higher repeats less", _number(float, 0.01, 10)),
         Key("max_tokens", "the longest answer, in tokens", _number(int, 1, 2**31 - 1)),
         Key("speculate", "false: never guess at tokens ahead", _boolean),
+        Key("keep_alive", "run, chat and map start a server that keeps the model so long (5m)", duration),
+        Key("port", "the port of serve instead of 11435", _number(int, 0, 65535)),
         Key("kept_state_mb", "MiB on disk to resume conversations at once; 0: none", _number(int, 0, 2**31 - 1)),
     )
 }

@@ -22,6 +22,7 @@ LAYERS = {
         "boundary",
         "cli",
         "commands",
+        "server",
         "repl",
         "slash",
         "line_editor",
@@ -75,6 +76,9 @@ LAYERS = {
         "kept_states",
         "speculating",
         "loading",
+        "holding",
+        "alone",
+        "background",
         "embeddings",
         "cards",
         "measuring",
@@ -110,6 +114,8 @@ LAYERS = {
         "readers",
         "gguf",
         "engine",
+        "wire",
+        "warm",
     },
     LEAF: {"languages", "rates", "domain", "settings", "errors", "quantization", "naming", "tensor_types", "__init__"},
 }
@@ -145,7 +151,14 @@ def test_imports_point_down(path: Path) -> None:
 
 
 def test_heavy_libraries_have_one_home() -> None:
-    homes = {"llama_cpp": "engine/", "huggingface_hub": "hub.py", "pynvml": "probes/", "rich": "render.py"}
+    homes = {
+        "llama_cpp": "engine/",
+        "huggingface_hub": "hub.py",
+        "pynvml": "probes/",
+        "fastapi": "server/",
+        "uvicorn": "server/",
+        "rich": "render.py",
+    }
     homes |= dict.fromkeys(("pypdf", "lxml", "mammoth", "PIL"), "readers/")
     for path in modules():
         place = path.relative_to(PACKAGE).as_posix()

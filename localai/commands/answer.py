@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from localai import render, schema
+from localai import render, schema, warm
 from localai.commands import options, welcome
 from localai.commands import question as questions
 from localai.commands.options import (
@@ -53,6 +53,7 @@ from localai.domain import (
 from localai.errors import EngineError, ExitCode, LocalaiError, UsageError
 from localai.estimate import TYPICAL_WORK
 from localai.interrupt import Interrupts
+from localai.library import Found
 from localai.loading import Loaded, Prepared, Wishes
 from localai.rates import Job
 
@@ -127,7 +128,8 @@ def run(
     room = (limit or ROOM_TO_ANSWER) + 64
     with Interrupts() as interrupts:
         work = Job(likely_tokens(question), limit or TYPICAL_ANSWER)
-        prepared = prepare(model, wished, likely_tokens(question) + room, work=work)
+        alone = bool(question.images)
+        prepared = prepare(model, wished, likely_tokens(question) + room, work=work, alone=alone)
         if question.images:
             loading.refuse_blind(prepared)
         loaded = load_prepared(prepared, interrupts)
@@ -267,13 +269,19 @@ def prepare(
     sequences: int | None = 1,
     most_sequences: int | None = None,
     work: Job = TYPICAL_WORK,
+    alone: bool = False,
 ) -> Prepared:
-    """Find and plan, as `loading.prepare` does, and say on stderr what the user should know of it."""
+    """Find and plan, as `loading.prepare` does, and say on stderr what the user should know of it.
+
+    Unless it must be `alone` a model that this user's server holds is taken from there.
+    """
     from localai import library, loading
 
     found = library.find(name)
     if found.why:
         render.note(found.why)
+    if not alone and (here := held_by_server(found, wished, want_context)) is not None:
+        return here
     prepared = loading.prepare(found, wished, want_context, sequences, most_sequences, work)
     for warning in prepared.plan.warnings:
         render.note(f"warning: {warning}")
@@ -284,8 +292,38 @@ def load_prepared(prepared: Prepared, interrupts: Interrupts) -> Loaded:
     """Load, with progress on stderr; Ctrl-C stops it."""
     from localai import loading
 
+    if prepared.warm is not None:
+        return Loaded(prepared.warm, prepared, prepared.note)
     with loading_shown(prepared.found.name) as progress:
         return loading.load(prepared, progress, interrupts.requested, render.note)
+
+
+def held_by_server(found: Found, wished: Wishes, want_context: int | None) -> Prepared | None:
+    """The model in the memory of this user's server, where it is there as wished.
+
+    With the setting `keep_alive` a server is started that holds it, and ends when nobody has asked for so long.
+    """
+    keep_alive = options.setting("keep_alive", None)
+    if wished.workers or wished.draft or not warm.available() or not (keep_alive or warm.socket_file().exists()):
+        return None
+    wanted = {
+        "context": wished.context or want_context,
+        "exact_context": wished.context,
+        "gpu_layers": wished.gpu_layers,
+        "threads": wished.threads,
+        "kv_type": wished.kv_type,
+    }
+    if keep_alive and warm.ask({"do": "ps"}) is None:
+        from localai import background
+
+        words = ["serve", "--socket-only", "--leave-when-idle", "--keep-alive", str(keep_alive), "-m", str(found.path)]
+        with contextlib.suppress(LocalaiError):  # it is then loaded here, and what is wrong is said
+            background.start(words)
+    if (told := warm.find(found.path, wanted, load=bool(keep_alive))) is None:
+        return None
+    facts, plan = told
+    engine = warm.WarmEngine(found.path, int(facts["context"]))
+    return Prepared(found, plan, int(facts["params"]), facts["context_length"], warm=engine, note=facts["note"])
 
 
 @contextlib.contextmanager

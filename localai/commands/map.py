@@ -130,7 +130,9 @@ def map_records(
         out = record_output.ResumedOutput(resume) if resume is not None else None
         size = lines.size(len(named))
         at_once = parallel and min(parallel, size.records or parallel)
-        prepared = answer.prepare(model, wished, likely_context(asking, size, form), at_once, size.records)
+        context_wanted = likely_context(asking, size, form)
+        # what is to be the same to the byte each time must not depend on what a server was asked before
+        prepared = answer.prepare(model, wished, context_wanted, at_once, size.records, alone=at_once == 1)
         preset_sampling = asking.preset.sampling if asking.preset else {}
         asking = replace(asking, sampling=options.sampling(prepared.found.name, {**preset_sampling, **flags}))
         records = record_input.records(itertools.chain(named, lines.lines()), form)
@@ -305,8 +307,11 @@ class Engines:
         self.at_once = prepared.plan.sequences + AHEAD
 
     def load(self) -> BatchEngine:
-        from localai import loading
+        from localai import loading, warm
 
+        if self._prepared.warm is not None:
+            plan = self._prepared.plan
+            return warm.WarmBatchEngine(self._prepared.found.path, plan.context, plan.sequences)
         with answer.loading_shown(self._prepared.found.name) as progress:
             self._loaded = loading.load_batch(
                 self._prepared,

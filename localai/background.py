@@ -1,0 +1,64 @@
+"""Starts a server that goes on when its terminal is closed, and waits until it answers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from localai import settings, wire
+from localai.errors import LocalaiError
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """`notes` is what the server said on the way, such as its new API key."""
+
+    pid: int
+    url: str | None
+    notes: tuple[str, ...] = ()
+
+
+def log_file() -> Path:
+    """Where a server in the background writes what it would say on a terminal."""
+    return settings.folders().cache / "run" / "server.log"
+
+
+def start(words: Sequence[str], cancelled: Callable[[], bool] = lambda: False) -> Started:
+    """Run `localai WORDS --json` detached. Raises what it fails by."""
+    path = log_file()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.chmod(path.parent, 0o700)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    except OSError as error:
+        raise LocalaiError(f"cannot write {path}: {error.strerror}", "check the folder's permissions") from error
+    with os.fdopen(descriptor, "wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "localai", *words, "--json"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+            close_fds=True,
+        )
+    assert process.stdout is not None, "it is a pipe"
+    text = ""
+    with process.stdout as stream:
+        for line in stream:
+            text += line.decode("utf-8", "replace")
+            with contextlib.suppress(ValueError):
+                told = json.loads(text)
+                if "error" in told:
+                    found = told["error"]
+                    raise wire.to_error({"error": found["code"], "message": found["message"],
+                                         "hint": found["hint"] or "", "needed_tokens": None})  # fmt: skip
+                notes = path.read_text("utf-8", "replace").splitlines()
+                process.returncode = 0  # it goes on; nothing waits for it
+                return Started(int(told["pid"]), told["url"], tuple(notes))
+    raise LocalaiError("the server ended before it answered", f"{path} has what it said")

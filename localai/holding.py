@@ -1,0 +1,235 @@
+"""The models that a server holds in memory: loaded when asked for, several while memory allows, let go when unused."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import monotonic, time
+
+from localai import embeddings, library, loading
+from localai.alone import Alone
+from localai.domain import BatchEngine, Plan
+from localai.engine.embedding import Embedder
+from localai.errors import DoesNotFit, NotFound
+from localai.loading import Wishes
+
+KEEP_ALIVE_S = 300.0  # unused so long, a model is let go
+MOST_AT_ONCE = 8  # answers that a model is planned for where nobody said how many
+TEXT, PICTURES, VECTORS = "text", "pictures", "vectors"
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """A model in memory: `engine` for one that writes, `embedder` for vectors. `users` are requests under way."""
+
+    kind: str
+    found: library.Found
+    plan: Plan
+    note: str | None
+    engine: BatchEngine | None = None
+    embedder: Embedder | None = None
+    params: int = 0
+    context_length: int | None = None
+    users: int = 0
+    keep_alive_s: float = KEEP_ALIVE_S
+    used_at: float = field(default_factory=monotonic)
+    one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def name(self) -> str:
+        return self.found.name
+
+    @property
+    def expires_in_s(self) -> float | None:
+        """Seconds until it is let go if nobody asks; None for never."""
+        return None if self.keep_alive_s < 0 else max(self.used_at + self.keep_alive_s - monotonic(), 0.0)
+
+    @property
+    def writer(self) -> BatchEngine:
+        assert self.engine is not None, "it is held to write"
+        return self.engine
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.plan.memory.total_bytes
+
+    def close(self) -> None:
+        for each in (self.engine, self.embedder):
+            if each is not None:
+                each.close()
+
+
+class Holder:
+    """Holds models for the requests of many threads. `close` frees everything.
+
+    A model is let go when nobody has asked for it for its keep-alive (negative: never), or when another one needs the
+    memory and nobody is using it: the one unused the longest first.
+    """
+
+    def __init__(
+        self,
+        wishes: Wishes | None = None,
+        parallel: int | None = None,
+        keep_alive_s: float = KEEP_ALIVE_S,
+        notice: Callable[[str], None] = lambda text: None,
+        queue: int | None = None,
+    ) -> None:
+        self._wishes, self._parallel, self._queue = wishes or Wishes(), parallel, queue
+        self.keep_alive_s = keep_alive_s
+        self._notice = notice
+        self._held: list[Held] = []
+        self._changed = threading.Condition()
+        self._loading = threading.Lock()
+        self._closed = False
+        self.started_at = time()
+        self._thread = threading.Thread(target=self._expire, name="keep-alive", daemon=True)
+        self._thread.start()
+
+    def held(self) -> list[Held]:
+        """The models in memory, the one used last first."""
+        with self._changed:
+            return sorted(self._held, key=lambda each: -each.used_at)
+
+    def acquire(
+        self, found: library.Found, kind: str = TEXT, context: int | None = None, keep_alive_s: float | None = None
+    ) -> Held:
+        """The model in memory, loaded where it isn't; `release` it afterwards. Blocks as long as that takes.
+
+        `context` is how many tokens the request needs: a model held with less is loaded anew if nobody is using it.
+        Raises NotFound, DoesNotFit, EngineError.
+        """
+        if (here := self._take(found, kind, context, keep_alive_s)) is not None:
+            return here
+        with self._loading:
+            if (here := self._take(found, kind, context, keep_alive_s)) is not None:
+                return here
+            self._let_go_where_unused(lambda each: each.found.path == found.path and each.kind == kind)
+            loaded = self._load(found, kind, context)
+            with self._changed:
+                if self._closed:
+                    loaded.close()
+                    raise NotFound("the server is stopping", "start it again: localai serve")
+                loaded.users, loaded.keep_alive_s = 1, self._keep_alive(keep_alive_s)
+                self._held.append(loaded)
+                self._changed.notify_all()
+            return loaded
+
+    def _keep_alive(self, wanted_s: float | None) -> float:
+        return self.keep_alive_s if wanted_s is None else wanted_s
+
+    def _take(self, found: library.Found, kind: str, context: int | None, keep_alive_s: float | None) -> Held | None:
+        with self._changed:
+            for each in self._held:
+                if each.found.path != found.path or each.kind != kind:
+                    continue
+                if context is not None and kind == TEXT and self._grows(each, context) and not each.users:
+                    return None
+                each.users += 1
+                each.keep_alive_s = self._keep_alive(keep_alive_s)
+                return each
+        return None
+
+    def _grows(self, each: Held, context: int) -> bool:
+        """Whether loading it anew would give it more context, so that this many tokens have room."""
+        longest = each.context_length or each.plan.context
+        return self._wishes.context is None and each.plan.context < min(context, longest)
+
+    def peek(self, found: library.Found) -> Held | None:
+        """The model, where it is held to write, without using it."""
+        return next((each for each in self.held() if each.found.path == found.path and each.kind == TEXT), None)
+
+    def release(self, held: Held) -> None:
+        """A request is done with it."""
+        with self._changed:
+            held.users -= 1
+            held.used_at = monotonic()
+            self._changed.notify_all()
+
+    def unload(self, found: library.Found | None) -> list[str]:
+        """Let go of a model, or of all, whatever they are doing; returns their names. Raises NotFound."""
+        with self._changed:
+            gone = [each for each in self._held if found is None or each.found.path == found.path]
+            self._held = [each for each in self._held if each not in gone]
+            self._changed.notify_all()
+        if found is not None and not gone:
+            raise NotFound(f"{found.name} is not in memory", "localai ps shows the models that are")
+        for each in gone:
+            each.close()
+        return [each.name for each in gone]
+
+    def close(self) -> None:
+        """Free everything. Idempotent."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self.unload(None)
+
+    def wait_until_empty(self, then: Callable[[], None]) -> None:
+        """Wait until no model is held any more and none is being loaded, or for `close`; then do that."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or not (self._held or self._loading.locked()))
+        then()
+
+    # -------------------------------------------------------------------------------------------------- loading
+
+    def _load(self, found: library.Found, kind: str, context: int | None) -> Held:
+        while True:
+            try:
+                return self._load_if_it_fits(found, kind, context)
+            except DoesNotFit:
+                if not self._let_go_of_oldest():
+                    raise
+
+    def _load_if_it_fits(self, found: library.Found, kind: str, context: int | None) -> Held:
+        if kind == VECTORS:
+            vectors = embeddings.prepare(found, Wishes(None, self._wishes.gpu_layers, self._wishes.threads))
+            self._refuse_beside_others(found, vectors.plan)
+            embedder = embeddings.load(vectors)
+            return Held(kind, found, vectors.plan, vectors.warning, embedder=embedder)
+        alone = kind == PICTURES
+        sequences = 1 if alone else self._parallel
+        prepared = loading.prepare(found, self._wishes, context, sequences, MOST_AT_ONCE)
+        self._refuse_beside_others(found, prepared.plan)
+        more = {"params": prepared.params, "context_length": prepared.context_length}
+        if alone:
+            single = loading.load(prepared, notice=self._notice)
+            return Held(kind, found, prepared.plan, single.note, Alone(single.engine), **more)  # type: ignore[arg-type]
+        batch = loading.load_batch(prepared, notice=self._notice, queue=self._queue)
+        return Held(kind, found, prepared.plan, batch.note, batch.engine, **more)  # type: ignore[arg-type]
+
+    def _refuse_beside_others(self, found: library.Found, plan: Plan) -> None:
+        """The system counts the mapped weights of the models that are here as free: they are in use."""
+        mapped = sum(each.plan.memory.weights_bytes for each in self.held() if each.plan.use_mmap)
+        need = plan.memory.total_bytes + plan.memory.overhead_bytes
+        if mapped and need + mapped > plan.available_bytes:
+            raise DoesNotFit(
+                f"{found.name} does not fit beside the models that are in use",
+                "wait until they are done, or localai stop MODEL",
+            )
+
+    # ------------------------------------------------------------------------------------------------ letting go
+
+    def _let_go_of_oldest(self) -> bool:
+        idle = [each for each in self.held() if not each.users]
+        return bool(idle) and self._let_go_where_unused(lambda each: each is idle[-1])
+
+    def _let_go_where_unused(self, chosen: Callable[[Held], bool]) -> bool:
+        with self._changed:
+            gone = [each for each in self._held if not each.users and chosen(each)]
+            self._held = [each for each in self._held if each not in gone]
+            self._changed.notify_all()
+        for each in gone:
+            each.close()
+        return bool(gone)
+
+    def _expire(self) -> None:
+        while True:
+            with self._changed:
+                if self._closed:
+                    return
+                waits = [each.expires_in_s for each in self._held if not each.users]
+                due = min((wait for wait in waits if wait is not None), default=None)
+                if due is None or due > 0:
+                    self._changed.wait(due)
+            self._let_go_where_unused(lambda each: each.expires_in_s == 0)

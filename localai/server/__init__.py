@@ -1,0 +1,1 @@
+"""The HTTP API: forms of OpenAI and Ollama over the models that `holding` keeps in memory."""

@@ -1,0 +1,117 @@
+"""What both forms of the API ask in common: from plain JSON values to a `GenerationRequest`."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from localai import answer_schema, images, settings
+from localai.domain import Image, Message, Sampling, Tool, ToolCall
+from localai.errors import UsageError
+
+MOST_IMAGES = 16
+MOST_TOOLS = 128
+MOST_STOPS = 16
+ANY_OBJECT = '{"type": "object"}'
+ROLES = {"developer": "system", "function": "tool"}
+
+
+def refused(what: str, hint: str = "docs/server.md lists what is taken") -> UsageError:
+    return UsageError(what, hint)
+
+
+def sampling(name: str, given: Mapping[str, Any]) -> Sampling:
+    """How to draw: what was given, else the settings, else what the model's makers recommend."""
+    from localai.commands import options
+
+    return options.sampling(name, {key: value for key, value in given.items() if value is not None})
+
+
+def stops(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    found = (given,) if isinstance(given, str) else tuple(given or ())
+    if len(found) > MOST_STOPS:
+        raise refused(f"more than {MOST_STOPS} stop texts")
+    return tuple(each for each in found if each)
+
+
+def grammar(schema: Any) -> str:
+    """The grammar of a JSON schema given as a value. Raises UsageError."""
+    return answer_schema.from_text(json.dumps(schema), "the schema").grammar
+
+
+def tools(given: Sequence[Mapping[str, Any]] | None) -> tuple[Tool, ...]:
+    """The tools of a request, in OpenAI's form, which is also Ollama's. Raises UsageError."""
+    if len(given or ()) > MOST_TOOLS:
+        raise refused(f"more than {MOST_TOOLS} tools")
+    return tuple(map(_tool, given or ()))
+
+
+def _tool(given: Mapping[str, Any]) -> Tool:
+    function = given.get("function")
+    if given.get("type", "function") != "function" or not isinstance(function, Mapping):
+        raise refused("a tool is no function")
+    name, description = function.get("name"), function.get("description") or ""
+    parameters = function.get("parameters") or {"type": "object", "properties": {}}
+    if not isinstance(name, str) or not name or len(name) > 200 or any(c in name for c in '<>"\\\n{}[]()'):
+        raise refused("a tool has no usable name")
+    if not isinstance(description, str) or not isinstance(parameters, dict):
+        raise refused(f"the tool {name!r} has a description that is no text, or parameters that are no schema")
+    return Tool(name, description, parameters)
+
+
+def picture(given: str) -> Image:
+    """The picture in a `data:` URL or in bare base64. Nothing is ever fetched. Raises UsageError."""
+    head, comma, data = given.partition(",")
+    if not given.startswith("data:"):
+        if "://" in given[:16]:
+            raise refused("an image is a URL, and nothing is fetched", "send it as data:image/png;base64,...")
+        data = given
+    elif not comma or not head.endswith(";base64"):
+        raise refused("an image's data URL is not in base64", "send it as data:image/png;base64,...")
+    try:
+        content = base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise refused("an image is no base64", "send it as data:image/png;base64,...") from error
+    return images.decoded(content, "the image")
+
+
+def calls(given: Sequence[Mapping[str, Any]] | None) -> tuple[ToolCall, ...]:
+    """The calls that an assistant's turn of earlier made; their arguments as text or as values. Raises UsageError."""
+    found = []
+    for each in given or ():
+        function = each.get("function")
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise refused("a tool call has no function with a name")
+        arguments = function.get("arguments") or {}
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        found.append(ToolCall(function["name"], text))
+    return tuple(found)
+
+
+def check_images(messages: Sequence[Message]) -> bool:
+    """Whether there are images. Raises UsageError for too many."""
+    count = sum(len(message.images) for message in messages)
+    if count > MOST_IMAGES:
+        raise refused(f"more than {MOST_IMAGES} images")
+    return count > 0
+
+
+def role(given: str) -> str:
+    """Raises UsageError for a role that no model knows."""
+    found = ROLES.get(given, given)
+    if found not in ("system", "user", "assistant", "tool"):
+        raise refused(f"there is no role {given[:40]!r}", "roles are system, user, assistant and tool")
+    return found
+
+
+def keep_alive(given: str | float | None) -> float | None:
+    """Seconds that a request wants its model kept: a number, or 5m, 24h, -1. Raises UsageError."""
+    if given is None:
+        return None
+    try:
+        return settings.seconds(str(given))
+    except ValueError as error:
+        raise refused(f"keep_alive: {error}") from error

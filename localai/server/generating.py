@@ -1,0 +1,152 @@
+"""From a request to an engine's events, in asyncio: the model is held, the slot is freed, whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from localai import library
+from localai.domain import AnswerEnd, Delivery, GenerationRequest
+from localai.errors import LocalaiError, NotFound
+from localai.holding import TEXT, Held, Holder
+from localai.naming import Kind, parse
+
+T = TypeVar("T")
+THREADS = 16  # requests that are being taken or wait for a model to load
+
+
+@dataclass(slots=True)
+class Counts:
+    """What `/metrics` tells."""
+
+    requests: dict[tuple[str, int], int] = field(default_factory=dict)
+    under_way: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    interrupted: int = 0
+
+    def ended(self, end: AnswerEnd) -> None:
+        self.prompt_tokens += end.usage.prompt_tokens
+        self.cached_tokens += end.usage.cached_tokens
+        self.completion_tokens += end.usage.completion_tokens
+        self.interrupted += end.finish_reason == "interrupted"
+
+
+class Events:
+    """The events of an answer that has begun. Close it: a generator that was never asked would not free its slot."""
+
+    def __init__(self, first: Delivery, rest: AsyncGenerator[Delivery, None]) -> None:
+        self._first: Delivery | None = first
+        self._rest = rest
+
+    def __aiter__(self) -> Events:
+        return self
+
+    async def __anext__(self) -> Delivery:
+        if (first := self._first) is not None:
+            self._first = None
+            return first
+        return await anext(self._rest)
+
+    async def aclose(self) -> None:
+        await self._rest.aclose()
+
+
+class Desk:
+    """Takes requests to the models. `default` is the model for those that name none."""
+
+    def __init__(self, holder: Holder, default: library.Found | None = None) -> None:
+        self.holder, self.default = holder, default
+        self.counts = Counts()
+        self._threads = ThreadPoolExecutor(THREADS, "request")
+
+    async def blocking(self, work: Callable[..., T], *arguments: Any, undo: Callable[[T], object] | None = None) -> T:
+        """What `work` gives in a thread. Where nobody waits for it any more, it is undone once it is there."""
+        future = asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            future.add_done_callback(lambda done: _undo(done, undo))
+            raise
+
+    def find(self, name: str | None) -> library.Found:
+        """The model of a request. Paths are nobody's business who asks over HTTP. Raises NotFound, UsageError."""
+        if not name:
+            return self.default or library.find(None)
+        name = name.removesuffix(":latest")
+        if self.default is not None and name in (self.default.name, str(self.default.path)):
+            return self.default
+        if "\0" in name or parse(name).kind is Kind.PATH:
+            raise NotFound(f"there is no model called {name!r}", "GET /v1/models lists the installed ones")
+        return library.find(name)
+
+    @contextlib.asynccontextmanager
+    async def hold(
+        self, found: library.Found, kind: str = TEXT, context: int | None = None, keep_alive_s: float | None = None
+    ) -> AsyncIterator[Held]:
+        held = await self.blocking(self.holder.acquire, found, kind, context, keep_alive_s, undo=self.holder.release)
+        try:
+            yield held
+        finally:
+            self.holder.release(held)
+
+    async def events(self, held: Held, request: GenerationRequest) -> AsyncGenerator[Delivery, None]:
+        """An answer's events, the first of them once the engine has taken the request.
+
+        Raises what the engine refuses, and what it fails by. Left early, the slot is free at once.
+        """
+        loop = asyncio.get_running_loop()
+        arrived: asyncio.Queue[Delivery] = asyncio.Queue()
+
+        def deliver(event: Delivery) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the server is ending
+                loop.call_soon_threadsafe(arrived.put_nowait, event)
+
+        ticket = await self.blocking(held.writer.submit, request, deliver, undo=lambda ticket: ticket.cancel())
+        self.counts.under_way += 1
+        try:
+            while True:
+                event = await arrived.get()
+                if isinstance(event, LocalaiError):
+                    raise event
+                if isinstance(event, AnswerEnd):
+                    self.counts.ended(event)
+                yield event
+                if isinstance(event, AnswerEnd):
+                    return
+        finally:
+            self.counts.under_way -= 1
+            ticket.cancel()
+
+    async def started(
+        self, found: library.Found, kind: str, context: int | None, keep_alive_s: float | None,
+        request: GenerationRequest,
+    ) -> Events:  # fmt: skip
+        """The events once the first is there: what is refused raises here, and not in the middle of a stream."""
+        rest = self._held_events(found, kind, context, keep_alive_s, request)
+        return Events(await anext(rest), rest)
+
+    async def _held_events(
+        self, found: library.Found, kind: str, context: int | None, keep_alive_s: float | None,
+        request: GenerationRequest,
+    ) -> AsyncGenerator[Delivery, None]:  # fmt: skip
+        async with (
+            self.hold(found, kind, context, keep_alive_s) as held,
+            contextlib.aclosing(self.events(held, request)) as events,
+        ):
+            async for event in events:
+                yield event
+
+    def close(self) -> None:
+        """Take nothing more. The models are the holder's."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _undo(done: asyncio.Future[T], undo: Callable[[T], object] | None) -> None:
+    if not done.cancelled() and done.exception() is None and undo is not None:
+        undo(done.result())

@@ -1,0 +1,226 @@
+"""The server of this user, asked through its socket: which models it holds, and answers of theirs.
+
+Whatever goes wrong before an answer has begun means that there is no server to use, and the command loads the model
+itself. The socket lies in a folder that only this user can enter, and both ends look who the other is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import socket
+import struct
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from localai import __version__, settings, wire
+from localai.domain import AnswerEnd, BatchEngine, ChatEngine, Delivery, Event, GenerationRequest, Message, Plan, Ticket
+from localai.errors import EngineError, LocalaiError
+from localai.wire import Json
+
+ANSWER_LIMIT_S = 10.0  # for what needs no model
+LONGEST_PATH = 100  # bytes; sun_path has 104 on macOS, 108 on Linux
+
+
+def socket_file() -> Path:
+    """Where the socket of this user's server lies; shorter where the folders' own path is longer than sockets take."""
+    own = settings.folders().cache / "run" / "server.sock"
+    if len(os.fsencode(own)) <= LONGEST_PATH:
+        return own
+    import tempfile
+
+    name = f"localai-{os.getuid()}-{hashlib.sha256(os.fsencode(own)).hexdigest()[:12]}"
+    return Path(tempfile.gettempdir()) / name / "server.sock"
+
+
+def available() -> bool:
+    """Whether this system has such sockets."""
+    return hasattr(socket, "AF_UNIX") and hasattr(os, "getuid")
+
+
+def peer_uid(connection: socket.socket) -> int | None:
+    """The user at the other end, as the kernel says; None where it cannot say."""
+    if sys.platform == "linux":
+        told = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        return int(struct.unpack("3i", told)[1])
+    with contextlib.suppress(OSError, struct.error):  # struct xucred of macOS and the BSDs: version, uid, groups
+        return int(struct.unpack_from("II", connection.getsockopt(0, 1, 76))[1])
+    return None
+
+
+class Asked:
+    """One question to the server and its answers, an object a line. Use it in a `with`."""
+
+    def __init__(self, content: Json, limit_s: float | None) -> None:
+        path = socket_file()
+        folder = os.stat(path.parent)
+        if folder.st_uid != os.getuid() or folder.st_mode & 0o077:
+            raise OSError(f"{path.parent} is open to others")
+        self.connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self.connection.settimeout(limit_s)
+            self.connection.connect(str(path))
+            if peer_uid(self.connection) != os.getuid():
+                raise OSError("the socket is another user's")
+            self.connection.sendall(wire.line({"version": __version__, **content}))
+        except BaseException:
+            self.connection.close()
+            raise
+        self.lines = self.connection.makefile("rb")
+
+    def next(self) -> Json:
+        """Raises OSError where the server has gone, ValueError for nonsense, LocalaiError for what it refuses."""
+        text = self.lines.readline(wire.LONGEST_LINE)
+        if not text.endswith(b"\n"):
+            raise OSError("the server has gone")
+        told = wire.parsed(text)
+        if "error" in told:
+            raise wire.to_error(told)
+        return told
+
+    def close(self) -> None:
+        """Go away: the server ends what it was doing for us. From any thread."""
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+        self.lines.close()
+        self.connection.close()
+
+    def __enter__(self) -> Asked:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def ask(content: Json, limit_s: float | None = ANSWER_LIMIT_S) -> Json | None:
+    """The server's one answer, None where there is none. Raises LocalaiError for what it refuses."""
+    if not available():
+        return None
+    try:
+        with Asked(content, limit_s) as asked:
+            return asked.next()
+    except (OSError, ValueError):
+        return None
+
+
+def find(path: Path, wanted: Json, load: bool = False) -> tuple[Json, Plan] | None:
+    """What the server says of the model in `path`, and its plan, where it holds it for what is wanted.
+
+    With `load` it may load the model, which takes as long as it takes. What it cannot load is no answer.
+    """
+    try:
+        told = ask({"do": "hold", "path": str(path), "load": load, **wanted}, None if load else ANSWER_LIMIT_S)
+        return (told, wire.to_plan(told["plan"])) if told and told.get("held") else None
+    except (LocalaiError, KeyError, TypeError, ValueError):
+        return None
+
+
+class WarmEngine(ChatEngine):
+    """A model that the server holds."""
+
+    def __init__(self, path: Path, context: int) -> None:
+        self._path = str(path)
+        self.context = context
+        self.load_ms = 0.0
+
+    def count_tokens(self, messages: Sequence[Message], think: bool | None = None) -> int:
+        content = {"do": "count", "path": self._path, "messages": wire.of_messages(messages), "think": think}
+        told = ask(content, 60.0)
+        if told is None:
+            raise gone()
+        return int(told["tokens"])
+
+    def generate(self, request: GenerationRequest, cancelled: Callable[[], bool]) -> Iterator[Event]:
+        """As `ChatEngine`; when `cancelled` says so the server is told, and what it has said by then is the answer."""
+        try:
+            with Asked({"do": "generate", "path": self._path, "request": wire.of_request(request)}, None) as asked:
+                for event in _events(asked, cancelled):
+                    if isinstance(event, LocalaiError):
+                        raise event
+                    if isinstance(event, AnswerEnd):  # this answer waited for no loading
+                        event = replace(event, timings=replace(event.timings, load_ms=0.0))
+                    yield event
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise gone() from error
+
+    def close(self) -> None:
+        """Nothing is freed: the server keeps the model."""
+
+
+def _events(asked: Asked, cancelled: Callable[[], bool]) -> Iterator[Any]:
+    """Deliveries up to the last; `cancelled` is asked every twentieth of a second."""
+    import select
+
+    told_to_stop = False
+    buffer = b""
+    while True:
+        if not told_to_stop and cancelled():
+            told_to_stop = True
+            asked.connection.sendall(wire.line({"do": "cancel"}))
+        head, newline, rest = buffer.partition(b"\n")
+        if not newline:
+            ready, _, _ = select.select([asked.connection], [], [], None if told_to_stop else 0.05)
+            if ready:
+                more = asked.connection.recv(65536)
+                if not more:
+                    raise OSError("the server has gone")
+                buffer += more
+            continue
+        buffer = rest
+        event = wire.to_event(wire.parsed(head))
+        yield event
+        if isinstance(event, AnswerEnd | LocalaiError):
+            return
+
+
+class WarmTicket(Ticket):
+    def __init__(self) -> None:
+        import threading
+
+        self.cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+
+class WarmBatchEngine(BatchEngine):
+    """A model that the server holds, for many requests: each has a connection and a thread."""
+
+    def __init__(self, path: Path, context: int, sequences: int) -> None:
+        self._one = WarmEngine(path, context)
+        self.context, self.load_ms, self.sequences = context, 0.0, sequences
+        self._tickets: set[WarmTicket] = set()
+
+    def count_tokens(self, messages: Sequence[Message], think: bool | None = None) -> int:
+        return self._one.count_tokens(messages, think)
+
+    def submit(self, request: GenerationRequest, deliver: Callable[[Delivery], None]) -> Ticket:
+        """As `BatchEngine`; what is refused is told by `deliver`."""
+        import threading
+
+        ticket = WarmTicket()
+        self._tickets.add(ticket)
+
+        def answer() -> None:
+            try:
+                for event in self._one.generate(request, ticket.cancelled.is_set):
+                    deliver(event)
+            except LocalaiError as error:
+                deliver(error)
+            finally:
+                self._tickets.discard(ticket)
+
+        threading.Thread(target=answer, daemon=True).start()
+        return ticket
+
+    def close(self) -> None:
+        for ticket in list(self._tickets):
+            ticket.cancel()
+
+
+def gone() -> EngineError:
+    return EngineError("the server that held the model has gone", "try again: the model is then loaded here")

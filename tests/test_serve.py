@@ -1,0 +1,338 @@
+"""The HTTP API through the clients that others use, and what it refuses."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ollama
+import openai
+import pytest
+from conftest import Cli
+from pydantic import BaseModel
+from running_server import Running, serving
+
+MODEL = "smollm2-135m"
+ASKED = [{"role": "user", "content": "Name the capital of France."}]
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}},
+            "required": ["city"],
+        },
+    },
+}
+PIXEL = base64.b64encode(b"not an image").decode()
+
+
+class Person(BaseModel):
+    name: str
+    age: int
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with serving(tmp_path_factory.mktemp("home"), "--port", "0", "--context", "2048", "--parallel", "2") as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Running) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+def ask(
+    server: Running, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+) -> tuple[int, Any]:
+    """The status and the JSON of an answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    with contextlib.closing(connection):
+        connection.putrequest("GET" if body is None else "POST", path, skip_host="Host" in (headers or {}))
+        for name, value in (headers or {}).items():
+            connection.putheader(name, value.encode())
+        if body is not None:
+            connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders(body)
+        answer = connection.getresponse()
+        content = answer.read()
+        return answer.status, json.loads(content) if content[:1] == b"{" else content
+
+
+# ----------------------------------------------------------------------------------------------- OpenAI's client
+
+
+def test_openai_chat(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == [MODEL]
+    answer = client.chat.completions.create(
+        model=MODEL, messages=ASKED, temperature=0, max_tokens=20, logprobs=True, top_logprobs=2
+    )
+    choice = answer.choices[0]
+    assert "Paris" in choice.message.content
+    assert choice.finish_reason == "stop"
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert "".join(each.token for each in choice.logprobs.content) == choice.message.content
+    assert len(choice.logprobs.content[0].top_logprobs) == 2
+
+
+def test_openai_stream(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(model=MODEL, messages=ASKED, temperature=0, max_tokens=20)
+    with client.chat.completions.create(
+        model=MODEL, messages=ASKED, temperature=0, max_tokens=20, stream=True, stream_options={"include_usage": True}
+    ) as stream:
+        pieces = list(stream)
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces[:-1]) == whole.choices[0].message.content
+    assert pieces[-2].choices[0].finish_reason == "stop"
+    assert pieces[-1].usage.completion_tokens == whole.usage.completion_tokens
+
+
+def test_openai_limits_and_stops(client: openai.OpenAI) -> None:
+    cut = client.chat.completions.create(model=MODEL, messages=ASKED, temperature=0, max_completion_tokens=3)
+    assert (cut.choices[0].finish_reason, cut.usage.completion_tokens) == ("length", 3)
+    stopped = client.chat.completions.create(model=MODEL, messages=ASKED, temperature=0, stop=["Paris"])
+    assert "Paris" not in stopped.choices[0].message.content
+    drawn = {
+        client.chat.completions.create(model=MODEL, messages=ASKED, temperature=2, seed=7, max_tokens=8)
+        .choices[0]
+        .message.content
+        for _ in range(2)
+    }
+    assert len(drawn) == 1
+
+
+def test_openai_structured_output(client: openai.OpenAI) -> None:
+    messages = [{"role": "user", "content": "Make up a person."}]
+    made = client.chat.completions.parse(
+        model=MODEL, messages=messages, response_format=Person, temperature=0, max_tokens=100
+    )
+    assert isinstance(made.choices[0].message.parsed, Person)
+
+
+def test_openai_tools(client: openai.OpenAI) -> None:
+    messages: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]
+    made = client.chat.completions.create(
+        model=MODEL, messages=messages, tools=[WEATHER], tool_choice="required", temperature=0, max_tokens=40
+    )
+    call = made.choices[0].message.tool_calls[0]
+    assert made.choices[0].finish_reason == "tool_calls"
+    assert call.function.name == "get_weather"
+    assert json.loads(call.function.arguments)["city"] in ("Paris", "Rome")
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    with client.chat.completions.create(
+        model=MODEL, messages=messages, tools=[WEATHER], tool_choice=named, temperature=0, stream=True
+    ) as stream:
+        deltas = [each for piece in stream for each in piece.choices[0].delta.tool_calls or ()]
+    assert deltas[0].function.name == "get_weather"
+    assert json.loads("".join(each.function.arguments for each in deltas))["city"] in ("Paris", "Rome")
+    result = {"role": "tool", "tool_call_id": call.id, "content": "21 °C"}
+    after = client.chat.completions.create(
+        model=MODEL,
+        messages=[*messages, made.choices[0].message.to_dict(), result],
+        tools=[WEATHER],
+        temperature=0,
+        max_tokens=30,
+    )
+    assert after.usage.prompt_tokens > made.usage.prompt_tokens
+
+
+def test_openai_completions_and_embeddings(client: openai.OpenAI) -> None:
+    text = client.completions.create(model=MODEL, prompt="The capital of France is", temperature=0, max_tokens=3)
+    assert "Paris" in text.choices[0].text
+    made = client.embeddings.create(model=MODEL, input=["a cat", "a dog"])
+    assert [each.index for each in made.data] == [0, 1]
+    plain = client.embeddings.create(model=MODEL, input="a cat", encoding_format="float")
+    assert made.data[0].embedding == pytest.approx(plain.data[0].embedding, abs=1e-6)
+
+
+def test_openai_errors(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.chat.completions.create(model="nosuch", messages=ASKED)
+    assert missing.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError) as long:
+        client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "word " * 5000}])
+    assert long.value.code == "context_length_exceeded"
+    bounded = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "integer", "minimum": 3}}}
+    for wrong in (
+        {"n": 2},
+        {"temperature": -1},
+        {"presence_penalty": 1},
+        {"tool_choice": "required"},
+        {"response_format": bounded},
+        {"messages": seeing("https://pictures.example/a.png")},
+        {"messages": seeing(f"data:image/png;base64,{PIXEL}")},
+    ):
+        with pytest.raises(openai.BadRequestError):
+            client.chat.completions.create(**{"model": MODEL, "messages": ASKED, "max_tokens": 1, **wrong})
+
+
+def seeing(url: str) -> list[Any]:
+    return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
+
+
+# ----------------------------------------------------------------------------------------------- Ollama's client
+
+
+@pytest.fixture
+def other(server: Running) -> Iterator[ollama.Client]:
+    client = ollama.Client(host=server.url)
+    yield client
+    client._client.close()
+
+
+def test_ollama(other: ollama.Client) -> None:
+    client = other
+    assert [model.model for model in client.list().models] == [MODEL]
+    greedy = {"temperature": 0, "num_predict": 20}
+    answer = client.chat(model=MODEL, messages=ASKED, options=greedy)
+    assert "Paris" in answer.message.content
+    assert answer.done_reason == "stop"
+    assert answer.eval_count > 0
+    pieces = list(client.chat(model=MODEL, messages=ASKED, options=greedy, stream=True))
+    assert "".join(piece.message.content for piece in pieces) == answer.message.content
+    assert pieces[-1].done
+    assert "Paris" in client.generate(model=MODEL, prompt=ASKED[0]["content"], options=greedy).response
+    assert len(client.generate(model=MODEL, prompt="The sky is", raw=True, options={"num_predict": 2}).response) > 0
+    assert MODEL in [model.model for model in client.ps().models]
+    assert client.show(MODEL).details.quantization_level == "Q4_1"
+
+
+def test_ollama_embeddings_format_and_tools(other: ollama.Client) -> None:
+    client = other
+    made = client.embed(model=MODEL, input=["a cat", "a dog"]).embeddings
+    old = client.embeddings(model=MODEL, prompt="a cat").embedding
+    assert list(made[0]) == pytest.approx(list(old), abs=1e-6)
+    text = client.chat(
+        model=MODEL,
+        messages=[{"role": "user", "content": "Make up a person."}],
+        format=Person.model_json_schema(),
+        options={"temperature": 0, "num_predict": 100},
+    ).message.content
+    assert Person.model_validate_json(text)
+    told = client.chat(model=MODEL, messages=ASKED, tools=[WEATHER], options={"temperature": 0, "num_predict": 30})
+    assert told.message.content or told.message.tool_calls
+    with pytest.raises(ollama.ResponseError) as missing:
+        client.chat(model="nosuch", messages=ASKED)
+    assert missing.value.status_code == 404
+
+
+# ------------------------------------------------------------------------------------------------------ security
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"},
+        {"Host": "localhost.evil.example"},
+        {"Host": "192.168.1.9"},
+        {"Host": "127.0.0.1:x"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+    ],
+    ids=str,
+)
+def test_foreign_hosts_and_pages_are_refused(server: Running, headers: dict[str, str]) -> None:
+    for path in ("/v1/models", "/api/tags", "/metrics"):
+        assert ask(server, path, None, headers)[0] == 403
+    assert ask(server, "/api/chat", b"{}", {**headers, "Content-Type": "text/plain"})[0] == 403
+
+
+def test_our_own_names_are_taken(server: Running) -> None:
+    for host in ("localhost", f"localhost:{server.port}", "[::1]:80", "127.0.0.1"):
+        assert ask(server, "/health", None, {"Host": host})[0] == 200
+    assert ask(server, "/health", None, {"Origin": server.url})[0] == 200
+
+
+def test_bad_bodies_are_refused_in_the_right_form(server: Running) -> None:
+    status, told = ask(server, "/v1/chat/completions", b"{bad")
+    assert (status, told["error"]["type"]) == (400, "invalid_request_error")
+    status, told = ask(server, "/api/chat", b"\xff\xfe")
+    assert (status, set(told)) == (400, {"error"})
+    assert ask(server, "/api/chat", json.dumps({"model": f"{Path(__file__)}", "messages": ASKED}).encode())[0] == 404
+    assert ask(server, "/nowhere")[0] == 404
+    # Ollama's own documentation asks without a content type
+    body = json.dumps({"model": MODEL, "messages": ASKED, "stream": False, "options": {"num_predict": 1}}).encode()
+    assert ask(server, "/api/chat", body, {"Content-Type": "application/x-www-form-urlencoded"})[0] == 200
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(server: Running) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        connection.sendall(b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999999999\r\n\r\n{")
+        assert b"413" in connection.recv(4096).split(b"\r\n")[0]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_frees_its_slot(server: Running, stream: bool) -> None:
+    before = server.metric("answers_interrupted_total")
+    body = json.dumps(
+        {"model": MODEL, "messages": [{"role": "user", "content": "Tell a very long story."}], "stream": stream,
+         "temperature": 0, "repeat_penalty": 1.2}
+    ).encode()  # fmt: skip
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        connection.sendall(head + body)
+        while server.metric("answers_under_way") < 1:
+            pass
+    while server.metric("answers_under_way") > 0:
+        pass
+    assert server.metric("answers_interrupted_total") <= before + 1
+    assert ask(server, "/health")[0] == 200
+
+
+def test_off_loopback_a_key_is_needed(tmp_path: Path) -> None:
+    with serving(tmp_path, "--port", "0", "--host", "0.0.0.0", "--context", "512", "--parallel", "1") as running:
+        file = tmp_path / "data" / "api-key"
+        assert file.stat().st_mode & 0o777 == 0o600
+        local = Running(f"http://127.0.0.1:{running.port}", running.pid, running.home, running.process)
+        key = file.read_text().strip()
+        for wrong in (
+            {},
+            {"Authorization": "Bearer x"},
+            {"Authorization": f"Basic {key}"},
+            {"Authorization": "Bearer é"},
+        ):
+            assert ask(local, "/v1/models", None, wrong)[0] == 401
+        assert ask(local, "/v1/models", None, {"Authorization": f"Bearer {key}"})[0] == 200
+        assert ask(local, "/v1/models", None, {"Authorization": f"Bearer {key}", "Host": "evil.example"})[0] == 403
+        assert ask(local, "/health")[0] == 200
+
+
+# ------------------------------------------------------------------------------------------------ the command itself
+
+
+def test_a_taken_port_is_told_in_a_line(cli: Cli, server: Running) -> None:
+    result = cli("serve", "--port", str(server.port))
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[0] == f"error: port {server.port} is taken by another program"
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("words", [("--host", "no such host"), ("--allow-origin", "*"), ("--keep-alive", "soon")])
+def test_wrong_usage(cli: Cli, words: tuple[str, ...]) -> None:
+    assert cli("serve", "--port", "0", *words).returncode == 2
+
+
+def test_without_the_extra_it_says_what_to_install(isolated: Path) -> None:
+    script = (
+        "import sys; sys.modules['fastapi'] = None\n"
+        "import importlib.util as u; real = u.find_spec\n"
+        "u.find_spec = lambda name, *rest: None if name == 'fastapi' else real(name, *rest)\n"
+        "sys.argv = ['localai', 'serve', '--port', '0']\n"
+        "from localai.__main__ import main; sys.exit(main())"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=os.environ)
+    assert result.returncode == 2
+    assert "localai[server]" in result.stderr
