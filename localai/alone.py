@@ -71,6 +71,10 @@ class Alone(BatchEngine):
         with self._turn:
             return self._engine.count_tokens(messages, think)
 
+    def share(self, one: Sequence[Message], other: Sequence[Message], think: bool | None = None) -> int:
+        """Nothing is told beforehand: each conversation follows what it has in common with the last."""
+        return 0
+
     def close(self) -> None:
         for ticket in list(self._tickets):
             ticket.cancel()
