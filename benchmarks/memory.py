@@ -1,7 +1,8 @@
 """Predicted memory against what llama.cpp reserves, over shapes x quantizations x contexts, and the naive rules beside.
 
-    python benchmarks/memory.py            prints the table
-    python benchmarks/memory.py --write    puts it into docs/accuracy.md
+    python benchmarks/memory.py               prints the table
+    python benchmarks/memory.py --write       puts it into docs/accuracy.md
+    python benchmarks/memory.py --random 30   as many shapes that nobody has: those of the list, with other dimensions
 
 Each model is a sparse file with the header of a real model's shape: nothing is downloaded. The truth is llama.cpp's own
 (`localai.engine.oracle`): its sum of the tensors, its KV cache and its compute buffers.
@@ -10,12 +11,14 @@ Each model is a sparse file with the header of a real model's shape: nothing is 
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -25,6 +28,7 @@ import model_headers  # noqa: E402
 from localai import estimate, gguf, measuring, quantization, shapes  # noqa: E402
 from localai.domain import MIB, MemoryNeed  # noqa: E402
 from localai.engine import oracle  # noqa: E402
+from localai.errors import EngineError  # noqa: E402
 
 QUANTIZATIONS = ("Q4_K_M", "Q8_0", "F16")
 CONTEXTS = (512, 8192, 131072)
@@ -63,17 +67,47 @@ class Row:
         return parts and abs(self.closed.total_bytes - self.true_total) <= max(0.02 * self.true_total, 100 * MIB)
 
 
-def rows() -> Iterator[Row]:
-    """Every model at every quantization and context."""
+def variations(count: int, seed: int) -> Iterator[model_headers.Model]:
+    """Shapes of no model: depth, feed-forward, KV heads, experts, window and vocabulary of a real one changed."""
+    rng = random.Random(seed)
+    for number in range(count):
+        model = rng.choice(model_headers.MODELS)
+        dims = dict(model.dims)
+
+        def change(key: str, choose: Callable[[int], int], dims: dict[str, Any] = dims) -> None:
+            if isinstance(dims.get(key), int) and dims[key] and rng.random() < 0.7:
+                dims[key] = choose(dims[key])
+
+        if not any(isinstance(value, tuple) for value in dims.values()):
+            change("block_count", lambda now: max(4, round(now * rng.uniform(0.5, 1.5))))
+        change("feed_forward_length", lambda now: max(256, round(now * rng.uniform(0.5, 1.6) / 256) * 256))
+        change("expert_feed_forward_length", lambda now: max(256, round(now * rng.uniform(0.5, 1.6) / 256) * 256))
+        heads = dims.get("attention.head_count")
+        latent = "attention.kv_lora_rank" in dims  # has one KV head, whatever it says
+        shares = [n for n in range(1, heads + 1) if heads % n == 0] if isinstance(heads, int) and not latent else []
+        if shares:
+            change("attention.head_count_kv", lambda now, shares=shares: rng.choice(shares))  # type: ignore[misc]
+        change("expert_used_count", lambda now: max(1, now + rng.choice((-1, 1, 2))))
+        change("attention.sliding_window", lambda now: rng.choice((256, 1024, 3000, 4096)))
+        vocabulary = rng.choice((32000, 50257, 100352, 151936, 262144))
+        yield replace(model, name=f"{model.name}~{number}", dims=dims, vocabulary=vocabulary)
+
+
+def rows(models: Iterable[model_headers.Model]) -> Iterator[Row]:
+    """Every model at every quantization and context; what llama.cpp refuses is told and left out."""
     settings = [oracle.Setting(context) for context in CONTEXTS]
-    for model in model_headers.MODELS:
+    for model in models:
         for quant in QUANTIZATIONS:
             with tempfile.TemporaryDirectory() as folder:
                 path = model_headers.write_sparse(Path(folder), model, quant)
                 header = gguf.read_header(path)
                 shape, weights = shapes.shape(header), shapes.weights(header)
                 files = measuring.header_files([path])
-                truths = oracle.measure(files, settings)
+                try:
+                    truths = oracle.measure(files, settings)
+                except EngineError as error:
+                    print(f"left out: {model.name} {quant}: {error.message}", file=sys.stderr)
+                    continue
                 measured = measuring.measure_for(shape, files)
                 bits = quantization.bits(quant) or 16
                 for context, truth in zip(CONTEXTS, truths, strict=True):
@@ -141,8 +175,12 @@ def main() -> int:
     """Print the table, or put it into the page; 1 if a row misses the target."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="put the table into docs/accuracy.md")
+    parser.add_argument("--random", type=int, metavar="N", help="N shapes that nobody has instead")
+    parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    found = list(rows())
+    if options.write and options.random:
+        parser.error("--write is for the shapes of the list")
+    found = list(rows(variations(options.random, options.seed) if options.random else model_headers.MODELS))
     text = table(found)
     if options.write:
         page = PAGE.read_text("utf-8") if PAGE.exists() else f"# How near the predictions come\n\n{BEGIN}\n{END}\n"

@@ -79,8 +79,8 @@ def compute_bytes(shape: Shape, context: int, ubatch: int = UBATCH, outputs: int
 
     With u = ubatch, V the vocabulary, d the embedding: logits 4(outputs·V + 2ud); feed-forward 4u(3·ff + 4d) and the
     masks, 2u·n_kv each; attention without flash attention 4u(n_kv(H + 1) + 3d + 2·H·hd + 2·Hkv·hd). Exact for dense
-    models (8B at 8,192: 124.0 MiB); with experts (k used, f wide) 4u·max(3kf + 4d, 2kd + 6d), which like the rest is
-    fitted to llama.cpp's own figures: see docs/estimation.md for how near each architecture comes.
+    models (8B at 8,192: 124.0 MiB); with experts (k used, f wide) 4u(3kf + 5d), narrow ones 4u(k(d + 3f) + 5d), which
+    like the rest is fitted to llama.cpp's own figures: see docs/estimation.md for how near each architecture comes.
     """
     n_kv = padded(context)
     u = max(1, min(ubatch, context))
@@ -114,10 +114,13 @@ def _feed_forward_width(shape: Shape, d: int) -> int:
     dense = shape.feed_forward_length or (0 if used and width else 4 * d)
     if not used:
         return _WIDTHS.get(shape.architecture, 3) * dense + _LIVE_ROWS.get(shape.architecture, 4) * d
-    of_experts = 3 * used * width + 4 * d if width else 0
+    if not width:
+        of_experts = (2 * used + 6) * d
+    else:  # what comes back from narrow experts is wider than the room that their inside leaves
+        of_experts = (3 * used * width if 2 * width >= d else used * (d + 3 * width)) + 5 * d
     if shape.latent_kv:  # its first layers have no experts; in the others ff is that of a dense layer that is not there
         of_experts = max(of_experts, 3 * dense + 4 * d)
-    return max(of_experts, (2 * used + 6) * d)
+    return of_experts
 
 
 def typical_width(shape: Shape) -> int:

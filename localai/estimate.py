@@ -247,7 +247,9 @@ def _placed(job: _Job, context: int, kv_type: str, ubatch: int, flash: bool = Tr
         kv_type=kv_type,
         flash_attention=flash,
         # repacked copies and mapped originals together must not push other programs out (llama.cpp repacks on CPUs)
-        use_mmap=on_gpus.placement is Placement.GPU or 2 * need.weights_bytes + need.kv_cache_bytes <= ram,
+        # and experts that stay in RAM are computed faster from memory of the process (llama-model-loader.cpp says so)
+        use_mmap=not on_gpus.cpu_expert_layers
+        and (on_gpus.placement is Placement.GPU or 2 * need.weights_bytes + need.kv_cache_bytes <= ram),
         memory=replace(need, overhead_bytes=overhead),
         available_bytes=on_gpus.available_bytes,
         fits=fits,

@@ -59,6 +59,7 @@ def test_experts_that_do_not_fit_stay_in_ram_and_no_more_than_must(moe: tuple[Sh
     found = estimate.plan(shape, weights, DESKTOP)
     assert (found.placement, found.gpu_layers, found.fits) == (Placement.SPLIT, 49, True)
     assert 0 < found.cpu_expert_layers < 48
+    assert not found.use_mmap
     room = (DESKTOP.gpus[0].vram_free_bytes or 0) - GIB
     one_more = weights.expert_bytes[found.cpu_expert_layers - 1]
     assert held_by_gpu(shape, weights, found) <= room < held_by_gpu(shape, weights, found) + one_more

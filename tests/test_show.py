@@ -108,6 +108,46 @@ def test_every_shard_is_read(loopback: HubOnLoopback) -> None:
     assert moved(loopback) < 3 * MIB
 
 
+def test_a_large_model_in_many_shards_moves_little(loopback: HubOnLoopback) -> None:
+    model = named("qwen3-235b-a22b")
+    table, files, count = tensors(model, "Q8_0"), {}, 6
+    for number in range(count):
+        part = table[number * len(table) // count : (number + 1) * len(table) // count]
+        facts = {"split.no": number, "split.count": count, "split.tensors.count": len(table)}
+        tokens = {"tokenizer.ggml.tokens": vocabulary(151936), "tokenizer.ggml.merges": vocabulary(151387)}
+        facts = {**metadata(model), **tokens, **facts} if number == 0 else facts
+        header = gguf_bytes(facts, part, data=False)
+        size = len(header) + sum(-(-size_of(kind, dims) // 32) * 32 for _, kind, dims in part)
+        files[f"Some-Q8_0-{number + 1:05}-of-{count:05}.gguf"] = Sparse(header, size)
+    loopback.add(REPO, files)
+    card = cards.card(REPO, 8192)
+    assert card.plan is not None
+    assert card.plan.memory.weights_bytes == sum(size_of(kind, dims) for _, kind, dims in table)
+    assert (card.plan.fits, moved(loopback) < 16 * MIB, len(loopback.downloads()) <= 5 + count) == (False, True, True)
+
+
+def test_a_projector_is_part_of_the_card(loopback: HubOnLoopback) -> None:
+    loopback.add(REPO, {"Some-Q4_K_M.gguf": small(), "mmproj-F16.gguf": b"\0" * 3_000_000})
+    card = cards.card(REPO)
+    assert card.projector_bytes == 3_000_000
+    assert card.plan is not None
+    assert card.plan.memory.projector_bytes == 3_000_000
+    assert {seen.path.rpartition("/")[2] for seen in loopback.downloads()} == {"Some-Q4_K_M.gguf"}
+
+
+def test_what_is_asked_for_is_what_is_told(loopback: HubOnLoopback, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a context of the user's own an f16 cache and 512 at a time stay, though less would fit; and that is said."""
+    monkeypatch.setattr(cards.hardware, "detect", lambda: hypothetical(9))
+    loopback.add(REPO, {"Some-Q4_K_M.gguf": file_of(named("llama-3.1-8b"), "Q4_K_M")})
+    card = cards.card(REPO, context=16384)
+    assert card.plan is not None
+    assert (card.plan.fits, card.plan.kv_type, card.plan.ubatch) == (False, "f16", 512)
+    assert card.plan.memory.kv_cache_bytes == 2048 * MIB
+    assert card.instead is not None
+    assert card.instead.context is not None
+    assert cards.card(REPO, context=card.instead.context, kv_type=None).plan is not None
+
+
 def test_the_shape_and_weights_of_one_file(loopback: HubOnLoopback, tmp_path: Path) -> None:
     content = small()
     loopback.add(REPO, {"Some-Q4_K_M.gguf": content})
@@ -233,6 +273,16 @@ def test_the_command(loopback: HubOnLoopback, cli: Any) -> None:
     assert [set(each) >= {"quantization", "file", "size_bytes", "fit"} for each in shown["variants"]] == [True, True]
     one = json.loads(cli("show", f"{REPO}:Q4_K_M", "--context", "2048", "--json").stdout)
     assert one["fit"]["memory"]["kv_cache_bytes"] == 23040 * 2048
+    narrow = json.loads(cli("show", f"{REPO}:Q4_K_M", "--context", "2048", "--kv-type", "q8_0", "--json").stdout)["fit"]
+    parts = ("weights_bytes", "kv_cache_bytes", "compute_bytes", "projector_bytes")
+    assert narrow["memory"]["kv_cache_bytes"] == 23040 * 2048 // 2 * 34 // 32
+    assert narrow["memory"]["total_bytes"] == sum(narrow["memory"][part] for part in parts)
+    assert (narrow["fits"], narrow["kv_type"], narrow["cpu_expert_layers"]) == (True, "q8_0", 0)
+    assert all(narrow[speed]["low"] < narrow[speed]["mid"] for speed in ("decode_tps", "prompt_tps"))
+    assert cli("show", REPO, "--check").returncode == 0
+    loopback.add("somebody/Huge-GGUF", {"Huge-F16.gguf": file_of(named("qwen3-235b-a22b"), "F16")})
+    refused = cli("show", "somebody/Huge-GGUF", "--check")
+    assert (refused.returncode, "Instead: " in refused.stdout) == (4, True)
     text = cli("show", REPO).stdout
     assert "Q8_0" in text
     assert f"localai pull {REPO}" in text

@@ -38,7 +38,7 @@ def search(
         show(each)
     if any(each.best for each in found):
         render.out("* the quantization that pull takes here")
-    if pullable := next((each for each in found if each.best and fits(each)), None):
+    if pullable := next((each for each in found if fits(each) and not each.gated), None):
         render.out(f"Next: localai pull {pullable.model}")
 
 
