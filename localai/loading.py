@@ -133,9 +133,11 @@ def projector_of(found: library.Found) -> Path | None:
 
 
 def refuse_blind(prepared: Prepared) -> None:
-    """Raise UsageError for a model that cannot look at images, DoesNotFit for one that cannot here, before a load."""
+    """Raise UsageError for a model that cannot look at images, DoesNotFit for one that cannot here, EngineError for a
+    projector that is none: all before anything is loaded.
+    """
     name = prepared.found.name
-    if projector_of(prepared.found) is None:
+    if (path := projector_of(prepared.found)) is None:
         raise UsageError(
             f"{name} cannot look at images: it has no projector (mmproj)",
             "take a model that sees, such as gemma-3-4b or qwen3-vl-2b",
@@ -145,6 +147,10 @@ def refuse_blind(prepared: Prepared) -> None:
             f"{name} cannot look at images now: memory leaves no room for its projector",
             "close other programs, ask for less (--context), or take a smaller model that sees",
         )
+    from localai.engine import trial
+
+    gguf.read_header(path)  # our own reader bounds what a hostile file can do
+    trial.try_out(prepared.found.path, path)
 
 
 def machine_for(wishes: Wishes) -> Machine:

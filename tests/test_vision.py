@@ -167,13 +167,15 @@ def test_a_template_that_wants_parts_and_one_that_drops_pictures(tmp_path: Path)
     engine.close()
 
 
-@pytest.mark.parametrize("damage", ["cut", "text", "other", "noise"])
+@pytest.mark.parametrize("damage", ["cut", "text", "other", "noise", "missing"])
 def test_a_bad_projector_is_told(damage: str, folder: Path, tmp_path: Path, cli: Cli) -> None:
     model = tmp_path / "llava.gguf"
     model.write_bytes((folder / "llava" / "llava.gguf").read_bytes())
     whole = (folder / "llava" / "mmproj-llava.gguf").read_bytes()
     other = (folder / "llava" / "llava.gguf").read_bytes()
+    missing = whole.replace(b"v.blk.0.attn_v.weight", b"v.blk.0.attn_x.weight")  # llama.cpp's mtmd crashes over it
     content = {
+        "missing": missing,
         "cut": whole[:5000],
         "text": b"hello",
         "other": other,
