@@ -5,9 +5,11 @@ The facts of a model's header are kept beside its record, so that a thousand mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from localai import estimate, gguf, records, shapes
 from localai.domain import InstalledModel, Machine, Plan, Shape, Weights
@@ -70,23 +72,47 @@ def read_facts(model: InstalledModel) -> Facts:
     return facts
 
 
-_CHECKS: Mapping[str, Callable[[Any], bool]] = {
-    "str": lambda value: isinstance(value, str),
-    "bool": lambda value: type(value) is bool,
-    "int": lambda value: type(value) is int and value >= 0,
-    "int | None": lambda value: value is None or (type(value) is int and value >= 0),
-    "tuple[int, ...]": lambda value: isinstance(value, list) and all(type(each) is int for each in value),
-    "tuple[bool, ...]": lambda value: isinstance(value, list) and all(type(each) is bool for each in value),
-    "tuple[tuple[str, int], ...]": lambda value: (
-        isinstance(value, list)
-        and all(isinstance(each, list) and [type(part) for part in each] == [str, int] for each in value)
-    ),
-}
+Reader = Callable[[Any], Any]
 
-_FIELD_CHECKS: Mapping[type, Mapping[str, Callable[[Any], bool]]] = {
-    Shape: {each.name: _CHECKS[str(each.type)] for each in fields(Shape)},
-    Weights: {each.name: _CHECKS[str(each.type)] for each in fields(Weights)},
-}
+
+@cache
+def _readers() -> Mapping[type, Mapping[str, Reader]]:
+    """For each field of the dataclasses that are kept, what makes its value of JSON's."""
+    kinds = (Shape, Weights)
+    return {kind: {name: _reader(each) for name, each in get_type_hints(kind).items()} for kind in kinds}
+
+
+def _reader(kind: Any) -> Reader:
+    """What takes a value of this type from JSON, and raises ValueError for any other."""
+    parts = get_args(kind)
+    if get_origin(kind) is UnionType:
+        (inner,) = (_reader(each) for each in parts if each is not NoneType)
+        return lambda value: None if value is None else inner(value)
+    if get_origin(kind) is tuple:
+        if parts[-1] is ... and parts[0] in (int, bool, str):  # the long ones
+            return lambda value: _plain(value, parts[0])
+        readers = None if parts[-1] is ... else tuple(_reader(each) for each in parts)
+        first = _reader(parts[0])
+        return lambda value: _tuple(value, readers or (first,) * len(value))
+    return lambda value: _scalar(value, kind)
+
+
+def _scalar(value: Any, kind: type) -> Any:
+    if type(value) is not kind or (kind is int and value < 0):
+        raise ValueError(f"not a value of {kind.__name__}")
+    return value
+
+
+def _plain(value: Any, kind: type) -> tuple[Any, ...]:
+    if type(value) is not list or {kind}.union(map(type, value)) != {kind}:
+        raise ValueError(f"not a list of {kind.__name__}")
+    return tuple(value)
+
+
+def _tuple(value: Any, readers: Sequence[Reader]) -> tuple[Any, ...]:
+    if type(value) is not list:
+        raise ValueError("not a list")
+    return tuple(reader(each) for reader, each in zip(readers, value, strict=True))
 
 
 def _from_json(raw: Mapping[str, Any]) -> Facts | None:
@@ -100,12 +126,7 @@ def _from_json(raw: Mapping[str, Any]) -> Facts | None:
 
 def _made(kind: type[Made], raw: Any) -> Made:
     """A `kind` from its fields. Raises AttributeError, TypeError, KeyError or ValueError for anything else."""
-    checks = _FIELD_CHECKS[kind]
-    if raw.keys() != checks.keys() or not all(checks[name](value) for name, value in raw.items()):
+    readers = _readers()[kind]
+    if raw.keys() != readers.keys():
         raise ValueError(f"not the fields of {kind.__name__}")
-    return kind(**{name: _frozen(value) for name, value in raw.items()})
-
-
-def _frozen(value: Any) -> Any:
-    """JSON's lists as the tuples that they were."""
-    return tuple(_frozen(each) for each in value) if isinstance(value, list) else value
+    return kind(**{name: readers[name](value) for name, value in raw.items()})
