@@ -98,7 +98,7 @@ def _reader(kind: Any) -> Reader:
 
 
 def _scalar(value: Any, kind: type) -> Any:
-    if type(value) is not kind or (kind is int and value < 0):
+    if type(value) is not kind or (type(value) is int and value < 0):
         raise ValueError(f"not a value of {kind.__name__}")
     return value
 
