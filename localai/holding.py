@@ -174,6 +174,8 @@ class Holder:
     # -------------------------------------------------------------------------------------------------- loading
 
     def _load(self, found: library.Found, kind: str, context: int | None) -> Held:
+        while self._wishes.workers and self._let_go_of_oldest():
+            pass  # a worker serves one model at a time
         while True:
             try:
                 return self._load_if_it_fits(found, kind, context)

@@ -33,9 +33,9 @@ class Running:
 
 
 @contextlib.contextmanager
-def serving(home: Path, *words: str) -> Iterator[Running]:
+def serving(home: Path, *words: str, offline: bool = True) -> Iterator[Running]:
     """Start one, and end it."""
-    environ = {**os.environ, "LOCALAI_HOME": str(home), "LOCALAI_OFFLINE": "1"}
+    environ = {**os.environ, "LOCALAI_HOME": str(home), "LOCALAI_OFFLINE": str(int(offline))}
     process = subprocess.Popen(
         [sys.executable, "-m", "localai", "serve", "-m", "smollm2-135m", "--json", "--threads", "1", *words],
         env=environ,

@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -18,6 +20,7 @@ import psutil
 import pytest
 from conftest import Cli
 from real_model import model_file, plan
+from running_server import serving
 
 from localai import hardware, workers
 from localai.checks import engine as checks
@@ -155,6 +158,34 @@ def test_the_engine_comes_back_with_its_worker(start: Start) -> None:
         spread.close()
     with pytest.raises(EngineError, match="closed"):
         spread.count_tokens(request.messages)
+
+
+def test_a_server_outlives_its_worker(start: Start, isolated: Path) -> None:
+    worker = start()
+    where = endpoint(worker)
+    body = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 4, "temperature": 0}
+
+    def ask(url: str) -> tuple[int, str]:
+        request = urllib.request.Request(
+            f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, json.load(answer)["choices"][0]["message"]["content"]
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.load(error)["error"]["message"]
+
+    with serving(isolated / "home", "--port", "0", "--context", "512", "--rpc", where, offline=False) as running:
+        first = ask(running.url)
+        assert first[0] == 200, first
+        worker.kill()
+        worker.wait()
+        code, message = ask(running.url)
+        assert code >= 500
+        assert "lost" in message
+        assert endpoint(start("--port", where.rpartition(":")[2])) == where
+        assert ask(running.url) == first
 
 
 def test_a_worker_leaves_with_its_parent(start: Start) -> None:

@@ -19,6 +19,7 @@ from localai.commands.options import (
     KvTypeOption,
     ModelArgument,
     ModelOption,
+    RpcOption,
     ThreadsOption,
 )
 from localai.errors import ExitCode, LocalaiError, NotFound, UsageError
@@ -45,6 +46,7 @@ def serve(
     gpu_layers: GpuLayersOption = None,
     threads: ThreadsOption = None,
     kv_type: KvTypeOption = None,
+    rpc: RpcOption = None,
     allow_origin: Annotated[
         list[str] | None,
         typer.Option("--allow-origin", metavar="ORIGIN", help="Let pages of this origin ask; repeatable."),
@@ -71,7 +73,7 @@ def serve(
         http.need_extra()
     elif not warm.available():
         raise UsageError("this system has no such sockets", "leave --socket-only out")
-    wished = answer.wishes(context, gpu_layers, threads, kv_type)
+    wished = answer.wishes(context, gpu_layers, threads, kv_type, rpc)
     keep_s = duration(options.setting("keep_alive", keep_alive))
     origins = frozenset(map(checked_origin, allow_origin or ()))
     listener = None if socket_only else http.listen(host, chosen_port(port))
