@@ -1,0 +1,222 @@
+"""What `benchmarks/engine.py` measures besides the bare loop: guessing ahead, resuming, cold start, memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from time import perf_counter, sleep
+from typing import Any
+from unittest import mock
+
+import psutil
+
+from localai import kept_states, library, loading
+from localai.chat import Conversation
+from localai.domain import MIB, AnswerEnd, AnswerText, GenerationRequest, Message, Plan, Sampling
+from localai.engine import model
+from localai.engine.speculation import ROWS
+
+TEXT = (
+    "The committee met on Tuesday to discuss the annual budget for the library. Members agreed that the reading room"
+    " needs new lamps and that the roof has to be repaired before winter. Mrs. Keller proposed to ask the city for"
+    " help. The treasurer explained that only four thousand euros remain for this year, and that the rest must come"
+    " from donations. A letter to all members will be sent in October, and the next meeting is on the third of May."
+)
+CODE = '''def total(prices, discount):
+    """The sum of all prices, less the discount."""
+    result = 0
+    for price in prices:
+        result = result + price
+    if discount > 0:
+        result = result - result * discount
+    return result
+'''
+TASKS = {
+    "repeat": f"Repeat the following text exactly:\n\n{TEXT}",
+    "correct": f"Correct the spelling and write the whole text again:\n\n{TEXT.replace('the ', 'teh ')}",
+    "edit code": f"Rename the variable result to amount and write the whole function again:\n\n{CODE}",
+    "summarize": f"Summarize in two sentences, in the words of the text:\n\n{TEXT}",
+    "tell": "Tell a long story of a dragon and a baker.",
+}
+
+
+def answered(engine: model.LlamaEngine, text: str, tokens: int) -> AnswerEnd:
+    engine.forget()
+    request = GenerationRequest((Message("user", text),), Sampling(temperature=0), tokens)
+    end = list(engine.generate(request, lambda: False))[-1]
+    assert isinstance(end, AnswerEnd)
+    return end
+
+
+def speculation(path: Path, plan: Plan, pairs: int, tokens: int = 128) -> list[dict[str, Any]]:
+    """Decode speed with guesses over that without, for tasks where it pays and one where it cannot."""
+    guessing, plain = model.load(path, replace(plan, outputs=ROWS)), model.load(path, plan)
+    rows = []
+    for task, text in TASKS.items():
+        ratios, speeds = [], []
+        for pair in range(pairs + 1):
+            ends = {}
+            for engine in (guessing, plain) if pair % 2 else (plain, guessing):
+                ends[engine] = answered(engine, text, tokens)
+            with_, without = ends[guessing].timings.decode_tps, ends[plain].timings.decode_tps
+            if pair and with_ and without:  # the first warms both up
+                ratios.append(with_ / without)
+                speeds.append((with_, without))
+        columns = [median(column) for column in zip(*speeds, strict=True)]
+        same = ends[guessing].text == ends[plain].text
+        rows.append({"model": path.name, "task": task, "with_tps": columns[0], "without_tps": columns[1],
+                     "ratio": median(ratios), "same_text": same})  # fmt: skip
+    guessing.close()
+    plain.close()
+    return rows
+
+
+class Copying:
+    """A sampler that writes a given text whatever the logits are: what a model does that copies its prompt."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self._left: Iterator[int] = iter(tokens)
+
+    def draw(self, context: object, row: int) -> int:
+        return next(self._left)
+
+    def __enter__(self) -> Copying:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def copying(path: Path, plan: Plan, pairs: int) -> dict[str, Any]:
+    """Decode speed with guesses over that without, for a random model that is made to copy its prompt."""
+    guessing, plain = model.load(path, replace(plan, outputs=ROWS)), model.load(path, plan)
+    tokens = plain.prompt_tokens((Message("user", TEXT),))[-140:]
+    ratios = []
+    for pair in range(pairs + 1):
+        speeds = {}
+        for engine in (guessing, plain) if pair % 2 else (plain, guessing):
+            with mock.patch.object(model, "Sampler", return_value=Copying(tokens)):
+                speeds[engine] = answered(engine, TEXT, 128).timings.decode_tps or 0.0
+        if pair:
+            ratios.append(speeds[guessing] / speeds[plain])
+    guessing.close()
+    plain.close()
+    return {"model": path.name, "task": "copy (forced)", "ratio": median(ratios)}
+
+
+def resuming(pairs: int, tokens: int = 4000) -> dict[str, Any]:
+    """Time to the first token of a resumed conversation, over reading it again."""
+    found = library.find("smollm2-135m")
+    prepared = loading.prepare(found, loading.Wishes(context=8192))
+    ratios, restored_s, read_s, size = [], [], [], 0
+
+    def first(conversation: Conversation, started: float) -> float:
+        for event in conversation.ask("And now?"):
+            if isinstance(event, AnswerText):
+                return perf_counter() - started
+        raise SystemExit("there was no answer")
+
+    with tempfile.TemporaryDirectory() as home, mock.patch.dict(os.environ, {"LOCALAI_HOME": home}):
+        for _ in range(pairs):
+            loaded = loading.load(prepared)
+            conversation = Conversation(loaded.engine, sampling=Sampling(temperature=0), max_tokens=8)
+            while loaded.engine.count_tokens(conversation.messages) < tokens:
+                turn = (Message("user", TEXT), Message("assistant", TEXT))
+                conversation.recall((*conversation.messages, *turn))
+            turns = conversation.messages
+            read = first(conversation, perf_counter())
+            kept_states.leave(loaded, 1)
+            size = kept_states.path(1).stat().st_size
+            loaded = loading.load(prepared)
+            conversation = Conversation(loaded.engine, sampling=Sampling(temperature=0), max_tokens=8)
+            conversation.recall(turns)
+            started = perf_counter()
+            if problem := kept_states.restore(1, loaded):
+                raise SystemExit(problem)
+            restored = first(conversation, started)
+            loaded.engine.close()
+            ratios.append(restored / read)
+            restored_s.append(restored)
+            read_s.append(read)
+    return {"tokens": tokens, "resumed_s": median(restored_s), "read_again_s": median(read_s),
+            "ratio": median(ratios), "file_bytes": size}  # fmt: skip
+
+
+def first_byte_s(command: Sequence[str]) -> tuple[float, float]:
+    """Seconds to the first byte on stdout, and to the end."""
+    started = perf_counter()
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.read(1)
+        first = perf_counter() - started
+        process.stdout.read()
+    return first, perf_counter() - started
+
+
+def cold_start(path: Path, tools: Path | None, pairs: int) -> dict[str, Any]:
+    """Seconds from the start of the process to the end of an answer of one token; of `llama-cli` too where it is."""
+    prompt = "Name the capital of France."
+    ours = [sys.executable, "-m", "localai", "run", "-m", str(path), "--max-tokens", "1", prompt]
+    cli = tools / "llama-cli" if tools and (tools / "llama-cli").exists() else None
+    theirs = [str(cli), "-m", str(path), "-p", prompt, "-n", "1", "-st", "--no-warmup"]
+    first, whole, other, ratios = [], [], [], []
+    for pair in range(pairs + 1):
+        reference = first_byte_s(theirs)[1] if cli and pair % 2 else None
+        began, ended = first_byte_s(ours)
+        if cli and reference is None:
+            reference = first_byte_s(theirs)[1]
+        if pair:
+            first.append(began)
+            whole.append(ended)
+            if reference is not None:
+                other.append(reference)
+                ratios.append(ended / reference)
+    return {"first_token_s": median(first), "whole_s": median(whole),
+            "llama_cli_s": median(other) if other else None, "ratio": median(ratios) if ratios else None}  # fmt: skip
+
+
+def peak_memory(path: Path) -> dict[str, Any]:
+    """Peak of the resident memory of `run` and its children, less what llama.cpp allocates for the plan."""
+    prepared = loading.prepare(library.find(str(path)), loading.Wishes(context=4096))
+    command = [
+        sys.executable,
+        "-m",
+        "localai",
+        "run",
+        "-m",
+        str(path),
+        "-c",
+        "4096",
+        "--max-tokens",
+        "64",
+        TASKS["tell"],
+    ]
+    peak, done = 0, threading.Event()
+    process = psutil.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.is_set():
+            try:
+                tree = [process, *process.children(recursive=True)]
+                peak = max(peak, sum(each.memory_info().rss for each in tree))
+            except psutil.Error:
+                pass
+            sleep(0.005)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    process.wait()
+    done.set()
+    watcher.join()
+    own = prepared.plan.memory.total_bytes
+    return {"model": path.name, "peak_bytes": peak, "llama_cpp_bytes": own, "beyond_mib": (peak - own) / MIB}
