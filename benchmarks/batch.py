@@ -41,7 +41,8 @@ from localai.engine import model as one_engine
 from localai.engine import scheduler
 from localai.errors import LocalaiError
 
-PREFIX = "The stone lies on the way to the old mill, and nobody has moved it for years. " * 53  # about 1,000 tokens
+SENTENCE = "The stone lies on the way to the old mill, and nobody has moved it for years. "
+PREFIX_TOKENS = 1000
 GREEDY = Sampling(temperature=0)
 SLOTS = 8
 
@@ -95,10 +96,11 @@ def at_once(engine: scheduler.Scheduler, requests: Sequence[GenerationRequest]) 
 
 
 def prefix(path: Path, count: int, pairs: int, answer: int) -> dict[str, Any]:
-    messages = [(Message("user", f"{PREFIX}\n\nRecord {number}: {number * 7919 % 1000}"),) for number in range(count)]
     alone = one_engine.load(path, plan_for(path, 2048, 1))
     many = scheduler.load(path, plan_for(path, 2048, None, count), queue=count, patience_s=2.0)
-    requests = [GenerationRequest(each, never_ending(many), answer) for each in messages]
+    beginning = SENTENCE * (PREFIX_TOKENS // len(many._prompts.vocabulary.tokenize(SENTENCE)))
+    texts = [f"{beginning}\n\nRecord {number}: {number * 7919 % 1000}" for number in range(count)]
+    requests = [GenerationRequest((Message("user", text),), never_ending(many), answer) for text in texts]
     rows = []
     for pair in range(pairs):
         started = perf_counter()
@@ -169,7 +171,7 @@ def ask_server(url: str, prompts: Sequence[list[int]], answer: int) -> Run:
         )
         with urllib.request.urlopen(request) as stream:
             for line in stream:
-                if line.startswith(b"data: ") and not json.loads(line[6:]).get("stop"):
+                if line.startswith(b"data: "):
                     firsts[number] = firsts[number] or perf_counter() - started
         counts[number] = answer
 
