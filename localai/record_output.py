@@ -154,5 +154,6 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def _may_be_torn(line: bytes) -> bool:
-    """Whether it is the beginning of a record, or what a power failure leaves: nothing of anybody else's."""
-    return line.startswith(_HEAD) or _HEAD.startswith(line) or not line.strip(b"\0\n")
+    """Whether it is the beginning of a record and what a power failure leaves behind it: nothing of anybody else's."""
+    beginning = line.rstrip(b"\0\n")
+    return beginning.startswith(_HEAD) or _HEAD.startswith(beginning)
