@@ -57,7 +57,7 @@ def find(
     elif refused.kv_type in ("f32", "f16", "bf16"):
         small = estimate.plan(shape, weights, machine, context=context, kv_type=estimate.SMALL_KV_TYPE)
         kv_type = estimate.SMALL_KV_TYPE if small.fits and estimate.can_shrink_cache(shape) else None
-    model, installed = _other_model(machine)
+    model, installed = another_model(machine)
     return Alternatives(
         context=_longest_context(shape, weights, machine, context),
         kv_type=kv_type,
@@ -98,7 +98,7 @@ def _other_quantization(
     return max(fitting)[1] if fitting else None
 
 
-def _other_model(machine: Machine) -> tuple[str | None, bool]:
+def another_model(machine: Machine) -> tuple[str | None, bool]:
     """The best model of the catalog for this machine, or an installed one nearly as good; and whether it is here."""
     from localai import recommend
 

@@ -232,9 +232,13 @@ def agree(plan: PullPlan, yes: bool) -> None:
         question = f"It will not run here: it needs {_memory(plan)}. Download {size} all the same?"
     answer = render.confirmed(question, default=fits)
     if answer is None and not fits:
+        from localai import alternatives, hardware
+
+        model, here = alternatives.another_model(hardware.detect())
+        instead = alternatives.Alternatives(model=model, installed=here).sentence(plan.model)
         raise DoesNotFit(
             f"{plan.model} does not fit in this machine's memory: it needs {_memory(plan)}",
-            "localai recommend lists what fits; --yes downloads it all the same",
+            f"{instead}; localai show {plan.repo} tells of its other quantizations; --yes downloads it all the same",
         )
     if answer is False:
         raise typer.Exit(1)
