@@ -317,6 +317,9 @@ def held_by_server(found: Found, wished: Wishes, want_context: int | None) -> Pr
         from localai import background
 
         words = ["serve", "--socket-only", "--leave-when-idle", "--keep-alive", str(keep_alive), "-m", str(found.path)]
+        for flag in ("context", "gpu_layers", "threads", "kv_type"):
+            if (value := getattr(wished, flag)) is not None:
+                words += [f"--{flag.replace('_', '-')}", str(value)]
         with contextlib.suppress(LocalaiError):  # it is then loaded here, and what is wrong is said
             background.start(words)
     if (told := warm.find(found.path, wanted, load=bool(keep_alive))) is None:

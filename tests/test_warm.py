@@ -1,0 +1,211 @@
+"""The warm engine: what `run` and `chat` answer through a server is what they answer alone; and who may ask it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Cli
+from running_server import Running, serving
+
+from localai import __version__, warm, wire
+from localai.domain import AnswerEnd, GenerationRequest, Message, Sampling, Timings, ToolCall, Usage
+from localai.errors import ContextOverflow, EngineError, NotFound
+
+MODEL = ("-m", "smollm2-135m")
+# one thread: two that wait for each other are slow where other tests run
+ASK = ("run", *MODEL, "--threads", "1", "--temperature", "0", "--max-tokens", "12")
+QUESTION = "Name the capital of France."
+LONG = ("run", *MODEL, "--temperature", "0", "--repeat-penalty", "1.2", "Write a very long story about a river.")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with serving(tmp_path_factory.mktemp("home"), "--socket-only", "--parallel", "2") as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def home(server: Running, isolated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALAI_HOME", str(server.home))
+
+
+def requests(server: Running) -> int:
+    told = warm.ask({"do": "ps"})
+    assert told is not None
+    return sum(each["requests"] for each in told["models"])
+
+
+def test_the_same_output_without_loading(cli: Cli, isolated: Path) -> None:
+    alone = {"LOCALAI_HOME": str(isolated / "other")}
+    assert cli(*ASK, QUESTION).stdout == cli(*ASK, QUESTION, env=alone).stdout
+    told = json.loads(cli(*ASK, "-o", "json", QUESTION).stdout)
+    cold = json.loads(cli(*ASK, "-o", "json", QUESTION, env=alone).stdout)
+    assert (told["text"], told["finish_reason"]) == (cold["text"], cold["finish_reason"])
+    assert (told["timings"]["load_ms"], cold["timings"]["load_ms"] > 0) == (0, True)
+    events = [json.loads(line) for line in cli(*ASK, "-o", "ndjson", QUESTION).stdout.splitlines()]
+    assert [events[0]["event"], events[-1]["event"]] == ["start", "end"]
+    assert "".join(each["text"] for each in events if each["event"] == "text") == events[-1]["text"]
+
+
+def test_the_same_exit_codes(cli: Cli, isolated: Path) -> None:
+    schema = isolated / "schema.json"
+    schema.write_text('{"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}')
+    assert cli("run", *MODEL, "--json-schema", str(schema), "--max-tokens", "2", "hi").returncode == 8
+    assert cli("run", *MODEL, input="word " * 20_000).returncode == 7
+
+
+def test_map_asks_it_too(cli: Cli) -> None:
+    result = cli("map", "Say {text}", *MODEL, "--max-tokens", "3", input="one\ntwo\nthree\n")
+    assert [json.loads(line)["index"] for line in result.stdout.splitlines()] == [0, 1, 2]
+    assert result.returncode == 0
+
+
+def test_ctrl_c_frees_the_slot(server: Running) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "localai", *LONG], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    begun = process.stdout.read(8)
+    assert requests(server) == 1
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert (process.returncode, len(begun), "Traceback" in told) == (130, 8, False)
+    while requests(server):
+        pass
+
+
+def test_a_killed_command_frees_the_slot(server: Running) -> None:
+    process = subprocess.Popen([sys.executable, "-m", "localai", *LONG], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.read(4)
+    process.kill()
+    process.communicate(timeout=60)
+    while requests(server):
+        pass
+
+
+def test_ps_and_a_second_server(cli: Cli, server: Running) -> None:
+    assert "smollm2-135m" in cli("ps").stdout
+    told = json.loads(cli("ps", "--json").stdout)
+    assert (told["running"], told["pid"], told["models"][0]["model"]) == (True, server.pid, "smollm2-135m")
+    second = cli("serve", "--background")
+    assert (second.returncode, f"running already (process {server.pid})" in second.stderr) == (0, True)
+    assert cli("serve", "--socket-only").returncode == 1
+    assert cli("stop", "nosuch").returncode == 3
+
+
+def test_only_this_user_can_open_the_socket() -> None:
+    path = warm.socket_file()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_is_refused_even_where_the_folders_let_them() -> None:
+    path = warm.socket_file()
+    script = (
+        f"import os, socket, sys; os.setuid(65534)\n"
+        f"s = socket.socket(socket.AF_UNIX); s.settimeout(20)\n"
+        f'try: s.connect({str(path)!r}); s.sendall(b\'{{"do": "ps"}}\\n\'); got = s.recv(100)\n'
+        f"except OSError: got = b''\n"
+        f"sys.exit(1 if got else 0)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
+    before = path.stat().st_mode
+    parents = [each for each in path.parents if each != Path("/")]
+    modes = [each.stat().st_mode for each in parents]
+    try:
+        for each in (*parents, path):
+            each.chmod(0o777)
+        assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
+    finally:
+        for each, mode in zip((*parents, path), (*modes, before), strict=True):
+            each.chmod(mode & 0o7777)
+
+
+def test_another_version_is_refused() -> None:
+    connection = socket.socket(socket.AF_UNIX)
+    with connection:
+        connection.connect(str(warm.socket_file()))
+        connection.sendall(wire.line({"version": "0.0.0-other", "do": "hold", "path": "x"}))
+        assert b"another version" in connection.recv(4096)
+
+
+@pytest.mark.parametrize(
+    "line", [b"{}\n", b"[]\n", b"{bad\n", b"\n", b'{"version": "%s", "do": "generate"}\n', b'{"do": "x"}']
+)
+def test_nonsense_harms_nobody(cli: Cli, line: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(warm.socket_file()))
+        connection.sendall(line.replace(b"%s", __version__.encode()))
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(4096):
+            pass
+    assert warm.ask({"do": "ps"}) is not None
+
+
+def test_a_server_that_dies_is_told_in_a_line_and_its_socket_is_no_hindrance(cli: Cli, tmp_path: Path) -> None:
+    home = tmp_path / "x"
+    with serving(home, "--socket-only", "--parallel", "1") as running:
+        environ = {**os.environ, "LOCALAI_HOME": str(home)}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "localai", *LONG],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environ,
+        )
+        assert process.stdout is not None
+        process.stdout.read(4)
+        os.kill(running.pid, signal.SIGKILL)
+        _, told = process.communicate(timeout=60)
+        assert process.returncode == 6
+        assert "the server that held the model has gone" in told
+        assert "Traceback" not in told
+    assert cli(*ASK, QUESTION, env={"LOCALAI_HOME": str(home)}).returncode == 0
+    with serving(home, "--socket-only", "--parallel", "1"):
+        assert json.loads(cli("ps", "--json", env={"LOCALAI_HOME": str(home)}).stdout)["running"]
+    assert cli("stop", env={"LOCALAI_HOME": str(home)}).returncode == 3
+
+
+def test_keep_alive_starts_one_that_stop_ends(cli: Cli, tmp_path: Path) -> None:
+    environ = {"LOCALAI_HOME": str(tmp_path / "y"), "LOCALAI_KEEP_ALIVE": "10m"}
+    first = cli(*ASK, QUESTION, env=environ)
+    assert first.returncode == 0, first.stderr
+    told = json.loads(cli("ps", "--json", env=environ).stdout)
+    try:
+        assert told["running"]
+        assert told["url"] is None
+        assert told["models"][0]["model"] == "smollm2-135m"
+        assert cli(*ASK, QUESTION, env=environ).stdout == first.stdout
+    finally:
+        stopped = cli("stop", env=environ)
+    assert stopped.returncode == 0
+    assert not json.loads(cli("ps", "--json", env=environ).stdout)["running"]
+
+
+def test_one_that_is_unused_leaves(cli: Cli, tmp_path: Path) -> None:
+    environ = {"LOCALAI_HOME": str(tmp_path / "z"), "LOCALAI_KEEP_ALIVE": "0.2s"}
+    assert cli(*ASK, QUESTION, env=environ).returncode == 0
+    while json.loads(cli("ps", "--json", env=environ).stdout)["running"]:
+        pass
+
+
+def test_what_goes_through_comes_out_the_same() -> None:
+    end = AnswerEnd("é\ud800", "t", Usage(1, 2, 3), Timings(1.0, 2.0, None, None, 3.0), "stop", (ToolCall("a", "{}"),))
+    for event in (end, ContextOverflow("long", "shorten", 7), EngineError("x"), NotFound("y", "z")):
+        back = wire.to_event(wire.parsed(wire.line(wire.of_event(event))))
+        assert type(back) is type(event)
+        assert back == event or vars(back) == vars(event)
+    request = GenerationRequest(
+        (Message("user", "ü"),), Sampling(0.5, logit_bias=((1, 2.0),)), 3, ("a",), False, "root ::= [a]"
+    )
+    assert wire.to_request(wire.parsed(wire.line(wire.of_request(request)))) == request
