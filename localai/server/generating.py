@@ -34,7 +34,6 @@ class Counts:
         self.prompt_tokens += end.usage.prompt_tokens
         self.cached_tokens += end.usage.cached_tokens
         self.completion_tokens += end.usage.completion_tokens
-        self.interrupted += end.finish_reason == "interrupted"
 
 
 class Events:
@@ -109,18 +108,21 @@ class Desk:
 
         ticket = await self.blocking(held.writer.submit, request, deliver, undo=lambda ticket: ticket.cancel())
         self.counts.under_way += 1
+        ended = False
         try:
             while True:
                 event = await arrived.get()
+                ended = isinstance(event, AnswerEnd | LocalaiError)
                 if isinstance(event, LocalaiError):
                     raise event
                 if isinstance(event, AnswerEnd):
                     self.counts.ended(event)
                 yield event
-                if isinstance(event, AnswerEnd):
+                if ended:
                     return
         finally:
             self.counts.under_way -= 1
+            self.counts.interrupted += not ended
             ticket.cancel()
 
     async def started(
