@@ -24,6 +24,8 @@ from localai.source import BROKEN, Interrupted, Line, Pace, Refusal, Source, rea
 
 _REPORT_SECONDS = 0.1
 _GAIN_BYTES = 1 << 20  # an attempt that got this much further earns a fresh count of tries, so the tries stay bounded
+# The Hub's storage refuses to send more than 50 GB in answer to one request, but sends parts of a larger file.
+LARGEST_REQUEST_BYTES = 40 * 10**9
 _PULL_AGAIN = "pull again; it goes on from what is there"
 
 
@@ -179,16 +181,18 @@ class _Transfer:
         if self.single_bps is not None and self.partial.etag is not None:
             self._by_several(self.partial.etag, self.single_bps)
             return
+        end = self.partial.position + LARGEST_REQUEST_BYTES
         try:
             with Line(self.source.timeout_s) as line:
-                response = self.source.open(line, self.partial.position, etag=self.partial.etag)
+                part = end if end < self.size_bytes else None
+                response = self.source.open(line, self.partial.position, part, self.partial.etag)
                 self._accept(response)
                 if not self._stream(response):
                     return
         except BROKEN as error:
             raise Interrupted(reason_of(error)) from error
         self.progress(self.partial.position)
-        if self.partial.position < self.size_bytes:
+        if self.partial.position < min(end, self.size_bytes):
             raise Interrupted(f"the connection ended after {self.partial.position} of {self.size_bytes} bytes")
 
     def _stream(self, response: http.client.HTTPResponse) -> bool:
@@ -264,6 +268,8 @@ class _Transfer:
             if said is None or int(said[1]) != self.partial.position or said[3] not in expected:
                 self.partial.restart(None)
                 raise Interrupted("the server sent another range than the one asked for")
+            if self.partial.position == 0:  # the first part of a very large file
+                self.partial.restart(response.headers.get("ETag"))
             return
         length = response.headers.get("Content-Length", "")
         if length.isdecimal() and int(length) != self.size_bytes:

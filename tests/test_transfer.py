@@ -264,6 +264,35 @@ def test_no_server(get: Get, hub: HubOnLoopback) -> None:
         get(hub, url=f"http://127.0.0.1:9/a/b/resolve/main/{NAME}", patience=Patience(tries=2, first_wait_s=0))
 
 
+@pytest.mark.parametrize("at", [None, 0, 1, 999_999, 1_000_000, 1_500_000, len(CONTENT) - 1])
+def test_a_file_too_large_for_one_request_comes_in_parts(
+    hub: HubOnLoopback, get: Get, blob: Path, at: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "LARGEST_REQUEST_BYTES", 1_000_000)
+    if at is not None:
+        hub.fault(drop_at=at, only_after=at // 1_000_000 * 1_000_000)
+    said = get(hub)
+    assert is_right(blob)
+    assert len(said) == (at is not None)
+    asked = [seen.range for seen in hub.downloads()]
+    assert asked[0] == "bytes=0-999999"
+    assert None not in asked
+    assert {seen.if_range for seen in hub.downloads()[1:]} == {f'"{SHA256[:16]}"'}
+    assert sum(seen.sent for seen in hub.downloads()) == len(CONTENT)
+
+
+def test_another_file_between_two_parts(
+    hub: HubOnLoopback, get: Get, blob: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "LARGEST_REQUEST_BYTES", 1_000_000)
+    hub.fault(drop_at=1_500_000, only_after=1_000_000)
+    with pytest.raises(NetworkError):
+        get(hub, patience=Patience(tries=1))
+    hub.repos["a/b"].etags[NAME] = '"another"'
+    get(hub)
+    assert is_right(blob)
+
+
 # ------------------------------------------------------------------------------------------------------- redirects
 
 
