@@ -127,8 +127,9 @@ def resuming(pairs: int, tokens: int = 4000) -> dict[str, Any]:
         for _ in range(pairs):
             loaded = loading.load(prepared)
             conversation = Conversation(loaded.engine, sampling=Sampling(temperature=0), max_tokens=8)
+            turn = (Message("user", TEXT), Message("assistant", TEXT))
+            conversation.recall(turn)
             while loaded.engine.count_tokens(conversation.messages) < tokens:
-                turn = (Message("user", TEXT), Message("assistant", TEXT))
                 conversation.recall((*conversation.messages, *turn))
             turns = conversation.messages
             read = first(conversation, perf_counter())

@@ -19,9 +19,9 @@ from localai import library as library_of_models
 from localai.commands import answer
 from localai.domain import AnswerEnd, GenerationRequest, Message, Placement, Sampling
 from localai.engine import library
-from localai.engine.drafting import Drafts, Lookup, Pace
+from localai.engine.drafting import Drafts, Lookup, Pace, Price
 from localai.engine.model import LlamaEngine, load
-from localai.engine.speculation import CPU_SLOPE, ROWS, Speculation
+from localai.engine.speculation import ON_CPU, ON_GPU, ROWS, Speculation
 from localai.errors import DoesNotFit, UsageError
 
 TEXT = (
@@ -178,7 +178,7 @@ def test_wrong_guesses_leave_no_trace(tmp_path: Path, shape: str) -> None:
             return 12
 
     engine._speculation = Speculation(engine._cache, SPECULATING, Guesses(wrong()))
-    engine._speculation._pace = Eager(CPU_SLOPE, ROWS - 1)
+    engine._speculation._pace = Eager(ON_CPU, ROWS - 1)
     assert ask(engine, limit=150).text == reference
     engine.close()
 
@@ -219,9 +219,13 @@ def test_lookup_goes_on_after_a_word_that_was_replaced() -> None:
     assert lookup.guess(3) == []
 
 
-@given(st.lists(st.integers(0, 15), max_size=200), st.sampled_from([0.06, 0.2, 0.4]), st.sampled_from([0.0, 0.2]))
-def test_what_wrong_guesses_cost_is_bounded_whatever_happens(rights: list[int], slope: float, cost: float) -> None:
-    pace = Pace(slope, 15)
+@given(
+    st.lists(st.integers(0, 15), max_size=200),
+    st.sampled_from([ON_CPU, ON_GPU, Price(0.3, 1.0)]),
+    st.sampled_from([0.0, 0.2]),
+)
+def test_what_wrong_guesses_cost_is_bounded_whatever_happens(rights: list[int], price: Price, cost: float) -> None:
+    pace = Pace(price, 15)
     said = spent = 0.0
     for right in rights:
         size = pace.size(cost)
@@ -231,7 +235,7 @@ def test_what_wrong_guesses_cost_is_bounded_whatever_happens(rights: list[int], 
             continue
         pace.tried(size, min(right, size), cost)
         said += min(right, size) + 1
-        spent += 1 + size * (slope + cost)
+        spent += 1 + price.of(size) + size * cost
     assert spent <= said * (1 + Pace.LOSS) + Pace.CREDIT + 1e-6
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 MATCH = 3  # so many tokens must have been there before
@@ -82,20 +83,30 @@ class Lookup(Drafts):
         pass
 
 
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What so many tokens more in an evaluation cost, an evaluation of one token being 1: slope × tokens ^ power."""
+
+    slope: float
+    power: float
+
+    def of(self, tokens: int) -> float:
+        return self.slope * float(tokens**self.power)
+
+
 class Pace:
     """How many guessed tokens to try: as many as promise the most, within what earlier guesses have gained.
 
-    `slope` is what one token more in an evaluation costs, a whole evaluation of one token being 1. What is lost by
-    wrong guesses stays under 1.5 % of the answer and one evaluation, unless right ones have paid for it before.
+    What is lost by wrong guesses stays under 1 % of the answer and one evaluation, unless right ones have paid for it.
     """
 
     SIZES = (2, 3, 4, 6, 8, 11, 15)
-    CREDIT, MOST_CREDIT, LOSS = 1.0, 16.0, 0.015
+    CREDIT, MOST_CREDIT, LOSS = 1.0, 16.0, 0.01
     HITS, TRIES = 1.6, 2.0  # before anything is known: 8 of 10 guesses are right
     FADING = 0.97
 
-    def __init__(self, slope: float, most: int) -> None:
-        self._slope = slope
+    def __init__(self, price: Price, most: int) -> None:
+        self._price = price
         self._sizes = [size for size in self.SIZES if size <= most]
         self.begin()
 
@@ -109,14 +120,11 @@ class Pace:
         right = (self._hits + self.HITS) / (self._tries + self.TRIES)
         best, most = 0, 0.0
         for size in self._sizes:
-            price = self._price(size, cost)
+            price = self._price.of(size) + size * cost
             expected = sum(right**number for number in range(1, size + 1))
             if price <= self._credit and (gain := expected - price) > most:
                 best, most = size, gain
         return best
-
-    def _price(self, size: int, cost: float) -> float:
-        return size * (self._slope + cost)
 
     def plain(self) -> None:
         """A token was evaluated alone."""
@@ -125,7 +133,7 @@ class Pace:
 
     def tried(self, size: int, right: int, cost: float) -> None:
         """Of `size` guesses the first `right` were."""
-        gain = right - self._price(size, cost)
+        gain = right - self._price.of(size) - size * cost
         self._credit = max(0.0, min(self.MOST_CREDIT, self._credit + gain + self.LOSS))
         self._hits = self._hits * 0.8 + right
         self._tries = self._tries * 0.8 + min(right + 1, size)

@@ -13,15 +13,15 @@ from time import perf_counter
 
 from localai.domain import Placement, Plan
 from localai.engine.cache import SequenceCache
-from localai.engine.drafting import Drafts, Pace
+from localai.engine.drafting import Drafts, Pace, Price
 
 ROWS = 16  # tokens evaluated together at most: so many rows of logits, 10 MB at a vocabulary of 152,000
 SLOW_S = 0.15  # an evaluation of guesses that takes longer can be broken off inside
 
-# What one token more in an evaluation costs, a token alone being 1: reading the weights is most of it, and two cores
-# have less to spare beside that than a GPU. Measured (docs/speed-engine.md) and rather too much. No clock decides: it
-# would make the same question be evaluated, and so answered, one way now and another way then.
-CPU_SLOPE, GPU_SLOPE = 0.4, 0.06
+# Measured on two cores: small batches cost nearly as many evaluations as they have tokens, 16 tokens cost 5 to 7. More
+# cores and GPUs have more to spare beside reading the weights. No clock decides: it would make the same question be
+# evaluated, and so answered, one way now and another way then.
+ON_CPU, ON_GPU = Price(0.55, 0.85), Price(0.06, 1.0)
 
 
 class Speculation:
@@ -30,7 +30,7 @@ class Speculation:
     def __init__(self, cache: SequenceCache, plan: Plan, drafts: Drafts | None) -> None:
         self._cache = cache
         self._drafts = drafts if cache.can_try else None
-        self._price = GPU_SLOPE if plan.placement is Placement.GPU else CPU_SLOPE
+        self._price = ON_GPU if plan.placement is Placement.GPU else ON_CPU
         self._pace = Pace(self._price, cache.rows - 1)
         self._guesses: list[int] = []
         self._right = 0
@@ -79,7 +79,7 @@ class Speculation:
             self._alone_s = min(self._alone_s, perf_counter() - started)
             self._pace.plain()
             return
-        slow = self._price * len(self._guesses) * self._alone_s > SLOW_S
+        slow = self._price.of(len(self._guesses)) * self._alone_s > SLOW_S
         try:
             self._cache.try_out([token, *self._guesses], self._cancelled if slow else None)
         except BaseException:
