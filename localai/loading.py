@@ -261,15 +261,16 @@ def load_batch(
     queue: int | None = None,
     repeatable: bool = False,
     patience_s: float | None = None,
+    converses: bool = True,
 ) -> LoadedBatch:
     """Load the model to answer `plan.sequences` requests at once; otherwise as `load`.
 
-    `queue`, `repeatable` and `patience_s` are those of `engine.scheduler.load`.
+    `queue`, `repeatable`, `patience_s` and `converses` are those of `engine.scheduler.load`.
     """
     from localai.engine import scheduler
 
     found, plan = prepared.found, prepared.plan
-    how: dict[str, Any] = {"repeatable": repeatable}
+    how: dict[str, Any] = {"repeatable": repeatable, "converses": converses}
     if queue is not None:
         how["queue"] = queue
     if patience_s is not None:

@@ -328,6 +328,51 @@ def test_logits_alone_and_in_a_batch_agree() -> None:
         api.llama_model_free(model)
 
 
+def test_a_sequence_that_is_moved_goes_on_as_it_was(tiny: Path) -> None:
+    from localai.engine.model import load_model
+
+    api, planned = library.api(), replace(plan(256), sequences=3)
+    model = load_model(api, tiny, planned, None, None)
+    size = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
+    sequences = Sequences(api, model, planned)
+
+    def next_logits(number: int, tokens: list[int]) -> Any:
+        row = sequences.add(number, tokens)
+        sequences.evaluate()
+        return np.ctypeslib.as_array(api.llama_get_logits_ith(sequences.pointer, row), (size,)).copy()
+
+    try:
+        text = list(range(100, 190))
+        for number in (0, 2):
+            next_logits(number, text)
+        next_logits(1, text[:7])
+        sequences.move(2, 1)
+        assert sequences.held == [text, text, []]
+        moved, stayed = next_logits(1, [200, 201]), next_logits(0, [200, 201])
+        assert np.allclose(moved, stayed, atol=1e-3)
+        assert np.allclose(next_logits(2, [*text, 200, 201]), stayed, atol=0.1)
+    finally:
+        sequences.close()
+        api.llama_model_free(model)
+
+
+def test_gaps_are_closed_where_no_conversation_is_kept(tiny: Path) -> None:
+    loaded = load(tiny, replace(plan(512), sequences=6), converses=False)
+    moves: list[tuple[int, int]] = []
+    move = loaded._sequences.move
+    loaded._sequences.move = lambda number, to: (moves.append((number, to)), move(number, to))[1]  # type: ignore[method-assign]
+    try:
+        with held(loaded):
+            lengths = (2, 60, 3, 70, 4, 80)
+            heard = [Heard(loaded, asks(f"w{n}", max_tokens=n, grammar='root ::= "a"{200}')) for n in lengths]
+        ends = [each.wait() for each in heard]
+    finally:
+        loaded.close()
+    assert moves
+    assert all(number > to for number, to in moves)
+    assert [end.text for end in ends] == ["a" * length for length in lengths]
+
+
 def test_common_length() -> None:
     tail = [1] * 64 + [2] * 36
     for one, other, same in (([], [1], 0), ([1, 2, 3], [1, 2, 4], 2), ([1, 2], [1, 2, 3], 2), ([5], [6], 0)):

@@ -321,6 +321,7 @@ class Engines:
                 queue=self.at_once,
                 repeatable=self._prepared.plan.sequences == 1,
                 patience_s=PATIENCE_S,
+                converses=False,
             )
         engine = self._loaded.engine
         one, other = self._asking.probes()

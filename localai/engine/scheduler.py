@@ -6,6 +6,7 @@ prompts are rendered there, then they wait in a queue until a sequence is free.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -28,6 +29,7 @@ QUEUE = 64  # requests that may wait beside those that are being answered
 STEP = 256  # tokens of a prompt evaluated at a time where results must not depend on what came before
 PATIENCE_S = 0.25  # how long the answers under way stand still, at most, while a part of a prompt is evaluated
 ALONE_S = 1.0  # how long a step may take where no answer is under way: new requests wait that long
+GAPS = 2  # between the answers under way, from which on they are closed
 LEAST_PART = 16  # tokens of a prompt that are evaluated in a step all the same
 LOOK_AHEAD = 64  # waiting prompts that are looked through for a common beginning
 
@@ -42,12 +44,14 @@ def load(
     queue: int = QUEUE,
     repeatable: bool = False,
     patience_s: float = PATIENCE_S,
+    converses: bool = True,
 ) -> Scheduler:
     """Load the model of `path` as `plan` says, to answer `plan.sequences` requests at once.
 
     Beside these, `queue` may wait. `repeatable`, for one sequence: an answer does not depend, to the byte, on what was
     asked before it. Where prompts are read while answers are written, these stand still for `patience_s` at a time:
-    the longer, the more is done in all. Raises as `model.load` does.
+    the longer, the more is done in all. Without `converses`, what a request leaves behind is not kept for a next turn.
+    Raises as `model.load` does.
     """
     started = perf_counter()
     check_magic(path)
@@ -65,7 +69,7 @@ def load(
         if model is not None and api is not None:
             api.llama_model_free(model)
         raise
-    return Scheduler(api, model, sequences, prompts, renderer, plan, queue, repeatable, patience_s, started)
+    return Scheduler(api, model, sequences, prompts, renderer, plan, queue, repeatable, patience_s, converses, started)
 
 
 class Scheduler:
@@ -82,11 +86,12 @@ class Scheduler:
         queue: int,
         repeatable: bool,
         patience_s: float,
+        converses: bool,
         started: float,
     ) -> None:
         self._api, self._model, self._sequences = api, model, sequences
         self._prompts, self._renderer = prompts, renderer
-        self._repeatable, self._patience_s = repeatable, patience_s
+        self._repeatable, self._patience_s, self._converses = repeatable, patience_s, converses
         self.context = min(plan.context, sequences.capacity)
         self.sequences = sequences.count
         self._most = sequences.count + queue
@@ -236,6 +241,8 @@ class Scheduler:
 
     def _step(self) -> None:
         """Evaluate one batch, and draw from it."""
+        if not self._converses and not self._waiting:
+            self._close_gap()
         parts: list[tuple[Job, list[int]]] = [(job, [self._last[job.sequence]]) for job in self._writing]
         parts += self._parts_of_prompts()
         if not parts:
@@ -267,6 +274,21 @@ class Scheduler:
                 self._was_read(job)
         for job, row in rows:
             self._draw(job, row)
+
+    def _close_gap(self) -> None:
+        """Move an answer down where answers that have ended leave gaps.
+
+        llama.cpp evaluates only neighbours together: each gap costs one more reading of all the weights, a move the
+        copying of a cache.
+        """
+        taken = sorted(job.sequence for job in (*self._writing, *self._reading))
+        gaps = sum(after > before + 1 for before, after in itertools.pairwise(taken))
+        last = max(self._writing, key=lambda job: job.sequence, default=None)
+        free = self._slots.lowest_free()
+        if gaps >= GAPS and last is not None and free is not None and free < last.sequence:
+            token = self._last.pop(last.sequence)
+            self._slots.move(last, free)
+            self._last[free] = token
 
     def _unwanted(self, jobs: Sequence[Job]) -> Callable[[], bool]:
         return lambda: self._closing or all(job.cancelled for job in jobs)

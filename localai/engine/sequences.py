@@ -129,6 +129,14 @@ class Sequences:
         self._api.llama_memory_seq_rm(self._memory, number, -1, -1)
         self.held[number] = []
 
+    def move(self, number: int, to: int) -> None:
+        """Let sequence `to` go on with what `number` holds, which then holds nothing."""
+        self.clear(to)
+        # the cells are copied when the next batch is evaluated: nothing may be put into `number` before
+        self._api.llama_memory_seq_cp(self._memory, number, to, -1, -1)
+        self.held[to] = self.held[number]
+        self.clear(number)
+
     # ----------------------------------------------------------------------------------------------- common beginnings
 
     def mark(self, number: int) -> None:

@@ -39,6 +39,17 @@ class Slots:
         same = common_length(held, prompt)
         return 2 * same - len(held)
 
+    def lowest_free(self) -> int | None:
+        """The free sequence with the lowest number."""
+        return min(self._free, default=None)
+
+    def move(self, job: Job, to: int) -> None:
+        """Let a job go on in a free sequence; what was said there is forgotten."""
+        self._sequences.move(job.sequence, to)
+        self._free[self._free.index(to)] = job.sequence
+        self._told[to] = Told()
+        job.sequence = to
+
     def release(self, job: Job) -> None:
         """Make a job's sequence free, and remember what was said there."""
         self._free.append(job.sequence)
