@@ -195,6 +195,7 @@ class Holder:
         self._refuse_beside_others(found, prepared.plan)
         more = {"params": prepared.params, "context_length": prepared.context_length}
         if alone:
+            loading.refuse_blind(prepared)
             loading.refuse_blind(prepared)  # a projector that llama.cpp crashes over must not end the server
             single = loading.load(prepared, notice=self._notice)
             return Held(kind, found, prepared.plan, single.note, Alone(single.engine), **more)  # type: ignore[arg-type]

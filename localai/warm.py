@@ -7,7 +7,6 @@ itself. The socket lies in a folder that only this user can enter, and both ends
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import socket
 import struct
@@ -31,6 +30,7 @@ def socket_file() -> Path:
     own = settings.folders().cache / "run" / "server.sock"
     if len(os.fsencode(own)) <= LONGEST_PATH:
         return own
+    import hashlib  # 10 ms that a warm command has no use for
     import tempfile
 
     name = f"localai-{os.getuid()}-{hashlib.sha256(os.fsencode(own)).hexdigest()[:12]}"

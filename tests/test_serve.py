@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.client
+import io
 import json
 import os
 import socket
@@ -16,6 +17,7 @@ from typing import Any
 
 import ollama
 import openai
+import PIL.Image
 import pytest
 from conftest import Cli
 from pydantic import BaseModel
@@ -176,6 +178,14 @@ def test_openai_errors(client: openai.OpenAI) -> None:
     ):
         with pytest.raises(openai.BadRequestError):
             client.chat.completions.create(**{"model": MODEL, "messages": ASKED, "max_tokens": 1, **wrong})
+
+
+def test_a_picture_for_a_blind_model_is_refused(client: openai.OpenAI) -> None:
+    made = io.BytesIO()
+    PIL.Image.new("RGB", (2, 2)).save(made, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(made.getvalue()).decode()}"
+    with pytest.raises(openai.BadRequestError, match="projector"):
+        client.chat.completions.create(model=MODEL, messages=seeing(url))
 
 
 def seeing(url: str) -> list[Any]:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from localai import library
 from localai.domain import AnswerEnd, Delivery, GenerationRequest
-from localai.errors import LocalaiError, NotFound
+from localai.errors import EngineError, LocalaiError, NotFound, UsageError
 from localai.holding import TEXT, Held, Holder
 from localai.naming import Kind, parse
 
@@ -88,7 +88,13 @@ class Desk:
     async def hold(
         self, found: library.Found, kind: str = TEXT, context: int | None = None, keep_alive_s: float | None = None
     ) -> AsyncIterator[Held]:
-        held = await self.blocking(self.holder.acquire, found, kind, context, keep_alive_s, undo=self.holder.release)
+        """Raises UsageError for a model that cannot be loaded: what is wrong is the choice, not the server."""
+        try:
+            held = await self.blocking(
+                self.holder.acquire, found, kind, context, keep_alive_s, undo=self.holder.release
+            )
+        except EngineError as error:
+            raise UsageError(error.message, error.hint) from error
         try:
             yield held
         finally:
