@@ -14,7 +14,7 @@ from localai.answer_view import AnswerView
 from localai.commands import answer, options
 from localai.commands.options import SamplingFlags
 from localai.domain import AnswerEnd, Image, Message
-from localai.errors import ContextOverflow, LocalaiError
+from localai.errors import ContextOverflow, LocalaiError, SchemaIncomplete
 from localai.interrupt import Interrupts
 from localai.loading import Loaded, Wishes, projector_of
 from localai.slash import table
@@ -134,6 +134,8 @@ class Room:
             if needed is not None and made_for is not None and larger <= made_for:
                 return f"shorten it, or make room: /set context {larger}"
             return "shorten it, or take the part of it that matters"
+        if isinstance(error, SchemaIncomplete):
+            return "/set max_tokens allows a longer answer, /retry asks again, /preset off asks freely"
         if "localai " in error.hint or "--" in error.hint:
             return table.hint(line.strip())
         return error.hint
