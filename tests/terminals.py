@@ -50,6 +50,13 @@ class Terminal:
         self.process.expect(pattern)
         return CONTROLS.sub("", self.process.before + self.process.after)
 
+    def interrupt_until_it_ends(self) -> None:
+        """Press Ctrl-C, again where one came just before Python began to wait for a key: it is not seen."""
+        for _ in range(12):
+            self.process.sendintr()
+            if self.process.expect([pexpect.EOF, pexpect.TIMEOUT], timeout=5) == 0:
+                return
+
     def ended(self) -> int:
         self.process.expect(pexpect.EOF)
         self.modes_after = self.modes()

@@ -116,7 +116,7 @@ def test_in_a_slash_command(isolated: Path) -> None:
 
 
 def test_keys_typed_into_an_answer_wait_for_the_next_line(isolated: Path) -> None:
-    terminal = Terminal(*CHAT, "--max-tokens", "60")
+    terminal = Terminal(*CHAT, "--max-tokens", "30")
     terminal.ready()
     terminal.type(STORY)
     terminal.answering()

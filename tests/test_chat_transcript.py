@@ -12,7 +12,7 @@ from terminals import Terminal
 
 from localai import history, sessions
 
-CHAT = ("chat", "smollm2-135m", "--temperature", "0", "--max-tokens", "24")
+CHAT = ("chat", "smollm2-135m", "--temperature", "0", "--max-tokens", "12")
 
 
 class Talk(Terminal):
@@ -126,8 +126,8 @@ def test_tab_completes_commands_models_files_and_values(isolated: Path) -> None:
 def test_a_plain_terminal_is_written_to_in_lines(isolated: Path) -> None:
     talk = Talk(*CHAT, "--plain")
     talk.see(">>>")
-    talk.process.sendline("/set max_tokens 60")
-    talk.see("max_tokens: 60")
+    talk.process.sendline("/set max_tokens 40")
+    talk.see("max_tokens: 40")
     talk.see(">>>")
     talk.process.sendline("Write a long story about a river.")
     talk.see("limit of tokens")
@@ -138,7 +138,7 @@ def test_a_plain_terminal_is_written_to_in_lines(isolated: Path) -> None:
 
 
 def test_words_are_wrapped_at_the_edge_also_after_a_resize(isolated: Path) -> None:
-    talk = Talk(*CHAT, "--max-tokens", "80")
+    talk = Talk(*CHAT, "--max-tokens", "50")
     talk.process.setwinsize(24, 40)
     talk.ready()
     talk.type("Write a long story about a river.")
