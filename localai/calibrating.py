@@ -37,7 +37,10 @@ _BEFORE_EXPERTS = 3  # kinds that are measured before a mixture of experts is
 
 
 def calibrate(
-    machine: Machine, tell: Callable[[str], None], cancelled: Callable[[], bool] | None = None
+    machine: Machine,
+    tell: Callable[[str], None],
+    cancelled: Callable[[], bool] | None = None,
+    clock: Callable[[], float] = perf_counter,
 ) -> Calibration:
     """Measure the processor, and the GPU where the engine has one; takes under a minute, needs no network.
 
@@ -52,8 +55,8 @@ def calibrate(
             raise DoesNotFit("there is too little free memory to calibrate", "close other programs, and try again")
     with_gpu = machine.engine.gpu_offload and any(gpu.usable_by_engine for gpu in machine.gpus)
     budget = BUDGET_S / (2 if with_gpu else 1)
-    cpu = _device(machine, size, False, budget, tell, cancelled)
-    gpu = _device(machine, size, True, budget, tell, cancelled) if with_gpu else None
+    cpu = _device(machine, size, False, budget, tell, cancelled, clock)
+    gpu = _device(machine, size, True, budget, tell, cancelled, clock) if with_gpu else None
     return Calibration(cpu, gpu, int(time()))
 
 
@@ -64,22 +67,25 @@ def _device(
     budget_s: float,
     tell: Callable[[str], None],
     cancelled: Callable[[], bool] | None,
+    clock: Callable[[], float],
 ) -> DeviceRates:
     """The rates of one device, from as many kinds as the time allows, at least the commonest."""
-    started, slowest = perf_counter(), 0.0
+    started, slowest = clock(), 0.0
     timings: list[Timing] = []
     experts = None
     for kind, model in _models(size):
-        began = perf_counter()
+        began = clock()
         if len(timings) >= 2 and began - started + slowest > budget_s:
             break
         tell(f"measuring {'the GPU' if gpu else 'the processor'}: {kind}, {model.layers} layers")
-        found = _timed(machine, model, gpu, deep=kind == KINDS[0] and not model.experts, cancelled=cancelled)
+        found = _timed(
+            machine, model, gpu, deep=kind == KINDS[0] and not model.experts, cancelled=cancelled, clock=clock
+        )
         if model.experts:
             experts = found
         else:
             timings.append(found)
-        slowest = max(slowest, perf_counter() - began)
+        slowest = max(slowest, clock() - began)
     return fitting.fit(timings, experts)
 
 
@@ -96,7 +102,14 @@ def _models(size: int) -> Iterator[tuple[str, Synthetic]]:
             yield kind, replace(one, layers=max(1, round((size - outer) / (one.size_bytes - outer))))
 
 
-def _timed(machine: Machine, model: Synthetic, gpu: bool, deep: bool, cancelled: Callable[[], bool] | None) -> Timing:
+def _timed(
+    machine: Machine,
+    model: Synthetic,
+    gpu: bool,
+    deep: bool,
+    cancelled: Callable[[], bool] | None,
+    clock: Callable[[], float],
+) -> Timing:
     from localai.engine import synthetic
     from localai.engine.stopwatch import Stopwatch
 
@@ -104,7 +117,7 @@ def _timed(machine: Machine, model: Synthetic, gpu: bool, deep: bool, cancelled:
         with tempfile.TemporaryDirectory(prefix="localai-bench-") as folder:
             path = Path(folder) / "model.gguf"
             synthetic.write(path, model)
-            stopwatch = Stopwatch(path, _plan(machine, model, gpu), cancelled)
+            stopwatch = Stopwatch(path, _plan(machine, model, gpu), cancelled, clock)
     except OSError as error:
         raise DoesNotFit(
             f"a model of {model.size_bytes // MIB} MiB cannot be written to measure with: {error.strerror}",

@@ -29,6 +29,8 @@ def examine(verify: bool = False, progress: Callable[[int], None] = lambda done_
     yield from engine.check_gpus(machine, here)
     yield from engine.check_driver(machine, here)
     yield from engine.check_npus(machine, here)
+    if machine.engine.version is not None:
+        yield engine.check_calibration(machine)
     yield from storage.check_folders(_folders())
     yield from storage.check_room(machine, catalog.load(), library.installed())
     yield from storage.check_models(verify, progress)

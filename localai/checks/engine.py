@@ -196,3 +196,10 @@ def _driver_command(here: Installation) -> str:
         if here.has(program):
             return command
     return "see www.nvidia.com/drivers"
+
+
+def check_calibration(machine: Machine) -> Finding:
+    """Whether speeds are predicted from this machine's own, and what makes it so."""
+    if machine.experience.calibration is None:
+        return ok("speed", "speeds are predicted from bandwidth alone; this measures them", "localai bench --calibrate")
+    return ok("speed", "speeds are predicted from this machine's calibration")

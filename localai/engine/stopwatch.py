@@ -20,10 +20,20 @@ _TOKEN = 17  # any: what is computed takes as long whatever the token
 class Stopwatch:
     """One model in one context, as `plan` says. `depth` is how many tokens its cache holds."""
 
-    def __init__(self, path: Path, plan: Plan, cancelled: Callable[[], bool] | None = None) -> None:
-        """Load it. Raises EngineError, DoesNotFit, KeyboardInterrupt where `cancelled` says so."""
+    def __init__(
+        self,
+        path: Path,
+        plan: Plan,
+        cancelled: Callable[[], bool] | None = None,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        """Load it; times are those of `clock`, in seconds.
+
+        Raises EngineError, DoesNotFit, KeyboardInterrupt where `cancelled` says so.
+        """
         check_magic(path)
         self._api = library.api()
+        self._clock = clock
         self._cancelled = cancelled or (lambda: False)
         self._model = read_model(self._api, path, plan, None, cancelled)
         self._context: Any = None
@@ -45,7 +55,7 @@ class Stopwatch:
 
     def read(self, count: int) -> float:
         """Seconds that reading so many more tokens takes, in batches as a prompt's are."""
-        started, left = perf_counter(), count
+        started, left = self._clock(), count
         while left:
             part = min(left, self._step)
             left -= part
@@ -54,18 +64,18 @@ class Stopwatch:
                 self._evaluate(part)
             finally:
                 self._last[part - 1] = 0
-        return perf_counter() - started
+        return self._clock() - started
 
     def write(self, count: int) -> float:
         """Seconds that writing so many more tokens takes, each alone."""
-        started = perf_counter()
+        started = self._clock()
         self._last[0] = 1
         try:
             for _ in range(count):
                 self._evaluate(1)
         finally:
             self._last[0] = 0
-        return perf_counter() - started
+        return self._clock() - started
 
     def clear(self) -> None:
         """Empty the cache."""
