@@ -30,8 +30,9 @@ EXPERTS_KIND = "Q4_K"
 SMALLEST_BYTES, LARGEST_BYTES = 96 * MIB, 384 * MIB  # of a model: more than the caches hold
 # Few wide layers and many narrow ones: width, feed-forward, heads, KV heads, numbers of a head.
 _SHAPES = ((2048, 6144, 32, 8, 64), (768, 2304, 8, 4, 128))
-_TOKENS, _DEPTH, _WRITTEN = 256, 1024, 12
+_TOKENS, _WRITTEN = 256, 12
 _LONGEST_READ_S = 0.6  # fewer tokens are read at a time where it would take longer
+_LONGEST_MODEL_S = 5.0  # after which there is no further repetition
 _REPETITIONS = 3
 _BEFORE_EXPERTS = 3  # kinds that are measured before a mixture of experts is
 
@@ -124,29 +125,37 @@ def _timed(
             f"free some room in {tempfile.gettempdir()}, or name another folder with TMPDIR",
         ) from error
     with stopwatch:
-        return _timing(stopwatch, model, deep)
+        return _timing(stopwatch, model, deep, clock)
 
 
-def _timing(watch: Stopwatch, model: Synthetic, deep: bool) -> Timing:
-    """The quickest of some repetitions: other programs only ever make it slower."""
-    watch.write(2)
-    watch.read(64)
+def _timing(watch: Stopwatch, model: Synthetic, deep: bool, clock: Callable[[], float]) -> Timing:
+    """The quickest of some repetitions: other programs only ever make it slower.
+
+    There are fewer, and of fewer tokens, where a model would take longer than `_LONGEST_MODEL_S`.
+    """
+    until = clock() + _LONGEST_MODEL_S
+    warm = watch.read(32) / 32
+    watch.write(1)
     tokens = _TOKENS
-    while tokens > 32 and watch.read(64) / 64 * tokens > _LONGEST_READ_S:
+    while tokens > 32 and warm * tokens > _LONGEST_READ_S:
         tokens //= 2
     reads, writes = [], []
-    for _ in range(_REPETITIONS):
+    for number in range(_REPETITIONS):
+        if number and clock() > until:
+            break
         watch.clear()
         writes.append(watch.write(_WRITTEN) / _WRITTEN)
         watch.clear()
         reads.append(watch.read(tokens))
     at_depth = None
-    if deep:
-        depth = _DEPTH if tokens == _TOKENS else 4 * tokens
+    depth = 4 * tokens
+    if deep and clock() < until:
         deep_reads, deep_writes = [], []
         watch.clear()
         watch.read(depth)
-        for _ in range(_REPETITIONS):
+        for number in range(_REPETITIONS):
+            if number and clock() > until:
+                break
             deep_writes.append(watch.write(_WRITTEN) / _WRITTEN)
             watch.back_to(depth)
             deep_reads.append(watch.read(tokens))
@@ -160,7 +169,7 @@ def _timing(watch: Stopwatch, model: Synthetic, deep: bool) -> Timing:
     return Timing(
         kind=model.kind,
         layers=model.layers,
-        width=model.width,
+        outputs=round(sum(_rows(name, dimensions, used) for name, dimensions in matrices.items() if "blk" in name)),
         head_numbers=model.layers * model.heads * 2 * model.head_length,
         kv_numbers=model.layers * model.kv_heads * 2 * model.head_length,
         weights=round(weights),
@@ -170,6 +179,10 @@ def _timing(watch: Stopwatch, model: Synthetic, deep: bool) -> Timing:
         read_s=min(reads),
         deep=at_depth,
     )
+
+
+def _rows(name: str, dimensions: tuple[int, ...], used: float) -> float:
+    return _count(dimensions[1:]) * (used if "_exps" in name else 1)
 
 
 def _count(dimensions: tuple[int, ...]) -> int:

@@ -209,6 +209,7 @@ class Weights:
     layer_kinds: tuple[tuple[str, int], ...] = field(default=(), compare=False)
     output_kind: tuple[str, int] = field(default=("", 0), compare=False)
     expert_weights: int = field(default=0, compare=False)  # the part of `layer_kinds` that is routed experts
+    layer_rows: int = field(default=0, compare=False)  # rows of those matrices
 
 
 class Placement(StrEnum):

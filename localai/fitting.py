@@ -1,8 +1,9 @@
 """From timings of synthetic models to the rates of a device: least squares, pure functions.
 
 Writing a token takes W·r + L·c (W weights of a tensor type, L layers): two models of similar size and different
-numbers of layers tell the two apart. Reading u tokens takes u(W·f + L·d·e) + u²/2·E·a, where d is the width and E the
-numbers of all heads' keys and values in all layers; what a cache of D tokens adds is D·E·a for each token.
+numbers of layers tell the two apart. Reading u tokens takes u(W·f + O·e) + u²/2·E·a, where O counts the rows of the
+matrices, each a number of the output, and E the numbers of all heads' keys and values in all layers; what a cache of D
+tokens adds is D·E·a for each token.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Timing:
 
     kind: str
     layers: int
-    width: int
+    outputs: int
     head_numbers: int
     kv_numbers: int
     weights: int
@@ -74,7 +75,7 @@ def _with_experts(rates: DeviceRates, found: Timing) -> DeviceRates:
     if write is None or read is None:
         return rates
     layer = (found.write_s - (found.weights + found.output_weights) * write) / found.layers
-    rows = found.tokens * found.layers * found.width * dict(rates.rows)[found.kind]
+    rows = found.tokens * found.outputs * dict(rates.rows)[found.kind]
     attention = rates.attention_prompt_s * found.head_numbers * found.tokens**2 / 2
     slower = (found.read_s - rows - attention) / (found.tokens * found.weights * read)
     return replace(rates, expert_layer_s=max(layer, rates.layer_s), expert_prompt=max(slower, 1.0))
@@ -86,7 +87,7 @@ def _reading(timings: Sequence[Timing], attention_s: float) -> tuple[float, floa
     for each in timings:
         attention = attention_s * each.head_numbers * each.tokens**2 / 2
         left = max(0.2 * each.read_s, each.read_s - attention)
-        rows.append((each.tokens * each.weights, each.tokens * each.layers * each.width, left))
+        rows.append((each.tokens * each.weights, each.tokens * each.outputs, left))
     weight, row = _plane(rows)
     least = _LEAST_OF_WEIGHTS * min((seconds / many for many, _, seconds in rows), default=0.0)
     if weight >= least:

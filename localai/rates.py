@@ -14,9 +14,9 @@ class DeviceRates:
 
     Writing one token: `decode` seconds a weight by tensor type, `layer_s` a layer, and for each token of depth
     `attention_decode_s` for each of the heads' numbers (heads × (key + value length)) and `cache_decode_s` for each of
-    the KV heads'. Reading one: `prompt` seconds a weight and `rows` a layer and number of the width, both by tensor
-    type, and `attention_prompt_s` as above. An expert's layer takes `expert_layer_s`, its weights in a prompt
-    `expert_prompt` times as long as others'.
+    the KV heads'. Reading one: `prompt` seconds a weight and `rows` a row of a matrix, both by tensor type, and
+    `attention_prompt_s` as above. An expert's layer takes `expert_layer_s`, its weights in a prompt `expert_prompt`
+    times as long as others'.
     """
 
     decode: tuple[tuple[str, float], ...]

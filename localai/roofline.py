@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from localai.buffers import UBATCH, typical_width
+from localai.buffers import UBATCH
 from localai.domain import Shape, Weights
 from localai.rates import Calibration, DeviceRates
 from localai.tensor_types import TENSOR_TYPES
@@ -74,7 +74,6 @@ def prompt_s(
     shape: Shape, weights: Weights, calibration: Calibration, split: Split, tokens: int = UBATCH, depth: int = 0
 ) -> float:
     """Seconds to read a prompt of so many tokens, with `depth` in the cache before."""
-    width = shape.embedding_length or typical_width(shape)
     every_weight = max(1, sum(count for _, count in weights.layer_kinds))
     share_of_experts = weights.expert_weights / every_weight
     total = 0.0
@@ -83,7 +82,7 @@ def prompt_s(
         slower = 1 + share_of_experts * ((rates.expert_prompt or 1.5) - 1) if shape.expert_count else 1.0
         matrices = sum(count * _rate(rates.prompt, kind) for kind, count in weights.layer_kinds)
         row = sum(count * _rate(rates.rows, kind) for kind, count in weights.layer_kinds) / every_weight
-        total += share * tokens * (matrices * slower + shape.n_layers * width * row)
+        total += share * tokens * (matrices * slower + weights.layer_rows * row)
         total += share * tokens * attention_cells(shape, depth + tokens / 2)[0] * rates.attention_prompt_s
         total += weights.output_kind[1] * _rate(rates.decode, weights.output_kind[0])
     if split.gpu_share and (split.gpu_share < 1 or split.cpu_experts):

@@ -222,7 +222,7 @@ def weights(header: Header) -> Weights:
     tied = not any(tensor.name == "output.weight" for tensor in header.tensors)
     kinds: dict[str, float] = {}
     output_kind = ("", 0)
-    expert_weights = 0.0
+    expert_weights = rows = 0.0
     for tensor in header.tensors:
         total += tensor.size_bytes
         if (found := _LAYER.match(tensor.name)) and int(found.group(1)) < len(layers):
@@ -242,6 +242,7 @@ def weights(header: Header) -> Weights:
             output_kind = (tensor.type, tensor.elements)
         elif len(tensor.dimensions) > 1:
             kinds[tensor.type] = kinds.get(tensor.type, 0) + tensor.elements * used
+            rows += tensor.elements / max(1, tensor.dimensions[0]) * used
             expert_weights += tensor.elements * used if _EXPERTS.search(tensor.name) else 0
     return Weights(
         total,
@@ -254,6 +255,7 @@ def weights(header: Header) -> Weights:
         tuple((kind, round(count)) for kind, count in sorted(kinds.items())),
         output_kind,
         round(expert_weights),
+        round(rows),
     )
 
 

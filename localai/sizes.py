@@ -46,6 +46,9 @@ def projector_bytes(model: CatalogModel) -> int:
     return round((_VISION_PARAMS if model.params_b >= 1 else _SMALL_VISION_PARAMS) * bits / 8)
 
 
+_ROW = 1.25  # length of an average row over the model's width: 1.25 in Qwen3 0.6B, 1.24 in Llama 3.1 8B
+
+
 def _weights(embedding: int, output: int, rest: int, shape: Shape, quant: str) -> Weights:
     read = rest * (shape.active_params / shape.params if shape.active_params else 1) + (output or embedding)
     total = rest + embedding + output
@@ -59,6 +62,9 @@ def _weights(embedding: int, output: int, rest: int, shape: Shape, quant: str) -
         output,
         layer_kinds=_kinds(quant, active, body),
         output_kind=("Q8_0" if _digit(quant) == 8 else "F16" if "16" in quant or "32" in quant else "Q6_K", vocabulary),
+        layer_rows=round(
+            active / (1.25 * (shape.embedding_length or 2048))
+        ),  # rows are as long as the model is wide, or more
         expert_weights=active // 2 if shape.expert_count or shape.active_params else 0,
     )
 

@@ -111,14 +111,13 @@ def test_a_made_up_model_is_a_sound_file(kind: str, tmp_path: Path) -> None:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrating, "SMALLEST_BYTES", 8 * MIB)
-    monkeypatch.setattr(calibrating, "LARGEST_BYTES", 8 * MIB)
+    monkeypatch.setattr(calibrating, "SMALLEST_BYTES", 4 * MIB)
+    monkeypatch.setattr(calibrating, "LARGEST_BYTES", 4 * MIB)
     monkeypatch.setattr(calibrating, "KINDS", ("Q8_0", "Q4_0"))
     monkeypatch.setattr(calibrating, "EXPERTS_KIND", "Q8_0")
     monkeypatch.setattr(calibrating, "_BEFORE_EXPERTS", 1)
     monkeypatch.setattr(calibrating, "_SHAPES", ((512, 1024, 8, 2, 64), (256, 512, 4, 2, 64)))
-    monkeypatch.setattr(calibrating, "_TOKENS", 64)
-    monkeypatch.setattr(calibrating, "_DEPTH", 128)
+    monkeypatch.setattr(calibrating, "_TOKENS", 32)
     monkeypatch.setattr(calibrating, "_WRITTEN", 2)
 
 

@@ -24,7 +24,7 @@ DEFAULT = Setting(True, True, 2, 512, "f16")
 TRUE = DeviceRates(
     decode=(("F16", 9e-11), ("Q4_K", 2.4e-11), ("Q6_K", 3.4e-11), ("Q8_0", 4.6e-11)),
     prompt=(("F16", 7e-12), ("Q4_K", 5.8e-12), ("Q6_K", 6e-12), ("Q8_0", 8e-12)),
-    rows=(("F16", 2e-8), ("Q4_K", 3e-8), ("Q6_K", 3e-8), ("Q8_0", 5e-8)),
+    rows=(("F16", 2e-9), ("Q4_K", 3e-9), ("Q6_K", 3e-9), ("Q8_0", 5e-9)),
     layer_s=3e-5,
     attention_decode_s=1.3e-10,
     cache_decode_s=8e-11,
@@ -38,7 +38,7 @@ def timing(kind: str, layers: int, width: int, noise: float = 0.0, seed: int = 0
     heads, kv = layers * width * 2, layers * width // (2 if width < 1024 else 4)
     decode, prompt, row = (dict(each)[kind] for each in (TRUE.decode, TRUE.prompt, TRUE.rows))
     write = (weights + output) * decode + layers * TRUE.layer_s
-    read = tokens * (weights * prompt + layers * width * row) + tokens**2 / 2 * heads * TRUE.attention_prompt_s
+    read = tokens * (weights * prompt + 11 * layers * width * row) + tokens**2 / 2 * heads * TRUE.attention_prompt_s
     deep_write = write + depth * (heads * TRUE.attention_decode_s + kv * TRUE.cache_decode_s)
     deep_read = read + tokens * depth * heads * TRUE.attention_prompt_s
     off = random.Random(seed)
@@ -47,7 +47,9 @@ def timing(kind: str, layers: int, width: int, noise: float = 0.0, seed: int = 0
         return seconds * (1 + noise * off.random())
 
     deep = (depth, heard(deep_write), heard(deep_read))
-    return Timing(kind, layers, width, heads, kv, weights, output, tokens, heard(write), heard(read), deep)
+    return Timing(
+        kind, layers, 11 * layers * width, heads, kv, weights, output, tokens, heard(write), heard(read), deep
+    )
 
 
 def timings(noise: float = 0.0) -> list[Timing]:

@@ -101,9 +101,10 @@ def show_calibration(as_json: bool) -> None:
     """`bench --calibrate`."""
     from time import perf_counter
 
-    from localai import calibrating, experience, hardware
+    from localai import calibrating, experience, hardware, past_runs, speed
 
     machine = hardware.detect()
+    busy = past_runs.busy(speed.cores(machine))
     status, started = render.Status(), perf_counter()
     try:
         with Interrupts() as interrupts:
@@ -113,6 +114,8 @@ def show_calibration(as_json: bool) -> None:
     if not experience.keep_calibration(machine, found):
         render.note("warning: it cannot be kept: the data folder cannot be written")
     seconds = perf_counter() - started
+    if busy:
+        render.note("warning: other programs have the processor, too: calibrate again when the machine is quiet")
     if as_json:
         render.json_object(schema.calibration(found, seconds))
         return
