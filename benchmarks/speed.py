@@ -207,6 +207,14 @@ def tuned(machine: Machine, cache: Path, pairs: int, keep: bool) -> Iterator[Cel
             path.unlink()
 
 
+def until_interrupted(found: Iterator[Row]) -> Iterator[Row]:
+    """The rows that there are until Ctrl-C: a table of some of them is better than none."""
+    try:
+        yield from found
+    except KeyboardInterrupt:
+        say("interrupted: the table has the rows until here")
+
+
 def say(text: str) -> None:
     print(f"  {text}", file=sys.stderr, flush=True)
 
@@ -281,7 +289,7 @@ def main() -> None:
         calibration = calibrating.calibrate(machine, say, clock=clock)
         machine = replace(machine, experience=Experience(calibration))
         found = []
-        for row in rows(machine, options.cache, options.models.split(","), options.keep, clock):
+        for row in until_interrupted(rows(machine, options.cache, options.models.split(","), options.keep, clock)):
             found.append(row)
             off = row.error(row.calibrated.mid)
             print(

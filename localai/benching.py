@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from localai import estimate, experience, loading, recording, tuning
@@ -23,6 +24,7 @@ REPETITIONS = 5
 TOKENS = (512, 256, 128, 64, 32)  # of a prompt: the most that is read in `_READ_S`
 _READ_S = 4.0
 _WRITTEN, _WRITE_S = 32, 3.0
+LONGEST_TUNING_S = 300.0  # after which no further setting is tried
 
 Tell = Callable[[str], None]
 Cancelled = Callable[[], bool] | None
@@ -202,7 +204,8 @@ def tune(prepared: Prepared, tell: Tell, cancelled: Cancelled = None) -> tuple[T
             own.append(found[other])
             return found[setting], found[other]
 
-        tried = tuple(tuning.tune(default, singles, pair, tell))
+        started = perf_counter()
+        tried = tuple(tuning.tune(default, singles, pair, tell, lambda: perf_counter() - started > LONGEST_TUNING_S))
     finally:
         watches.close()
     adopted: Sequence[Tuned] = [each.tuned for each in tried if each.adopted]

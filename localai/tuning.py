@@ -66,15 +66,23 @@ def tune(
     singles: Sequence[Setting],
     pair: MeasurePair,
     tell: Callable[[str], None],
+    enough: Callable[[], bool] = lambda: False,
 ) -> Iterator[Tried]:
-    """Try each setting against llama.cpp's own, then those that won together. Yields what was found of each."""
+    """Try each setting against llama.cpp's own, then those that won together. Yields what was found of each.
+
+    Once it is `enough`, because time is up, nothing further is tried.
+    """
     winners: list[Setting] = []
     for setting in singles:
+        if enough():
+            return
         tried = _try(default, setting, pair, tell)
         yield tried
         if tried.adopted:
             winners.append(setting)
     for combined in _combined(default, winners):
+        if enough():
+            return
         yield _try(default, combined, pair, tell)
 
 

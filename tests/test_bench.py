@@ -75,6 +75,8 @@ def test_nothing_is_kept_yet(cli: Cli) -> None:
     [
         (("--calibrate", "--tune"), 2, "three things"),
         (("--calibrate", "some-model"), 2, "leave the model out"),
+        (("--calibrate", "--threads", "1"), 2, "leave them out"),
+        (("--tune", "--kv-type", "q8_0"), 2, "chooses"),
         (("no-such-model",), 3, "no-such-model"),
         (("--tune", "no-such-model"), 3, "no-such-model"),
         (("--limit", "0", "--history"), 2, "limit"),

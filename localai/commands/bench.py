@@ -43,6 +43,10 @@ def bench(
         raise UsageError("--calibrate, --tune and --history are three things", "give one of them")
     if calibrate and model:
         raise UsageError("--calibrate measures the machine, with models of its own", "leave the model out")
+    if (calibrate or history) and (gpu_layers, threads, kv_type) != (None, None, None):
+        raise UsageError("--gpu-layers, --threads and --kv-type are for measuring a model", "leave them out")
+    if tune and (threads, kv_type) != (None, None):
+        raise UsageError("--tune chooses threads and the type of the cache itself", "leave --threads and --kv-type out")
     if history:
         show_history(model, limit, as_json)
     elif calibrate:
