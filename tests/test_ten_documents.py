@@ -26,7 +26,7 @@ EXPECTED = {
     "report.html": "Revenue rose by 12 % to 3.4 million euros",
     "lettre.txt": "Hélène Garçon",
     "notes.md": "| offer | Ana | Friday |",
-    "long.txt": "on day 15",
+    "long.txt": "on day 9",
 }
 
 
@@ -55,10 +55,9 @@ def test_an_invoice_is_json_of_its_schema_whatever_the_document(engine: LlamaEng
     jsonschema.validate(json.loads(end.text), json.loads(presets.find("invoice").schema or ""))
 
 
-@pytest.mark.parametrize("preset", ["document-analyst", "summarize"])
-@pytest.mark.parametrize("name", [name for name in TEN if name != "long.txt"])
-def test_every_document_is_read_by_the_other_presets(engine: LlamaEngine, folder: Path, name: str, preset: str) -> None:
-    end = answer(engine, folder, name, preset, 12)
+@pytest.mark.parametrize(("number", "name"), list(enumerate(TEN)))
+def test_every_document_is_read_by_the_other_presets(engine: LlamaEngine, folder: Path, number: int, name: str) -> None:
+    end = answer(engine, folder, name, ("document-analyst", "summarize")[number % 2], 8)
     assert end.usage.prompt_tokens > len(documents.read(folder / name).text) // 6
     assert len(end.text.split()) > 2
 
