@@ -37,7 +37,7 @@ DISK_RESERVE_BYTES = 2 * GIB  # left free on the disk
 TIME_LIMIT_S = 5.0  # for writing one: a slower disk is not worth the wait
 ABANDONED_S = 3600.0  # a temporary file as old as that has nobody who writes it
 
-_MAGIC = b"localai kv 1\n\0\0\0"
+_MAGIC = b"localai-kv 1\n\0\0\0"
 _DIGEST_BYTES = 32
 _LENGTH = struct.Struct("<Q")
 _CHUNK = 8 * MIB
