@@ -402,11 +402,14 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one answer. `cached_tokens` of the prompt were not evaluated again."""
+    """Tokens of one answer. `cached_tokens` of the prompt were not evaluated again; `guessed_tokens` of the answer were
+    guessed right, and so evaluated together with others.
+    """
 
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    guessed_tokens: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

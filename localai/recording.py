@@ -14,6 +14,8 @@ from localai.loading import Prepared
 from localai.past_runs import Run
 from localai.rates import Job
 
+MOSTLY = 0.98  # of an answer's tokens were evaluated alone: what is guessed ahead tells nothing of the machine
+
 
 def predicted(prepared: Prepared, job: Job, corrected: bool = True) -> SpeedRange:
     """The speed of reading (a job without an answer) or of writing, with the settings of the plan.
@@ -44,7 +46,8 @@ def keep(prepared: Prepared, end: AnswerEnd, command: str) -> None:
     usage, timings = end.usage, end.timings
     read = usage.prompt_tokens - usage.cached_tokens
     enough_read = read >= past_runs.LEAST_READ
-    enough_written = usage.completion_tokens >= past_runs.LEAST_WRITTEN
+    alone = usage.completion_tokens - usage.guessed_tokens
+    enough_written = alone >= max(past_runs.LEAST_WRITTEN, MOSTLY * usage.completion_tokens)
     _keep(
         prepared,
         command,

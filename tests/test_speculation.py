@@ -93,6 +93,8 @@ def test_a_repeated_text_takes_few_evaluations_and_is_the_same(
     end, reference = ask(guessing), ask(plain)
     assert TEXT[:70] in end.text
     assert (end.text, end.usage, end.finish_reason) == (reference.text, reference.usage, reference.finish_reason)
+    assert reference.usage.guessed_tokens == 0
+    assert 0.6 * end.usage.completion_tokens < end.usage.guessed_tokens < end.usage.completion_tokens
     assert max(sizes) > 4
     assert len(sizes) < 12
     assert guessing._cache.tokens == plain._cache.tokens

@@ -409,7 +409,9 @@ def stats_line(end: AnswerEnd) -> str:
         f"{usage.prompt_tokens} prompt tokens"
         + (f" ({usage.cached_tokens} cached)" if usage.cached_tokens else "")
         + (f" at {timings.prompt_tps:.1f}/s" if timings.prompt_tps else ""),
-        f"{usage.completion_tokens} answer tokens" + (f" at {timings.decode_tps:.1f}/s" if timings.decode_tps else ""),
+        f"{usage.completion_tokens} answer tokens"
+        + (f" ({usage.guessed_tokens} guessed ahead)" if usage.guessed_tokens else "")
+        + (f" at {timings.decode_tps:.1f}/s" if timings.decode_tps else ""),
         f"first token after {timings.first_token_ms:.0f} ms" if timings.first_token_ms is not None else "no token",
         f"loaded in {timings.load_ms:.0f} ms",
     ]

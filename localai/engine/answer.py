@@ -62,6 +62,7 @@ class Answer:
         self._raw: list[str] = []
         self.tokens: list[int] = []
         self.finish_reason = ""
+        self.guessed = 0  # tokens that were guessed right
 
     @property
     def raw(self) -> str:
@@ -140,7 +141,7 @@ class Answer:
         yield AnswerEnd(
             text="".join(self._text),
             thinking="".join(self._thinking),
-            usage=Usage(self._prompt_tokens, self._cached_tokens, len(self.tokens)),
+            usage=Usage(self._prompt_tokens, self._cached_tokens, len(self.tokens), self.guessed),
             timings=self._timings(),
             finish_reason=self.finish_reason,
             tool_calls=tuple(self._calls),

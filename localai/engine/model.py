@@ -183,6 +183,7 @@ class LlamaEngine:
                 answer.finish_reason = "interrupted"
             finally:
                 self._settle()
+                answer.guessed = self._speculation.guessed
                 self._told.say(prompt.text, prompt.tokens, answer.raw, answer.tokens)
         yield from answer.finish()
 

@@ -34,12 +34,13 @@ class Speculation:
         self._pace = Pace(self._price, cache.rows - 1)
         self._guesses: list[int] = []
         self._right = 0
+        self.guessed = 0  # tokens of this answer that were guessed right
         self._alone_s = inf  # what a token alone takes at least
 
     def begin(self, prompt: Sequence[int], cancelled: Callable[[], bool]) -> None:
         """An answer to this prompt begins, which the cache holds."""
         self._cancelled = cancelled
-        self._guesses, self._right = [], 0
+        self._guesses, self._right, self.guessed = [], 0, 0
         if self._drafts is not None:
             self._drafts.begin(prompt, cancelled)
             self._pace.begin()
@@ -56,6 +57,7 @@ class Speculation:
         self._drafts.say(token)
         if self._right < len(self._guesses) and self._guesses[self._right] == token:
             self._right += 1
+            self.guessed += 1
             return self._right
         self.settle()
         size = min(self._pace.size(self._drafts.cost), room - 1)
