@@ -24,6 +24,7 @@ REPETITIONS = 5
 TOKENS = (512, 256, 128, 64, 32)  # of a prompt: the most that is read in `_READ_S`
 _READ_S = 4.0
 _WRITTEN, _WRITE_S = 32, 3.0
+LONGEST_BENCH_S = 45.0  # after which there is no further repetition
 LONGEST_TUNING_S = 300.0  # after which no further setting is tried
 
 Tell = Callable[[str], None]
@@ -79,7 +80,10 @@ def bench(prepared: Prepared, tell: Tell, cancelled: Cancelled = None, repetitio
     with _watch(prepared, plan, cancelled) as watch:
         size = _size(watch, plan.context)
         found = []
+        started = perf_counter()
         for number in range(repetitions):
+            if number and perf_counter() - started > LONGEST_BENCH_S:
+                break
             tell(f"measuring {prepared.found.name}: {number + 1} of {repetitions}")
             found.append(_once(watch, size))
     works = (
@@ -94,7 +98,7 @@ def bench(prepared: Prepared, tell: Tell, cancelled: Cancelled = None, repetitio
         predicted = recording.predicted(prepared, job)
         rows.append(Measured(work, tokens, depth, median(speeds), min(speeds), max(speeds), predicted))
     recording.keep_bench(prepared, rows[0].median_tps, rows[2].median_tps, size.tokens, size.written)
-    return Bench(prepared.found.name, tuning.setting_of(plan), plan, repetitions, tuple(rows))
+    return Bench(prepared.found.name, tuning.setting_of(plan), plan, len(found), tuple(rows))
 
 
 @dataclass(frozen=True, slots=True)

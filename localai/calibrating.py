@@ -34,6 +34,7 @@ _TOKENS, _WRITTEN = 256, 12
 _LONGEST_READ_S = 0.6  # fewer tokens are read at a time where it would take longer
 _LONGEST_MODEL_S = 5.0  # after which there is no further repetition
 _REPETITIONS = 3
+_LEAST_GBPS = 5.0  # of any machine that runs models (a Raspberry Pi 4 has 6)
 _BEFORE_EXPERTS = 3  # kinds that are measured before a mixture of experts is
 
 
@@ -211,6 +212,12 @@ def _plan(machine: Machine, model: Synthetic, gpu: bool) -> Plan:
         decode_tps=None,
         prompt_tps=None,
     )
+
+
+def plausible(found: Calibration, machine: Machine) -> bool:
+    """Whether weights were read with a tenth of the memory's bandwidth at least: less is what others left of it."""
+    memory = machine.bandwidth.gbps or _LEAST_GBPS
+    return max(bandwidth_gbps(found.cpu, kind) or 0.0 for kind, _ in found.cpu.decode) >= 0.1 * memory
 
 
 def bandwidth_gbps(rates: DeviceRates, kind: str) -> float | None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from localai import estimate, experience, fitting, gguf, past_runs, roofline, shapes, speed, tuning
+from localai import calibrating, estimate, experience, fitting, gguf, past_runs, roofline, shapes, speed, tuning
 from localai.domain import Machine, Shape, Weights
 from localai.fitting import Timing
 from localai.machines import hypothetical
@@ -102,6 +102,12 @@ def test_a_mixture_of_experts_has_a_layer_of_its_own() -> None:
     assert found.expert_layer_s == pytest.approx(TRUE.layer_s + 9e-5, rel=0.02)
     assert found.expert_prompt is not None
     assert 1.5 < found.expert_prompt < 3
+
+
+def test_what_others_left_of_the_processor_is_no_calibration() -> None:
+    slow = replace(TRUE, decode=tuple((kind, 100 * rate) for kind, rate in TRUE.decode))
+    assert calibrating.plausible(Calibration(TRUE, None, 1), hypothetical(16, 0, 50))
+    assert not calibrating.plausible(Calibration(slow, None, 1), hypothetical(16, 0, 50))
 
 
 # ------------------------------------------------------------------------------------------------ predictions

@@ -8,7 +8,7 @@ import typer
 
 from localai import render, schema
 from localai.commands.options import GpuLayersOption, JsonFlag, KvTypeOption, ModelArgument, ThreadsOption
-from localai.errors import UsageError
+from localai.errors import LocalaiError, UsageError
 from localai.interrupt import Interrupts
 
 if TYPE_CHECKING:
@@ -115,6 +115,11 @@ def show_calibration(as_json: bool) -> None:
             found = calibrating.calibrate(machine, status.show, interrupts.requested)
     finally:
         status.clear()
+    if busy and not calibrating.plausible(found, machine):
+        raise LocalaiError(
+            "other programs left too little of the processor: the calibration is not kept",
+            "calibrate again when the machine is quiet: localai bench --calibrate",
+        )
     if not experience.keep_calibration(machine, found):
         render.note("warning: it cannot be kept: the data folder cannot be written")
     seconds = perf_counter() - started
