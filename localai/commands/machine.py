@@ -241,7 +241,7 @@ def show_recommendations(
     if not any(row.at_ease for row in rows):
         render.out("! none of these runs at ease there" if elsewhere else "! none of these runs at ease here")
     if rows[0].decode_tps is not None:
-        exact = "" if elsewhere or machine.experience.calibration else " localai bench --calibrate makes them exact."
+        exact = "" if elsewhere or machine.experience.calibration else " localai bench --calibrate narrows them."
         render.out(f"Speeds are predicted ({rows[0].decode_tps.basis}).{exact}")
     render.out(f"Next{', on that machine' if elsewhere else ''}: localai pull {rows[0].model}")
 
