@@ -293,7 +293,8 @@ def write(
     finally:
         progress.end()
     if cut:
-        render.note(f"{cut:,} answers were cut at the limit of tokens: allow more with --max-tokens")
+        were = "answer was" if cut == 1 else "answers were"
+        render.note(f"{cut:,} {were} cut at the limit of tokens: allow more with --max-tokens")
     return done, failed
 
 
