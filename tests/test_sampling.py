@@ -65,3 +65,9 @@ def test_a_biased_token_is_drawn_or_not(engine: LlamaEngine) -> None:
     assert not ask(engine, sampling=Sampling(temperature=0, logit_bias=((the, -100.0),))).text.startswith("The")
     assert ask(engine, sampling=Sampling(temperature=0, logit_bias=((paris, 100.0),))).text == " Paris" * 12
     assert ask(engine, sampling=Sampling(temperature=0, logit_bias=((10**9, 100.0), (-5, 1.0)))).text == usual
+
+
+def test_a_character_that_a_vocabulary_cannot_spell_does_not_end_the_process(speechless: LlamaEngine) -> None:
+    odd = GenerationRequest((Message("user", "é 你好 🙂"),), GREEDY, 2)
+    end = list(speechless.generate(odd, lambda: False))[-1]
+    assert isinstance(end, AnswerEnd)

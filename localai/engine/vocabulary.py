@@ -34,6 +34,8 @@ class Vocabulary:
 
     def tokenize(self, text: str, *, parse_special: bool = True, add_special: bool = False) -> list[int]:
         """The tokens of `text`; with `add_special` those at its ends, too. What cannot be UTF-8 becomes "?"."""
+        if not text.isascii() and self._spelt is not None:
+            text = "".join(each if each.isascii() or each in self._spelt else "?" for each in text)
         raw = text.encode("utf-8", "replace")
         room = len(raw) + 16
         tokens = (ctypes.c_int32 * room)()
@@ -42,6 +44,23 @@ class Vocabulary:
             tokens = (ctypes.c_int32 * -count)()
             count = self._api.llama_tokenize(self._vocab, raw, len(raw), tokens, -count, add_special, parse_special)
         return tokens[: max(count, 0)]
+
+    @functools.cached_property
+    def _spelt(self) -> frozenset[str] | None:
+        """The characters that this vocabulary has; None for those that have every byte, which is nearly all.
+
+        llama.cpp ends the process over a character for which a SentencePiece vocabulary has no tokens.
+        """
+        if not self.leading_space:
+            return None
+        found = set()
+        for token in range(int(self._api.llama_vocab_n_tokens(self._vocab))):
+            text = self.text(token)
+            if text == "<0xFF>":
+                return None
+            if len(text) == 1:
+                found.add(text)
+        return frozenset(found)
 
     def single(self, text: str) -> int | None:
         """The token that is exactly `text`, if there is one."""
