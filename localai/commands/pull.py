@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from localai.domain import Machine
     from localai.pulling import PullPlan
 
-ASK_OVER_BYTES = 4_000_000_000  # product.md: asked for on a terminal when it is over 4 GB
+ASK_OVER_BYTES = 4_000_000_000  # asked for on a terminal when it is over 4 GB
 
 PULL_HELP = "A catalog name (qwen3-4b) or a Hub repository (owner/repo), with :QUANT, :FILENAME or @REV."
 
