@@ -28,7 +28,8 @@ from localai.commands import (
 HELP = "Run language models on your own computer: know what fits, download it safely, chat, and use it in pipelines."
 
 EPILOG = (
-    "What you ask a model stays on this computer, or with --rpc on those you name. --offline and --debug work before and after any command. "
+    "What you ask a model stays on this computer, or with --rpc on those you name. "
+    "--offline and --debug work before and after any command. "
     "Exit codes: 0 done, 1 failure, 2 usage, 3 not found, 4 does not fit, 5 network, 6 engine, "
     "7 context overflow, 8 schema incomplete, 9 access denied, 130 interrupted, 141 pipe closed."
 )
