@@ -11,6 +11,8 @@ import os
 import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import ollama
 import openai
 import PIL.Image
 import pytest
+import vector_models
 from conftest import Cli
 from pydantic import BaseModel
 from running_server import Running, serving
@@ -238,6 +241,27 @@ def test_ollama_embeddings_format_and_tools(other: ollama.Client) -> None:
     assert missing.value.status_code == 404
 
 
+def test_a_file_that_only_embeds_is_served_and_listed(tmp_path: Path) -> None:
+    file = tmp_path / "bert.gguf"
+    vector_models.bert(file, context=64)
+    long = "a cat " * 500
+
+    def asked(path: str, **content: Any) -> Any:
+        body = json.dumps(content).encode() if content else None
+        with urllib.request.urlopen(urllib.request.Request(f"{running.url}{path}", body), timeout=60) as answer:
+            return json.load(answer)
+
+    with serving(tmp_path / "home", "--port", "0", "-m", str(file)) as running:
+        name = asked("/v1/models")["data"][0]["id"]
+        assert name == asked("/api/tags")["models"][0]["name"] != MODEL
+        assert len(asked("/v1/embeddings", model=name, input="a cat")["data"][0]["embedding"]) == 64
+        assert asked("/api/embed", model=name, input=long)["prompt_eval_count"] == 64
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            asked("/api/embed", model=name, input=long, truncate=False)
+        assert refused.value.code == 400
+        refused.value.close()
+
+
 # ------------------------------------------------------------------------------------------------------ security
 
 
@@ -345,4 +369,4 @@ def test_without_the_extra_it_says_what_to_install(isolated: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=os.environ)
     assert result.returncode == 2
-    assert "localai[server]" in result.stderr
+    assert "pip install fastapi uvicorn" in result.stderr

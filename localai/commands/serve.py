@@ -167,14 +167,15 @@ def needed_key(host: str, required: bool, listener: Any) -> str | None:
 
 def preloaded(model: str, holder: Any) -> Any:
     """The model of `-m`, in memory before anything is answered."""
-    from localai import library
+    from localai import gguf, holding, library, shapes
     from localai.commands import answer
 
     found = library.find(model)
     if found.why:
         render.note(found.why)
     with answer.loading_shown(found.name):
-        holder.release(holder.acquire(found))
+        kind = holding.TEXT if shapes.makes_text(gguf.read_header(found.path)) else holding.VECTORS
+        holder.release(holder.acquire(found, kind))
     return found
 
 

@@ -72,6 +72,8 @@ class Embedder:
 
     def cut(self, text: str) -> str:
         """As much of the beginning of `text` as the context holds."""
+        if len(self.tokens(text)) <= self.context:
+            return text
         low, high = 0, len(text)
         while low < high:
             middle = (low + high + 1) // 2

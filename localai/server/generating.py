@@ -84,6 +84,10 @@ class Desk:
             raise NotFound(f"there is no model called {name!r}", "GET /v1/models lists the installed ones")
         return library.find(name)
 
+    def unlisted(self) -> library.Found | None:
+        """The model that is served, where it is a file of the user's: no list of installed models has it."""
+        return self.default if self.default is not None and self.default.model is None else None
+
     @contextlib.asynccontextmanager
     async def hold(
         self, found: library.Found, kind: str = TEXT, context: int | None = None, keep_alive_s: float | None = None

@@ -21,7 +21,8 @@ def need_extra() -> None:
     if any(importlib.util.find_spec(name) is None for name in ("fastapi", "uvicorn")):
         raise UsageError(
             "the HTTP API needs packages that are not installed: fastapi and uvicorn",
-            'pip install "localai[server]"; without them: localai serve --socket-only',
+            "pip install fastapi uvicorn (pipx inject localai fastapi uvicorn);"
+            " without them: localai serve --socket-only",
         )
 
 

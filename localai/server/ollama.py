@@ -222,6 +222,18 @@ def listed(model: InstalledModel) -> Json:
     }
 
 
+def listed_file(found: library.Found) -> Json:
+    size = found.path.stat().st_size if found.path.exists() else 0
+    return {
+        "name": found.name,
+        "model": found.name,
+        "modified_at": "1970-01-01T00:00:00Z",
+        "size": size,
+        "digest": "",
+        "details": {"format": "gguf"},
+    }
+
+
 def held(each: Held) -> Json:
     left = each.expires_in_s
     until = datetime.now(UTC) + timedelta(seconds=3.15e9 if left is None else left)
@@ -323,7 +335,9 @@ def routes(desk: Desk) -> APIRouter:
         if not texts:
             return whole({"model": asked.model, "embeddings": []})
         keep = asking.keep_alive(asked.keep_alive)
-        _, rows = await while_there(request.receive, vectors(desk, asked.model, texts, keep))
+        _, rows = await while_there(
+            request.receive, vectors(desk, asked.model, texts, keep, asked.truncate is not False)
+        )
         tokens = sum(row.tokens for row in rows)
         return whole(
             {
@@ -346,8 +360,11 @@ def routes(desk: Desk) -> APIRouter:
 
     @router.get("/tags")
     async def tags() -> Response:
-        """The installed models."""
-        return whole({"models": [listed(each) for each in await desk.blocking(library.installed)]})
+        """The model that is served, where it is a file, and the installed ones."""
+        models = [listed(each) for each in await desk.blocking(library.installed)]
+        if (found := desk.unlisted()) is not None:
+            models.insert(0, listed_file(found))
+        return whole({"models": models})
 
     @router.post("/show")
     async def show(asked: ShowRequest) -> Response:

@@ -364,9 +364,11 @@ def routes(desk: Desk) -> APIRouter:
 
     @router.get("/models")
     async def models() -> Response:
-        """The installed models."""
-        found = await desk.blocking(library.installed)
-        return whole({"object": "list", "data": [model_object(each) for each in found]})
+        """The model that is served, where it is a file, and the installed ones."""
+        listed = [model_object(each) for each in await desk.blocking(library.installed)]
+        if (found := desk.unlisted()) is not None:
+            listed.insert(0, {"id": found.name, "object": "model", "created": 0, "owned_by": "local"})
+        return whole({"object": "list", "data": listed})
 
     @router.get("/models/{name:path}")
     async def model(name: str) -> Response:
@@ -451,8 +453,10 @@ def packed(vector: list[float]) -> str:
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode("ascii")
 
 
-async def vectors(desk: Desk, model: str | None, texts: list[str], keep_alive_s: float | None) -> tuple[str, list[Any]]:
-    """The name of the model and a vector for each text."""
+async def vectors(
+    desk: Desk, model: str | None, texts: list[str], keep_alive_s: float | None, truncate: bool = False
+) -> tuple[str, list[Any]]:
+    """The name of the model and a vector for each text; with `truncate` for as much of it as the context holds."""
     from localai import embeddings as service
 
     if model or desk.default is not None:
@@ -466,7 +470,8 @@ async def vectors(desk: Desk, model: str | None, texts: list[str], keep_alive_s:
 
         def embed() -> list[Any]:
             with held.one_at_a_time:
-                return embedder.embed(texts, cancelled=lambda: bool(stop))
+                asked = [embedder.cut(text) for text in texts] if truncate else texts
+                return embedder.embed(asked, cancelled=lambda: bool(stop))
 
         try:
             rows = await desk.blocking(embed)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from localai import __version__, library, warm, wire
+from localai.buffers import padded
 from localai.domain import AnswerEnd, Delivery
 from localai.errors import LocalaiError, NotFound, UsageError
 from localai.holding import TEXT, Held, Holder
@@ -120,7 +121,7 @@ class Shell:
         except LocalaiError as error:
             line.write(wire.of_error(error))
         except (ValueError, KeyError, TypeError) as error:
-            line.write(wire.of_error(UsageError(f"malformed: {error}")))
+            line.write(wire.of_error(UsageError(f"malformed: {error}", "localai stop, then start it again")))
 
     # ------------------------------------------------------------------------------------------------- questions
 
@@ -153,7 +154,7 @@ class Shell:
         wanted = {"gpu_layers": plan.gpu_layers, "threads": plan.threads, "kv_type": plan.kv_type}
         differs = any(asked.get(key) not in (None, value) for key, value in wanted.items())
         exact = asked.get("exact_context")
-        if differs or (exact is not None and exact != plan.context):
+        if differs or (exact is not None and padded(exact) != plan.context):
             return {"held": False}
         return {
             "held": True,
