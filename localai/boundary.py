@@ -38,8 +38,6 @@ def run(arguments: Sequence[str]) -> int:
         return ExitCode.INTERRUPTED
     except LocalaiError as error:
         return report(error, arguments, debug)
-    except SystemExit:  # Typer ends the process itself where the reader of a help page is gone
-        return quiet_end()
     except OSError as error:
         if error.errno == errno.EPIPE:
             return quiet_end()
@@ -93,6 +91,10 @@ def invoke(arguments: Sequence[str]) -> int:
         result = app(args=list(arguments), prog_name="localai", standalone_mode=False)
     except typer.exceptions.Abort:
         return ExitCode.INTERRUPTED
+    except SystemExit as ended:  # Typer ends the process itself, after completion and where its reader is gone
+        if isinstance(ended.__context__, OSError):
+            raise ended.__context__ from None
+        return ended.code if isinstance(ended.code, int) else ExitCode.DONE
     except typer.exceptions.TyperException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "localai"
@@ -106,7 +108,9 @@ def report(error: LocalaiError, arguments: Sequence[str], debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     try:
-        if wants_json(arguments):
+        if wants_json(arguments, ("ndjson",)):
+            render.event("error", {"error": schema.failure(error)})
+        elif wants_json(arguments):
             render.json_object({"error": schema.failure(error)})
         else:
             render.error(error.message, error.hint)
@@ -125,13 +129,17 @@ def report_bug(error: Exception, arguments: Sequence[str]) -> int:
     return report(bug, arguments, debug=False)
 
 
-def wants_json(arguments: Sequence[str]) -> bool:
-    """Whether the command was told to answer in JSON; looked up in its words, since they may not parse."""
+def wants_json(arguments: Sequence[str], outputs: Sequence[str] = ("json", "ndjson")) -> bool:
+    """Whether the command was told to answer in JSON, in one of `outputs` or by `--json`; looked up in its words, since
+    they may not parse.
+    """
     words = list(arguments)
     words = words[: words.index("--")] if "--" in words else words
-    values = {f"{flag}{value}" for flag in ("-o", "-o=", "--output=") for value in ("json", "ndjson")}
+    values = {f"{flag}{value}" for flag in ("-o", "-o=", "--output=") for value in outputs}
     return any(
-        word == "--json" or word in values or (word in ("--output", "-o") and following in ("json", "ndjson"))
+        (word == "--json" and "json" in outputs)
+        or word in values
+        or (word in ("--output", "-o") and following in outputs)
         for word, following in itertools.zip_longest(words, words[1:], fillvalue="")
     )
 

@@ -41,13 +41,13 @@ class SystemMemory:
     """RAM that this process may really use.
 
     `available_bytes` is already the smaller of what the system has free and what the cgroup still allows;
-    `limit_bytes` is the tightest cgroup limit, None where there is none.
+    `limit_bytes` is the tightest cgroup limit, None where there is none; `swap_total_bytes` is None where nobody knows.
     """
 
     total_bytes: int
     available_bytes: int
     limit_bytes: int | None = None
-    swap_total_bytes: int = 0
+    swap_total_bytes: int | None = None
     source: str = ""
 
 

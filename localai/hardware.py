@@ -72,7 +72,7 @@ def detect(engine: bool = True, source: Source | None = None, nvml: nvidia.Nvml 
         _log.debug("%s", line)
     cpu, ram, disk, gbps = (found.get(name) for name in ("processor", "memory", "disk", "bandwidth"))
     if not isinstance(ram, SystemMemory):
-        ram = SystemMemory(0, 0, None, 0, "unknown")
+        ram = SystemMemory(0, 0, None, None, "unknown")
         notes = ("how much memory there is could not be found out", *notes)
     machine = Machine(
         os=str(found.get("operating system") or seen.system or "unknown"),

@@ -332,7 +332,11 @@ def refusal(repo: str, status: int, headers: Mapping[str, str]) -> LocalaiError:
     code, said = headers.get("x-error-code", ""), headers.get("x-error-message", "").lower()
     if code == "GatedRepo":
         return gated(repo)
-    if status == 401 and (("invalid" in said and "credential" in said) or (not code and token() is not None)):
+    if status == 401 and (not code or ("invalid" in said and "credential" in said)):
+        if token() is None:
+            return AccessDenied(
+                f"the Hub asks for a token before it tells of {repo}", "run: hf auth login (or set HF_TOKEN)"
+            )
         return AccessDenied("the Hub does not accept your token", "run: hf auth login (or set HF_TOKEN anew)")
     if code == "EntryNotFound":
         return NotFound(f"{repo} no longer has this file", "pull again to see what it has now")

@@ -103,7 +103,7 @@ def _memory(raw: Raw, notes: list[str]) -> SystemMemory:
         total,
         min(available, total, limit if limit is not None else total),
         limit,
-        _bytes(raw, "memory.swap_total_bytes") or 0,
+        _bytes(raw, "memory.swap_total_bytes"),
         _text(raw, "memory.source") or "the file",
     )
 

@@ -82,7 +82,7 @@ def _listed(raw: Mapping[str, Any], chip: Mapping[str, Any], cards: Mapping[str,
     machine = Machine(
         os=raw["os"],
         cpu=Cpu(chip["cpu"], chip["architecture"], chip["cores"], chip["threads"]),
-        memory=SystemMemory(total, free, None, 0, SPEC),
+        memory=SystemMemory(total, free, None, None, SPEC),
         bandwidth=_bandwidth(chip),
         disk=Disk("", None),
         engine=EngineInfo(None, (), gpu_offload=any(gpu.usable_by_engine for gpu in gpus)),
@@ -185,7 +185,7 @@ def hypothetical(ram_gib: float, vram_gib: float = 0, bandwidth_gbps: float | No
     bare = Machine(
         os="another machine",
         cpu=Cpu("unknown", "unknown", 4, 4),
-        memory=SystemMemory(total, free, None, 0, "assumed"),
+        memory=SystemMemory(total, free, None, None, "assumed"),
         bandwidth=Bandwidth(bandwidth_gbps, "given"),
         disk=Disk("", None),
         engine=EngineInfo(None, (), gpu_offload=bool(gpus)),

@@ -136,5 +136,8 @@ def test_the_command(cli: Cli) -> None:
     assert "my-model" in cli("alias").stdout
     assert json.loads(cli("alias", "--json").stdout)["aliases"] == [{"name": "me", "target": "my-model"}]
     assert cli("alias", "me").returncode == 2
+    assert json.loads(cli("alias", "you", "me", "--json").stdout)["kept"] == {"name": "you", "target": "my-model"}
+    assert json.loads(cli("alias", "--rm", "you", "--json").stdout)["removed"] == {"name": "you"}
+    assert json.loads(cli("export-manifest", "--json").stdout)["models"] == []
     assert cli("alias", "--rm", "me").returncode == 0
     assert cli("alias", "--rm", "me").returncode == 3

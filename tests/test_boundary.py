@@ -94,6 +94,16 @@ def test_wrong_usage_under_json_is_an_object(cli: Cli) -> None:
     assert result.stderr == ""
 
 
+@pytest.mark.parametrize("words", [("-o", "ndjson"), ("--output=ndjson",)])
+def test_an_error_among_events_is_a_line(cli: Cli, words: tuple[str, ...]) -> None:
+    result = cli("run", *words, "-m", "nosuch", "hi")
+    assert result.returncode == 3
+    (line,) = result.stdout.splitlines()
+    told = json.loads(line)
+    assert told["event"] == "error"
+    assert told["error"]["exit_code"] == 3
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -225,4 +235,4 @@ def test_every_command_that_a_hint_names_exists() -> None:
                 assert name in known or name in PROSE, f"{path.name}: {quoted}"
 
 
-PROSE = {"again", "and", "itself", "runs", "asks", "keeps", "needs"}  # words of prose after the name
+PROSE = {"again", "and", "is", "itself", "runs", "asks", "keeps", "needs"}  # words of prose after the name

@@ -23,8 +23,12 @@ def test_what_is_offered(cli: Cli, typed: str, offered: str) -> None:
         "COMP_CWORD": str(len(typed.split()) - 1),
         "_LOCALAI_COMPLETE": "complete_bash",
     }
-    assert cli(env=environment).stdout.split() == [offered]
+    done = cli(env=environment)
+    assert done.stdout.split() == [offered]
+    assert done.returncode == 0
 
 
 def test_the_scripts_are_shown(cli: Cli) -> None:
-    assert "_LOCALAI_COMPLETE" in cli("--show-completion", "bash").stdout
+    shown = cli("--show-completion", "bash")
+    assert "_LOCALAI_COMPLETE" in shown.stdout
+    assert shown.returncode == 0

@@ -72,7 +72,9 @@ def test_a_token_is_sent_and_a_wrong_one_is_told(server: HubOnLoopback, monkeypa
         hub.repository("a/b")
 
 
-@pytest.mark.parametrize(("status", "error"), [(403, AccessDenied), (410, NotFound), (418, NetworkError)])
+@pytest.mark.parametrize(
+    ("status", "error"), [(401, AccessDenied), (403, AccessDenied), (410, NotFound), (418, NetworkError)]
+)
 def test_other_refusals(server: HubOnLoopback, status: int, error: type[LocalaiError]) -> None:
     server.listing_faults.append(Fault(status=status))
     with pytest.raises(error) as caught:

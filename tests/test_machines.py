@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tomllib
 from dataclasses import replace
 from importlib import resources
@@ -318,6 +319,14 @@ def test_what_goes_wrong_has_its_exit_code(arguments: list[str], code: int, cli:
     assert done.stderr.startswith("error: ")
     assert "hint: " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_is_told_of_another_machine(cli: Cli) -> None:
+    slow = ("recommend", "--ram", "16", "--bandwidth", "8", "--task", "code")
+    told = json.loads(cli(*slow, "--json").stdout)
+    assert told["machine"]["memory"]["swap_total_bytes"] is None
+    (first, *_) = [line for line in cli(*slow).stdout.splitlines() if "slow here" in line]
+    assert re.match(r"! \d+(, \d+)*: slow here", first)
 
 
 # ------------------------------------------------------------------------------------------------ machines made up

@@ -85,6 +85,10 @@ def test_config_commands(cli: Cli) -> None:
     assert cli("config", "get", "threads").returncode == 3
     assert cli("config", "set", "threads", "2").returncode == 0
     assert cli("config", "get", "threads").stdout == "2\n"
+    got = json.loads(cli("config", "get", "threads", "--json").stdout)
+    assert (got["name"], got["value"]) == ("threads", 2)
+    where = json.loads(cli("config", "path", "--json").stdout)["path"]
+    assert where == cli("config", "path").stdout.strip()
     assert cli("config", "set", "threads", "lots").returncode == 2
     listed = json.loads(cli("config", "list", "--json").stdout)
     assert {"name": "threads", "value": 2, "source": "file", "variable": "LOCALAI_THREADS"} in listed["settings"]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from gguf_files import Typed, gguf_bytes, size_of
 from hub_on_loopback import HubOnLoopback, running
 from model_headers import metadata, named, tensors
 from remote_models import Sparse, file_of, vocabulary
 
 from localai import cards, estimate, gguf, hub, ranges, remote, shapes
+from localai.commands import models
 from localai.domain import MIB, RemoteFile
 from localai.errors import AccessDenied, EngineError, NetworkError, NotFound
 from localai.machines import hypothetical
@@ -295,3 +298,15 @@ def test_the_command_offline_and_its_exit_codes(cli: Any) -> None:
     assert cli("--offline", "show", REPO).returncode == 5
     assert cli("show", REPO, "--kv-type", "q9").returncode == 2
     assert cli("--offline", "show", "qwen3-235b-a22b-2507:q4_k_m", "--context", "262144", "--check").returncode == 4
+
+
+def test_check_is_about_the_file_that_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = cards.card("smollm2-135m")
+    shown, *others = card.variants
+    assert shown.plan is not None
+    assert any(each.plan and each.plan.fits for each in others)
+    refused = replace(card, variants=(replace(shown, plan=replace(shown.plan, fits=False)), *others))
+    monkeypatch.setattr(cards, "card", lambda *_: refused)
+    with pytest.raises(typer.Exit) as ended:
+        models.show("smollm2-135m", check=True)
+    assert ended.value.exit_code == 4

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +19,10 @@ def text_of(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
 
 
+def content_of(found: settings.Setting) -> dict[str, Any]:
+    return {"name": found.key.name, "value": found.value, "source": found.source, "variable": found.key.variable}
+
+
 @app.callback(invoke_without_command=True)
 def main(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
@@ -30,10 +34,7 @@ def list_settings(as_json: JsonFlag = False) -> None:
     """Show every setting, its value and where the value comes from."""
     found = settings.load().values()
     if as_json:
-        content = [
-            {"name": each.key.name, "value": each.value, "source": each.source, "variable": each.key.variable}
-            for each in found
-        ]
+        content = [content_of(each) for each in found]
         render.json_object({"settings": content, "path": str(settings.folders().config_file)})
         return
     rows = [(each.key.name, text_of(each.value) or "-", each.source, each.key.help) for each in found]
@@ -41,12 +42,15 @@ def list_settings(as_json: JsonFlag = False) -> None:
 
 
 @app.command()
-def get(name: Name) -> None:
+def get(name: Name, as_json: JsonFlag = False) -> None:
     """Print one setting's value; exit 3 where it is not set."""
     found = settings.load()[settings.key(name).name]
     if found.value is None:
         raise NotFound(f"{found.key.name} is not set", f"localai config set {found.key.name} VALUE")
-    render.out(text_of(found.value))
+    if as_json:
+        render.json_object(content_of(found))
+    else:
+        render.out(text_of(found.value))
 
 
 @app.command(name="set")
@@ -63,6 +67,10 @@ def unset(name: Name) -> None:
 
 
 @app.command()
-def path() -> None:
+def path(as_json: JsonFlag = False) -> None:
     """Print where the config file is."""
-    render.out(str(settings.folders().config_file))
+    where = str(settings.folders().config_file)
+    if as_json:
+        render.json_object({"path": where})
+    else:
+        render.out(where)

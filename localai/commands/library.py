@@ -237,12 +237,17 @@ def alias(
         if name is None or model is not None:
             raise UsageError("--rm takes the name of one alias", "localai alias lists them")
         aliases.remove(name)
+        if as_json:
+            render.json_object({"removed": {"name": name}})
         return
     if name is not None and model is None:
         raise UsageError(f"what should {name!r} stand for?", f"localai alias {name} MODEL")
     if name is not None and model is not None:
         kept = library.keep_alias(name, model)
-        render.note(f"{kept.name} stands for {kept.target}")
+        if as_json:
+            render.json_object({"kept": {"name": kept.name, "target": kept.target}})
+        else:
+            render.note(f"{kept.name} stands for {kept.target}")
         return
     rows = aliases.load()
     if as_json:
@@ -258,6 +263,7 @@ def export_manifest(
         list[str] | None,
         typer.Argument(metavar="MODEL", help="installed models; default: all", autocompletion=complete_model),
     ] = None,
+    _as_json: JsonFlag = False,  # it is JSON without the flag, too
 ) -> None:
     """Write a manifest to stdout that pins models by commit and SHA-256, for `localai pull --manifest`."""
     from localai import manifests

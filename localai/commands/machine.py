@@ -50,6 +50,8 @@ def machine_facts(machine: Machine, tier: Tier) -> list[tuple[str, str]]:
     usable = f"; {cpu.usable_cores} usable here" if cpu.usable_cores else ""
     limit = f", limited to {render.memory(ram.limit_bytes)} (cgroup)" if ram.limit_bytes is not None else ""
     swap = f", swap {render.memory(ram.swap_total_bytes)}" if ram.swap_total_bytes else ", no swap"
+    if ram.swap_total_bytes is None:
+        swap = ""
     origin = f" ({ram.source})" if ram.source else ""
     gbps, gflops = machine.bandwidth.gbps, machine.compute.gflops
     speed = f"{gbps:.0f} GB/s, " if gbps else ""
@@ -237,7 +239,8 @@ def show_recommendations(
     if installed & {(row.model, row.quantization) for row in rows}:
         render.out("+ installed")
     for warning in dict.fromkeys(warning for row in rows for warning in row.warnings):
-        render.out(f"! {warning}")
+        ranks = ", ".join(str(row.rank) for row in rows if warning in row.warnings)
+        render.out(f"! {ranks}: {warning}")
     if not any(row.at_ease for row in rows):
         render.out("! none of these runs at ease there" if elsewhere else "! none of these runs at ease here")
     if rows[0].decode_tps is not None:

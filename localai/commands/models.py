@@ -115,7 +115,7 @@ def show(
     kv_type: Annotated[
         str | None, typer.Option("--kv-type", metavar="TYPE", help="Type of the KV cache to plan with, such as q8_0.")
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Exit 4 where nothing of it fits here.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit 4 where it does not fit here.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Show a model's card: what it is, what it takes, and how it would run here. Of the Hub, only headers are read."""
@@ -130,7 +130,8 @@ def show(
         render.json_object(schema.card(card))
     else:
         show_card(card)
-    if check and not any(each.plan and each.plan.fits for each in card.variants):
+    plans = [card.plan] if card.plan else [each.plan for each in card.variants]
+    if check and not any(plan and plan.fits for plan in plans):
         raise typer.Exit(DoesNotFit.exit_code)
 
 
