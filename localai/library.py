@@ -48,6 +48,11 @@ class Found:
     name: str
     why: str | None = None
 
+    @property
+    def lasting_name(self) -> str:
+        """The MODEL argument that leads here again: the quantization is part of it, a file's is its path."""
+        return str(self.path) if self.model is None else f"{self.model.model}:{self.model.quantization}"
+
 
 def installed(
     on_damaged: Callable[[str], None] = lambda line: None, wanted: Meaning | None = None

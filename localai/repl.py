@@ -37,7 +37,7 @@ def talk(
     private: bool = False,
     resume: sessions.Session | None = None,
 ) -> None:
-    """Load `model` and converse until the user leaves. `flags` are the sampling flags that were given.
+    """Load `model` and converse until the user leaves. `system` and `flags` are what was given on the command line.
 
     What is said is kept on this disk, as a new conversation or as more of `resume`, unless it is `private`.
     """
@@ -57,6 +57,7 @@ class Room:
 
     loaded: Loaded
     conversation: chat.Conversation
+    given_system: str | None  # on the command line: it goes before a kept conversation's own
 
     def __init__(
         self, flags: SamplingFlags, wished: Wishes, max_tokens: int | None, think: bool | None, private: bool
@@ -77,9 +78,10 @@ class Room:
         """Load the model and begin an empty conversation."""
         with Interrupts() as interrupts:
             self.loaded = answer.load(model, self._wished, None, interrupts)
+        self.given_system = system
         self.conversation = chat.Conversation(
             self.loaded.engine,
-            system=system,
+            system=options.setting("system", system),
             sampling=options.sampling(self.loaded.name, self.flags),
             max_tokens=self._max_tokens,
             think=self._think,
@@ -195,8 +197,8 @@ class Room:
 
     def _keep(self, question: str, said: str, instead_of: int) -> None:
         if not self.private and said:
-            system = self.conversation.system
-            self.session = sessions.keep(self.session, self.loaded.name, system, question, said, instead_of=instead_of)
+            system, model = self.conversation.system, self.loaded.prepared.found.lasting_name
+            self.session = sessions.keep(self.session, model, system, question, said, instead_of=instead_of)
 
     # ------------------------------------------------------------------------------------- what commands change
 
@@ -241,16 +243,17 @@ class Room:
 
     def bring_in(self, system: str | None, turns: tuple[Message, ...]) -> None:
         """Go on from turns that were exported; unless this is private they are kept as a new conversation."""
-        kept = None
+        kept, system = None, self._system_for(system)
         if not self.private:
+            model = self.loaded.prepared.found.lasting_name
             for question, said in zip(turns[::2], turns[1::2], strict=True):
-                kept = sessions.keep(kept, self.loaded.name, system, question.content, said.content)
+                kept = sessions.keep(kept, model, system, question.content, said.content)
         self.recall(system, turns, kept)
 
     def resume(self, session: sessions.Session) -> None:
-        """Go on with a kept conversation; a system text that was given on the command line goes before its own."""
+        """Go on with a kept conversation."""
         turns = sessions.messages(session)
-        self.recall(self.conversation.system or session.system, turns, None if self.private else session.id)
+        self.recall(self._system_for(session.system), turns, None if self.private else session.id)
         if problem := kept_states.restore(session.id, self.loaded):
             render.note(f"({problem})")
         render.note(f"(going on with conversation {session.id}, {session.turns} turns: {session.title})")
@@ -258,6 +261,11 @@ class Room:
             view = AnswerView(False)
             render.faint(f">>> {turns[-2].content}")
             view.replay(turns[-1].content)
+
+    def _system_for(self, own: str | None) -> str | None:
+        """The system text to go on with, where a conversation has `own`."""
+        found: str | None = options.setting("system", own if self.given_system is None else self.given_system)
+        return found
 
     def use_preset(self, preset: ActivePreset | None) -> None:
         """Ask through a preset from now on, or no longer; its system text goes with it."""

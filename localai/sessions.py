@@ -96,7 +96,7 @@ def keep(
     """
     now = datetime.now(UTC).isoformat(timespec="seconds")
     question, answer = _writable(question), _writable(answer)
-    system = None if system is None else _writable(system)
+    model, system = _writable(model), None if system is None else _writable(system)
     with _open() as connection:
         if session is not None:
             changed = connection.execute(

@@ -14,6 +14,8 @@ import pytest
 from conftest import Cli
 from real_model import model_file
 
+from localai import aliases
+
 MODEL = ("-m", "smollm2-135m")
 QUESTION = "Name the capital of France."
 GREEDY = ("--temperature", "0")
@@ -88,10 +90,12 @@ def test_the_configured_model_is_taken(cli: Cli) -> None:
     assert result.returncode == 3
 
 
-def test_ollamas_habit_gets_a_hint(cli: Cli) -> None:
-    result = cli("run", "smollm2-135m", "hi", "--max-tokens", "2")
+@pytest.mark.parametrize("words", [("smollm2-135m", "hi"), ("SmolLM2-135M hi",), ("small", "hi"), ("Why:", "hi")])
+def test_ollamas_habit_gets_a_hint(cli: Cli, words: tuple[str, ...]) -> None:
+    aliases.save("small", "smollm2-135m")
+    result = cli("run", *words, "--max-tokens", "2")
     assert result.returncode == 0
-    assert "-m smollm2-135m" in result.stderr
+    assert (f"-m {words[0].split()[0]}" in result.stderr) == (words[0] != "Why:")
 
 
 @pytest.mark.parametrize("name", ["nosuch", "nosuch/nosuch", "smollm2-135m:q9_9", "./nosuch.gguf", "ünïcødé", ""])

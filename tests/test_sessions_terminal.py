@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from real_model import model_file
 from terminals import Terminal
 
-from localai import kept_states, sessions
+from localai import kept_states, library, sessions, settings
 
 CHAT = ("chat", "smollm2-135m", "--temperature", "0", "--max-tokens", "12")
 
@@ -29,7 +30,9 @@ def test_a_conversation_is_kept_resumed_or_private(isolated: Path) -> None:
     assert not kept_states.folder().exists()
     once(*CHAT, question="Name the capital of France.")
     kept = sessions.find("last")
-    assert (kept.title, kept.turns, kept.model) == ("Name the capital of France.", 1, "smollm2-135m")
+    assert (kept.title, kept.turns) == ("Name the capital of France.", 1)
+    assert library.find(kept.model).model == library.find("smollm2-135m").model
+    assert kept.model.startswith("smollm2-135m:")
     state = kept_states.path(kept.id)
     damaged = state.read_bytes()[:-1] + b"?"
     state.write_bytes(damaged)
@@ -57,3 +60,15 @@ def test_a_resumed_conversation_is_not_read_again(isolated: Path) -> None:
     terminal.ready()
     terminal.type("/exit")
     assert terminal.ended() == 0
+
+
+def test_a_conversation_with_a_file_goes_on_with_its_own_system_text(isolated: Path) -> None:
+    file = isolated / "my model.gguf"
+    file.symlink_to(model_file())
+    settings.store("system", "Of the settings.")
+    once("chat", str(file), "--system", "Of its own.", *CHAT[2:], question="Name a river.")
+    assert sessions.find("last").model == str(file)
+    once("chat", "--resume", *CHAT[2:], question="And a sea?", greeting="(going on")
+    assert sessions.find("last").system == "Of its own."
+    once("chat", "--resume", "--system", "Of the flag.", *CHAT[2:], question="And a lake?", greeting="(going on")
+    assert (sessions.find("last").system, sessions.find("last").turns) == ("Of the flag.", 3)

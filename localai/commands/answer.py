@@ -214,10 +214,14 @@ def hint_at_model(words: list[str], model: str | None) -> None:
     """Ollama's users write `run MODEL PROMPT`: tell them about -m, and go on."""
     from localai import library
 
-    if model is None and words and any(each.model == words[0] for each in library.installed()):
-        render.note(
-            f"hint: {words[0]!r} is taken as part of the prompt; to use that model: localai run -m {words[0]} ..."
-        )
+    first = " ".join(words[:1]).split()[:1]
+    if model is not None or not first:
+        return
+    with contextlib.suppress(LocalaiError):  # it need not be a name
+        if library.named(first[0], library.installed()):
+            render.note(
+                f"hint: {first[0]!r} is taken as part of the prompt; to use that model: localai run -m {first[0]} ..."
+            )
 
 
 def wishes(
@@ -471,7 +475,7 @@ def chat(
         render.be_plain()
     repl.talk(
         name or welcome.offered_model(),
-        options.setting("system", system),
+        system,
         flags,
         wishes(context, gpu_layers, threads, kv_type, rpc, speculate, draft),
         options.setting("max_tokens", max_tokens),
