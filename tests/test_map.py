@@ -16,6 +16,7 @@ from conftest import Cli
 from document_files import docx, paragraph
 from hypothesis import given
 from hypothesis import strategies as st
+from real_model import model_file
 
 from localai import record_template
 from localai.errors import UsageError
@@ -208,6 +209,14 @@ def test_what_is_done_is_not_done_again(cli: Cli, isolated: Path) -> None:
     other = cli("map", "Shout {text}", *SHORT, "--resume", str(out), input="a\nb\n")
     assert other.returncode == 2
     assert "another template" in other.stderr
+    files = [isolated / folder / "same.gguf" for folder in ("one", "two")]
+    for number, file in enumerate(files):
+        file.parent.mkdir()
+        file.write_bytes(model_file().read_bytes() + bytes(number))
+    kept = isolated / "of-a-file.jsonl"
+    for file, code in zip(files, (0, 2), strict=True):
+        of_file = ("map", "{text}", "-m", str(file), "--max-tokens", "2", "--resume", str(kept))
+        assert cli(*of_file, input="a\n").returncode == code
     more = cli("map", "Say {text}", *SHORT, "--resume", str(out), input="a\nb\nc\n")
     assert more.returncode == 0
     assert out.read_bytes().startswith(before)

@@ -226,8 +226,10 @@ def go_through(
     """Answer all records that are not answered yet, and write. Raises LocalaiError where some failed."""
     from localai import batch, record_output
 
+    found = prepared.found
+    which = found.model.quantization if found.model else found.path.stat().st_size
     job = record_output.job_of(
-        [asdict(replace(asking, preset=None)), asking.preset and asking.preset.name, prepared.found.name]
+        [asdict(replace(asking, preset=None)), asking.preset and asking.preset.name, found.name, which]
     )
     done, failed = out.skip_done(records, job) if out is not None else (0, 0)
     if done:
