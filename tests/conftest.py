@@ -25,6 +25,7 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LOCALAI_HOME", str(tmp_path / "localai"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("HF_ENDPOINT", CLOSED_PORT)
+    monkeypatch.setenv("LOCALAI_THREADS", "1")  # llama.cpp's threads wait actively: two tests at once would starve
     return tmp_path
 
 

@@ -45,7 +45,7 @@ def offers(terminal: Terminal) -> list[str]:
 
 
 def test_from_nothing_to_the_first_answer_with_one_key(isolated: Path, hub: HubOnLoopback) -> None:
-    terminal = Terminal(HF_ENDPOINT=hub.url)
+    terminal = Terminal(HF_ENDPOINT=hub.url, LOCALAI_TEMPERATURE="0")
     rows = offers(terminal)
     assert "smollm2-135m" in rows[-1]
     serve(hub, rows[0])

@@ -14,6 +14,11 @@ from localai import settings
 from localai.errors import NotFound, UsageError
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_set(isolated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCALAI_THREADS")
+
+
 def test_flag_beats_environment_beats_file_beats_default(isolated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.load()["threads"] == settings.Setting(settings.KEYS["threads"], None, "default")
     settings.store("threads", "3")
