@@ -231,7 +231,7 @@ def test_every_command_that_a_hint_names_exists() -> None:
     known = set(typer.main.get_command(app).list_commands(None))  # type: ignore[arg-type, attr-defined]
     for path in Path(localai.__file__).parent.rglob("*.py"):
         for quoted in re.findall(r'"[^"\n]*"', path.read_text("utf-8")):
-            for name in re.findall(r"\blocalai ([a-z-]{2,})\b(?! is| has| names)", quoted):
+            for name in re.findall(r"(?<!inject )\blocalai ([a-z-]{2,})\b(?! is| has| names)", quoted):
                 assert name in known or name in PROSE, f"{path.name}: {quoted}"
 
 
