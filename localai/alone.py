@@ -16,7 +16,7 @@ from localai.domain import (
     Timings,
     Usage,
 )
-from localai.errors import LocalaiError, QueueFull, UsageError
+from localai.errors import EngineError, LocalaiError, QueueFull, UsageError, unexpected
 
 QUEUE = 16
 
@@ -38,9 +38,16 @@ class Alone(BatchEngine):
         self._turn = threading.Lock()
         self._waiting = 0
         self._tickets: set[AloneTicket] = set()
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     def submit(self, request: GenerationRequest, deliver: Callable[[Delivery], None]) -> Ticket:
-        """As `BatchEngine`; what is too long is told by `deliver`. Raises QueueFull, UsageError."""
+        """As `BatchEngine`; what is too long is told by `deliver`. Raises QueueFull, UsageError, EngineError."""
+        if self._closed:
+            raise EngineError("the engine is closed", "load the model again")
         if request.raw is not None or request.tools or request.logprobs is not None:
             raise UsageError("tools, logprobs and raw prompts cannot be combined with images", "ask for either")
         if len(self._tickets) >= QUEUE:
@@ -63,7 +70,7 @@ class Alone(BatchEngine):
         except LocalaiError as error:
             deliver(error)
         except Exception as error:  # noqa: BLE001 - whoever waits must be told
-            deliver(LocalaiError(f"unexpected: {type(error).__name__}: {error}", "this is a bug in localai"))
+            deliver(unexpected(error))
         finally:
             self._tickets.discard(ticket)
 
@@ -76,6 +83,7 @@ class Alone(BatchEngine):
         return 0
 
     def close(self) -> None:
+        self._closed = True
         for ticket in list(self._tickets):
             ticket.cancel()
         with self._turn:

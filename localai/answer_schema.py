@@ -63,9 +63,11 @@ def from_text(text: str, where: str) -> AnswerSchema:
         schema = json.loads(text, parse_constant=_no_json)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where} is no JSON: {str(error)[:200]}", "a JSON schema is a JSON object") from error
-    made = AnswerSchema(schema, grammar.gbnf(schema))
     try:
+        made = AnswerSchema(schema, grammar.gbnf(schema))
         _validator(schema).check_schema(schema)
+    except (TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise UsageError(f"{where} is no JSON schema", "see https://json-schema.org") from error
     except SchemaError as error:
         raise UsageError(
             f"{where} is no JSON schema: {error.message[:200]} (at {error.json_path})", "see https://json-schema.org"

@@ -602,6 +602,11 @@ class BatchEngine(Protocol):
     context: int
     load_ms: float
 
+    @property
+    def closed(self) -> bool:
+        """Whether it takes nothing more, be it by a fault of its own."""
+        return False
+
     def submit(self, request: GenerationRequest, deliver: Callable[[Delivery], None]) -> Ticket:
         """Take a request, from any thread; it takes a few milliseconds (the prompt is rendered and split).
 

@@ -50,6 +50,11 @@ class LocalaiError(Exception):
         self.hint = hint
 
 
+def unexpected(error: Exception) -> LocalaiError:
+    """What is told of a fault of ours to whoever waits in another thread or process."""
+    return LocalaiError(f"unexpected: {type(error).__name__}: {error}", "this is a bug in localai")
+
+
 class CheckFailed(LocalaiError):
     code = "check-failed"
 

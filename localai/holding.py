@@ -55,9 +55,11 @@ class Held:
         return self.plan.memory.total_bytes
 
     def close(self) -> None:
-        for each in (self.engine, self.embedder):
-            if each is not None:
-                each.close()
+        if self.engine is not None:
+            self.engine.close()
+        if self.embedder is not None:
+            with self.one_at_a_time:  # nobody is evaluating
+                self.embedder.close()
 
 
 class Holder:
@@ -101,24 +103,26 @@ class Holder:
         """
         if (here := self._take(found, kind, context, keep_alive_s)) is not None:
             return here
-        with self._loading:
-            if (here := self._take(found, kind, context, keep_alive_s)) is not None:
-                return here
-            self._let_go_where_unused(lambda each: each.found.path == found.path and each.kind == kind)
-            loaded = self._load(found, kind, context)
-            with self._changed:
-                if self._closed:
-                    loaded.close()
-                    raise NotFound("the server is stopping", "start it again: localai serve")
-                loaded.users, loaded.keep_alive_s = 1, self._keep_alive(keep_alive_s)
-                self._held.append(loaded)
+        try:
+            with self._loading:
+                if (here := self._take(found, kind, context, keep_alive_s)) is not None:
+                    return here
+                self._let_go_where_unused(lambda each: each.found.path == found.path and each.kind == kind)
+                loaded = self._load(found, kind, context)
+                with self._changed:
+                    if self._closed:
+                        loaded.close()
+                        raise NotFound("the server is stopping", "start it again: localai serve")
+                    loaded.users = 1
+                    loaded.keep_alive_s = self.keep_alive_s if keep_alive_s is None else keep_alive_s
+                    self._held.append(loaded)
+                return loaded
+        finally:
+            with self._changed:  # `wait_until_empty` asks whether anything is being loaded
                 self._changed.notify_all()
-            return loaded
-
-    def _keep_alive(self, wanted_s: float | None) -> float:
-        return self.keep_alive_s if wanted_s is None else wanted_s
 
     def _take(self, found: library.Found, kind: str, context: int | None, keep_alive_s: float | None) -> Held | None:
+        self._let_go_of_closed()
         with self._changed:
             for each in self._held:
                 if each.found.path != found.path or each.kind != kind:
@@ -126,7 +130,8 @@ class Holder:
                 if context is not None and kind == TEXT and self._grows(each, context) and not each.users:
                     return None
                 each.users += 1
-                each.keep_alive_s = self._keep_alive(keep_alive_s)
+                if keep_alive_s is not None:
+                    each.keep_alive_s = keep_alive_s
                 return each
         return None
 
@@ -195,7 +200,6 @@ class Holder:
         self._refuse_beside_others(found, prepared.plan)
         more = {"params": prepared.params, "context_length": prepared.context_length}
         if alone:
-            loading.refuse_blind(prepared)
             loading.refuse_blind(prepared)  # a projector that llama.cpp crashes over must not end the server
             single = loading.load(prepared, notice=self._notice)
             return Held(kind, found, prepared.plan, single.note, Alone(single.engine), **more)  # type: ignore[arg-type]
@@ -217,6 +221,14 @@ class Holder:
     def _let_go_of_oldest(self) -> bool:
         idle = [each for each in self.held() if not each.users]
         return bool(idle) and self._let_go_where_unused(lambda each: each is idle[-1])
+
+    def _let_go_of_closed(self) -> None:
+        """Forget the engines that have closed themselves after a fault."""
+        with self._changed:
+            gone = [each for each in self._held if each.engine is not None and each.engine.closed]
+            self._held = [each for each in self._held if each not in gone]
+        for each in gone:
+            each.close()  # which waits until the memory is free
 
     def _let_go_where_unused(self, chosen: Callable[[Held], bool]) -> bool:
         with self._changed:

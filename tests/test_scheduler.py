@@ -28,6 +28,8 @@ from localai.domain import (
     Ticket,
 )
 from localai.engine import library
+from localai.engine.answer import Answer
+from localai.engine.job import Job
 from localai.engine.scheduler import Scheduler, load
 from localai.engine.sequences import Sequences, common_length
 from localai.errors import ContextOverflow, EngineError, LocalaiError, QueueFull
@@ -140,6 +142,32 @@ def test_a_grammar_that_is_none_fails_its_own_request_only(engine: BatchEngine) 
     with pytest.raises(EngineError):
         bad.wait()
     assert "Paris" in good.wait().text
+
+
+def test_a_fault_with_one_answer_leaves_the_others_alone(engine: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(job: Job, *arguments: Any) -> bool:
+        if job._request.max_tokens == 1:
+            raise OverflowError("a fault")
+        return draw(job, *arguments)
+
+    draw = Job.draw
+    monkeypatch.setattr(Job, "draw", fails)
+    bad, good = Heard(engine, asks("Hi", max_tokens=1)), Heard(engine, asks("Name the capital of France."))
+    with pytest.raises(LocalaiError, match="a fault"):
+        bad.wait()
+    assert "Paris" in good.wait().text
+    assert not engine.closed
+
+
+def test_an_end_that_fails_is_told_all_the_same(engine: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(answer: Answer) -> None:
+        raise ValueError("a fault")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Answer, "finish", fails)
+        with pytest.raises(LocalaiError, match="a fault"):
+            Heard(engine, asks("Hi", max_tokens=1)).wait()
+    assert "Paris" in Heard(engine, asks("Name the capital of France.")).wait().text
 
 
 def test_stop_strings_and_limits_are_each_request_s_own(engine: BatchEngine) -> None:

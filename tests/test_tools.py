@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from real_model import model_file, plan
 
+from localai import answer_schema
 from localai.domain import AnswerEnd, AnswerText, Delivery, GenerationRequest, Message, Sampling, Tool, ToolCall
 from localai.engine import library, scheduler, tools
 from localai.engine.scheduler import Scheduler
 from localai.engine.thinking import splitter
 from localai.engine.tools import FORMS, Form, ToolSplitter
 from localai.engine.vocabulary import Vocabulary
+from localai.errors import UsageError
 
 WEATHER = Tool(
     "get_weather",
@@ -168,6 +172,25 @@ def test_every_forms_grammar_makes_calls_that_are_read(
     assert isinstance(arguments["city"], str)
     assert isinstance(arguments["days"], int)
     assert [event for event in heard if isinstance(event, ToolCall)] == list(end.tool_calls)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "enum": None},
+        {"type": "object", "required": [["a"]]},
+        {"type": "integer", "minimum": float("inf")},
+        {"type": "string", "pattern": "(" * 330 + ")" * 330},
+    ],
+)
+def test_a_malformed_schema_is_refused_or_any_object(engine: Scheduler, schema: dict[str, Any]) -> None:
+    tool = Tool("f", "", {"type": "object", "properties": {"a": schema}})
+    request = GenerationRequest((Message("user", "Hi"),), max_tokens=1, tools=(tool,), tool_choice="f")
+    with contextlib.suppress(UsageError):
+        answer(engine, request)
+    with contextlib.suppress(UsageError):
+        answer_schema.from_text(json.dumps(schema), "s.json")
+    assert not engine.closed
 
 
 def test_required_makes_a_call_of_some_tool(engine: Scheduler) -> None:

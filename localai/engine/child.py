@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from localai.domain import AnswerEnd, Delivery, Event, GenerationRequest, KvState, Message, Plan
-from localai.errors import EngineError, LocalaiError
+from localai.errors import EngineError, LocalaiError, unexpected
 
 _POLL_S = 0.1  # how often Ctrl-C is asked for while nothing comes
 _PATIENCE_S = 3.0  # how long a child may take to end an answer, or itself, before it is killed
@@ -44,6 +44,10 @@ def load(
     engine = ChildEngine(path, plan, notice or (lambda text: None), how or {})
     engine.start(progress or (lambda share: None), cancelled or (lambda: False))
     return engine
+
+
+def _closed() -> EngineError:
+    return EngineError("the engine is closed", "load the model again")
 
 
 class _Ticket:
@@ -75,13 +79,26 @@ class ChildEngine:
             child.kill()
             raise
         self._child = child
+        if self._closed:  # while it was loading
+            self.close()
+            raise _closed()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes nothing more. One whose process has died takes the next request."""
+        return self._closed
 
     def _alive(self) -> _Child:
         with self._lock:
             if self._closed:
-                raise EngineError("the engine is closed", "load the model again")
+                raise _closed()
             if self._child is None or not self._child.alive():
-                self.start(lambda share: None, lambda: self._closed)
+                try:
+                    self.start(lambda share: None, lambda: self._closed)
+                except KeyboardInterrupt:
+                    if self._closed:
+                        raise _closed() from None
+                    raise
             assert self._child is not None, "it has just been started"
             return self._child
 
@@ -226,15 +243,22 @@ class _Child:
                     with self._changing:
                         deliver = self._asked.pop(number, None) if last else self._asked.get(number)
                     if deliver is not None:
-                        deliver(answer)
+                        with contextlib.suppress(Exception):  # a receiver's fault is no reason to fail the others
+                            deliver(answer)
         except (EOFError, OSError):
+            pass
+        except Exception as error:  # noqa: BLE001 - a message that is none: whoever waits must be told
+            self._reason = f"its answer cannot be read ({type(error).__name__})"
+            self._process.kill()
+        finally:
             self._fail_all()
 
     def _fail_all(self) -> None:
         with self._changing:
             waiting, self._asked = self._asked, {}
         for deliver in waiting.values():
-            deliver(self._died())
+            with contextlib.suppress(Exception):
+                deliver(self._died())
 
     def _died(self) -> EngineError:
         self._process.join(_PATIENCE_S)
@@ -301,6 +325,8 @@ def _serve(connection: Connection, path: Path, plan: Plan, how: dict[str, Any]) 
                     ticket = engine.submit(request, deliver)
                 except LocalaiError as error:
                     deliver(error)
+                except Exception as error:  # noqa: BLE001 - whoever waits must be told
+                    deliver(unexpected(error))
                 else:
                     if number in tickets:  # it has not ended yet
                         tickets[number] = ticket
@@ -309,6 +335,8 @@ def _serve(connection: Connection, path: Path, plan: Plan, how: dict[str, Any]) 
                     send("answer", (number, getattr(engine, name)(*arguments), True))
                 except LocalaiError as error:
                     send("answer", (number, error, True))
+                except Exception as error:  # noqa: BLE001 - whoever waits must be told
+                    send("answer", (number, unexpected(error), True))
             case ("cancel", number):
                 if (ticket := tickets.pop(number, None)) is not None:
                     ticket.cancel()

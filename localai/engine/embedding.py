@@ -97,7 +97,7 @@ class Embedder:
         long before any is evaluated, EngineError, KeyboardInterrupt when `cancelled` says so.
         """
         if self._model is None:
-            raise RuntimeError("the embedder is closed")
+            raise EngineError("the model is no longer in memory", "ask again: it is then loaded anew")
         tokenized = [self.tokens(text) for text in texts]
         for number, tokens in zip(numbers or range(len(texts)), tokenized, strict=True):
             self._check(number, tokens)

@@ -20,7 +20,12 @@ class Job:
     """Implements `domain.Ticket`. All but `cancel` is for the scheduler's thread."""
 
     def __init__(
-        self, request: GenerationRequest, prompt: Prompt, capacity: int, deliver: Callable[[Delivery], None]
+        self,
+        request: GenerationRequest,
+        prompt: Prompt,
+        capacity: int,
+        deliver: Callable[[Delivery], None],
+        tool_grammar: tuple[str | None, int | None],
     ) -> None:
         self.prompt = prompt
         self.cancelled = False
@@ -30,6 +35,7 @@ class Job:
         self.ended = False
         self._request = request
         self._deliver = deliver
+        self._tool_grammar = tool_grammar
         self._started = perf_counter()
         room = capacity - len(prompt.tokens)
         self._limit = room if request.max_tokens is None else min(room, request.max_tokens)
@@ -79,7 +85,7 @@ class Job:
 
     def _new_sampler(self, api: Any, prompts: Prompts) -> Sampler:
         request, text = self._request, self.prompt.text
-        grammar, trigger = prompts.tool_grammar(request)
+        grammar, trigger = self._tool_grammar
         if grammar is None:
             grammar = request.grammar and (
                 request.grammar if self.prompt.plain else prompts.held(request.grammar, text, request.think)

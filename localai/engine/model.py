@@ -159,6 +159,7 @@ class LlamaEngine:
         Closing the iterator early is safe. Raises ContextOverflow before anything is evaluated, EngineError if
         llama.cpp fails.
         """
+        self._check_open()
         started = perf_counter()
         self._prompts.refuse_far_too_long(request.messages, self.context, cancelled)
         prompt = self._prompt(request.messages, request.think)

@@ -23,7 +23,7 @@ from localai.engine.sequences import WORTH_COPYING, Sequences, common_length
 from localai.engine.slots import Slots
 from localai.engine.templates import Renderer
 from localai.engine.weights import check_magic, load_model
-from localai.errors import EngineError, LocalaiError, QueueFull
+from localai.errors import EngineError, LocalaiError, QueueFull, unexpected
 
 QUEUE = 64  # requests that may wait beside those that are being answered
 STEP = 256  # tokens of a prompt evaluated at a time where results must not depend on what came before
@@ -134,7 +134,7 @@ class Scheduler:
         return length
 
     def submit(self, request: GenerationRequest, deliver: Callable[[Delivery], None]) -> Job:
-        """Take a request. Raises QueueFull, ContextOverflow; see `domain.BatchEngine`."""
+        """Take a request. Raises QueueFull, ContextOverflow, UsageError; see `domain.BatchEngine`."""
         self._refuse_if_full()
         with self._rendering:
             self._check_open()
@@ -142,13 +142,19 @@ class Scheduler:
             told = (lambda text: ("", [])) if self._repeatable else self._slots.beginning
             prompt = self._prompts.requested(request, told)
             self._prompts.refuse_too_long(prompt, self.context, request)
-        job = Job(request, prompt, self.context, deliver)
+            tool_grammar = self._prompts.tool_grammar(request)  # here, where a bad schema fails its own request only
+        job = Job(request, prompt, self.context, deliver, tool_grammar)
         with self._changed:
             self._refuse_if_full()
             self._unfinished += 1
             self._new.append(job)
             self._changed.notify()
         return job
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes nothing more, be it by a fault of its own."""
+        return self._closing
 
     def _check_open(self) -> None:
         if self._closing:
@@ -176,7 +182,7 @@ class Scheduler:
                 self._admit()
                 self._step()
         except Exception as error:  # a fault of ours: tell everybody that waits, and take nothing more
-            self._fail_all(LocalaiError(f"unexpected: {type(error).__name__}: {error}", "this is a bug in localai"))
+            self._fail_all(unexpected(error))
             raise
         finally:
             self._shut_down()
@@ -208,9 +214,12 @@ class Scheduler:
         for jobs in (self._writing, self._reading, self._waiting):
             if job in jobs:
                 jobs.remove(job)
-        if error is None:
-            job.end(self._prompts, self.load_ms)
-        else:
+        try:
+            if error is None:
+                job.end(self._prompts, self.load_ms)
+        except Exception as fault:  # noqa: BLE001 - whoever waits must be told
+            error = unexpected(fault)
+        if error is not None:
             job.fail(error)
         if job.sequence >= 0:
             self._slots.release(job)
@@ -307,6 +316,9 @@ class Scheduler:
             goes_on = job.draw(self._api, self._prompts, self._sequences.pointer, row)
         except LocalaiError as error:  # a grammar that llama.cpp does not take
             self._end(job, error)
+            return
+        except Exception as error:  # noqa: BLE001 - a fault with one answer is no reason to fail the others
+            self._end(job, unexpected(error))
             return
         if goes_on and job.answer is not None:
             self._last[job.sequence] = job.answer.tokens[-1]

@@ -84,8 +84,15 @@ def grammar(form: Form, tools: Sequence[Tool], choice: str) -> str:
     """The grammar (GBNF) of calls of these tools: of one where `choice` is its name, else of one or more.
 
     A schema with keywords that cannot be honoured counts as that of any object. Where calls have no opening, a bare
-    one is meant.
+    one is meant. Raises UsageError for a schema that is none.
     """
+    try:
+        return _grammar(form, tools, choice)
+    except (TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise UsageError("the parameters of a tool are no JSON schema", "see https://json-schema.org") from error
+
+
+def _grammar(form: Form, tools: Sequence[Tool], choice: str) -> str:
     named = [tool for tool in tools if tool.name == choice]
     meant = named or list(tools)
     rules: dict[str, str] = {}
