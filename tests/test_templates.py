@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -173,9 +174,32 @@ def test_a_template_without_end_is_killed(source: str) -> None:
     with pytest.raises(TemplateFailed, match=r"more than 0\.3 s"):
         renderer.render(source, {}, 100)
     assert process.returncode is not None
-    with pytest.raises(TemplateFailed):
-        renderer.render("still dead", {}, 100)
+    renderer._time_limit_s = 60
+    assert renderer.render("another", {}, 100) == "another"
     renderer.close()
+    with pytest.raises(TemplateFailed):
+        renderer.render("closed", {}, 100)
+
+
+def test_one_conversation_that_is_refused_keeps_no_other_from_the_template(renderer: Renderer) -> None:
+    notices: list[str] = []
+    template = ChatTemplate(GEMMA, renderer, bos="<s>", notice=notices.append)
+    for _ in range(2):
+        assert template.render([HELLO, HELLO]) == plain([HELLO, HELLO], chatml=False)
+    assert template.render([HELLO]).text.startswith("<s><start_of_turn>user")
+    assert len(notices) == 1
+
+
+def test_an_answer_that_nobody_waited_for_is_dropped(renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(limit_s: float) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    renderer.render("ready", {}, 100)
+    with monkeypatch.context() as patch:
+        patch.setattr(renderer, "_answer", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            renderer.render("one", {}, 100)
+    assert renderer.render("other", {}, 100) == "other"
 
 
 def test_no_template_uses_chatml_where_the_model_knows_it(renderer: Renderer) -> None:

@@ -92,16 +92,16 @@ def limit_process(memory_bytes: int) -> None:
 
 
 def serve(lines: Any, write: Callable[[str], object]) -> None:
-    """Answer each request line; an error of any kind is an answer too."""
+    """Answer each request line by its number, 0 for being ready; an error of any kind is an answer too."""
     made = environment()
-    write(json.dumps({"ready": True}))
+    write(json.dumps({"number": 0}))
     for line in lines:
+        request = json.loads(line)
         try:
-            request = json.loads(line)
             answer = {"text": render(made, request["template"], request["variables"], request["limit"])}
         except Exception as error:  # noqa: BLE001 - a template may raise whatever Python can
             answer = {"error": (str(error) or type(error).__name__)[:500]}
-        write(json.dumps(answer))
+        write(json.dumps({"number": request["number"], **answer}))
 
 
 def main() -> None:

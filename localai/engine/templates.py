@@ -29,13 +29,21 @@ class TemplateFailed(Exception):
 
 
 class Renderer:
-    """The process that renders (`renderer.py`), started at once, asked later, killed when it takes too long."""
+    """The process that renders (`renderer.py`), started at once, asked later, killed when it takes too long.
+
+    The next request then starts another one. Not for two threads at once.
+    """
 
     def __init__(self, time_limit_s: float = TIME_LIMIT_S) -> None:
         self._time_limit_s = time_limit_s
-        self._ready = False
-        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._closed = False
         self._process: subprocess.Popen[str] | None = None
+        self._start()
+
+    def _start(self) -> None:
+        self._ready = False
+        self._number = 0
+        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
         # -P: a file called jinja2.py in the current folder must not be imported
         with contextlib.suppress(OSError):
             self._process = subprocess.Popen(
@@ -47,45 +55,51 @@ class Renderer:
                 errors="surrogateescape",
                 process_group=0 if os.name == "posix" else None,  # the terminal's Ctrl-C is not for it
             )
-            threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True).start()
-
-    def _listen(self, stream: Any) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            for line in stream:
-                self._answers.put(line)
-        self._answers.put("")
+            threading.Thread(target=_listen, args=(self._process.stdout, self._answers), daemon=True).start()
 
     def render(self, template: str, variables: dict[str, Any], limit: int) -> str:
         """The rendered text, of at most `limit` characters. Raises TemplateFailed."""
+        if not self._closed and (self._process is None or self._process.poll() is not None):
+            self._end()
+            self._start()
         if self._process is None or self._process.stdin is None:
             raise TemplateFailed("no process to render it in")
         try:
             if not self._ready:
                 self._answer(START_LIMIT_S)
                 self._ready = True
-            self._process.stdin.write(json.dumps({"template": template, "variables": variables, "limit": limit}) + "\n")
+            self._number += 1
+            request = {"number": self._number, "template": template, "variables": variables, "limit": limit}
+            self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
             answer = self._answer(self._time_limit_s)
         except (OSError, ValueError) as error:
-            self.close()
+            self._end()
             raise TemplateFailed("it ended the process that renders it") from error
         if "text" not in answer:
             raise TemplateFailed(str(answer.get("error")))
         return str(answer["text"])
 
     def _answer(self, limit_s: float) -> dict[str, Any]:
-        try:
-            line = self._answers.get(timeout=limit_s)
-        except queue.Empty:
-            self.close()
-            raise TemplateFailed(f"it takes more than {limit_s:g} s") from None
-        answer = json.loads(line)
-        if not isinstance(answer, dict):
-            raise ValueError(line)
-        return answer
+        """The answer to the last request; those to earlier ones, which Ctrl-C left unread, are dropped."""
+        while True:
+            try:
+                line = self._answers.get(timeout=limit_s)
+            except queue.Empty:
+                self._end()
+                raise TemplateFailed(f"it takes more than {limit_s:g} s") from None
+            answer = json.loads(line)
+            if not isinstance(answer, dict):
+                raise ValueError(line)
+            if answer.get("number") == self._number:
+                return answer
 
     def close(self) -> None:
-        """End the process. Idempotent."""
+        """End the process, and start none again. Idempotent."""
+        self._closed = True
+        self._end()
+
+    def _end(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
@@ -94,6 +108,13 @@ class Renderer:
                 with contextlib.suppress(OSError):
                     if stream is not None:
                         stream.close()
+
+
+def _listen(stream: Any, answers: queue.SimpleQueue[str]) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        for line in stream:
+            answers.put(line)
+    answers.put("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +142,14 @@ class ChatTemplate:
         self._tokens = {"bos_token": bos, "eos_token": eos}
         self._chatml = chatml
         self._notice = notice
-        self._source = source
+        self._noticed = False
+        self._source = source or None
         self._tools: Sequence[Tool] = ()
         self._in_parts = False  # whether contents are to be lists of typed parts, as some models that see want them
         if not source:
             self._fall_back("the model has no chat template")
         elif len(source) > MAX_TEMPLATE_CHARS:
+            self._source = None
             self._fall_back("the model's chat template is too long")
 
     def render(self, messages: Sequence[Message], think: bool | None = None, tools: Sequence[Tool] = ()) -> Rendered:
@@ -210,7 +233,10 @@ class ChatTemplate:
         return [{"type": "text", "text": message.content}] if self._in_parts else message.content
 
     def _fall_back(self, why: str) -> None:
-        self._source = None
+        """Say once that a plain form is used; what one conversation fails by need not fail the next."""
+        if self._noticed:
+            return
+        self._noticed = True
         form = "ChatML" if self._chatml else "User:/Assistant:"
         self._notice(f"{why}: a plain {form} form is used, answers may be worse")
 
