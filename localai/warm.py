@@ -160,7 +160,8 @@ def _events(asked: Asked, cancelled: Callable[[], bool]) -> Iterator[Any]:
     while True:
         if not told_to_stop and cancelled():
             told_to_stop = True
-            asked.connection.sendall(wire.line({"do": "cancel"}))
+            with contextlib.suppress(OSError):  # what had come before the server went is still there to be read
+                asked.connection.sendall(wire.line({"do": "cancel"}))
         head, newline, rest = buffer.partition(b"\n")
         if not newline:
             ready, _, _ = select.select([asked.connection], [], [], None if told_to_stop else 0.05)

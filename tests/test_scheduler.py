@@ -26,6 +26,7 @@ from localai.domain import (
     PromptProgress,
     Sampling,
     Ticket,
+    Tool,
 )
 from localai.engine import library
 from localai.engine.answer import Answer
@@ -225,6 +226,10 @@ def test_what_is_too_long_is_refused_before_it_waits(engine: BatchEngine) -> Non
     assert error.value.needed_tokens > 2000
     with pytest.raises(ContextOverflow):
         engine.submit(asks("word " * 400_000), lambda event: None)
+    with pytest.raises(ContextOverflow, match="about"):
+        engine.submit(asks("", raw="word " * 400_000), lambda event: None)
+    with pytest.raises(ContextOverflow, match="about"):
+        engine.submit(asks("Hi", tools=(Tool("f", "word " * 400_000, {}),)), lambda event: None)
 
 
 def test_a_receiver_that_fails_harms_nobody(engine: BatchEngine) -> None:

@@ -161,7 +161,7 @@ class LlamaEngine:
         """
         self._check_open()
         started = perf_counter()
-        self._prompts.refuse_far_too_long(request.messages, self.context, cancelled)
+        self._prompts.refuse_far_too_long(request, self.context, cancelled)
         prompt = self._prompt(request.messages, request.think)
         self._prompts.refuse_too_long(prompt, self.context, request)
         total = len(prompt.tokens)

@@ -142,21 +142,25 @@ class Prompts:
         return len(opening) if opening and prompt.tokens[-len(opening) :] == opening else 0
 
     def refuse_far_too_long(
-        self, messages: Sequence[Message], context: int, cancelled: Callable[[], bool] = lambda: False
+        self, request: GenerationRequest, context: int, cancelled: Callable[[], bool] = lambda: False
     ) -> None:
         """Refuse what is far longer than the context without tokenizing it whole, which takes seconds and a gigabyte.
 
         Asks `cancelled` on the way and raises KeyboardInterrupt. Raises ContextOverflow.
         """
-        length = sum(len(message.content) for message in messages)
+        texts = [request.raw or "", *(message.content for message in request.messages)]
+        texts += [call.arguments for message in request.messages for call in message.tool_calls]
+        if request.tool_choice != "none":
+            texts += [f"{tool.description} {tool.parameters}" for tool in request.tools]
+        length = sum(map(len, texts))
         if length <= _SLICE * 4:
             return
         seen = tokens = 0
-        for message in messages:
-            for start in range(0, len(message.content), _SLICE):
+        for text in texts:
+            for start in range(0, len(text), _SLICE):
                 if cancelled():
                     raise KeyboardInterrupt
-                part = message.content[start : start + _SLICE]
+                part = text[start : start + _SLICE]
                 tokens += len(self.vocabulary.tokenize(part, parse_special=False))
                 seen += len(part)
                 if tokens > context * 2:

@@ -138,7 +138,7 @@ class Scheduler:
         self._refuse_if_full()
         with self._rendering:
             self._check_open()
-            self._prompts.refuse_far_too_long(request.messages, self.context)
+            self._prompts.refuse_far_too_long(request, self.context)
             told = (lambda text: ("", [])) if self._repeatable else self._slots.beginning
             prompt = self._prompts.requested(request, told)
             self._prompts.refuse_too_long(prompt, self.context, request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import struct
 import time
 import uuid
@@ -221,9 +222,14 @@ def usage(found: Usage) -> Json:
     }
 
 
+def finite(logprob: float) -> float:
+    """JSON has no number for a probability of 0; OpenAI tells this one."""
+    return max(logprob, -9999.0)
+
+
 def logprob(found: TokenLogprob) -> Json:
     def one(token: bytes, value: float) -> Json:
-        return {"token": token.decode("utf-8", "replace"), "logprob": max(value, -9999.0), "bytes": list(token)}
+        return {"token": token.decode("utf-8", "replace"), "logprob": finite(value), "bytes": list(token)}
 
     return {**one(found.token, found.logprob), "top_logprobs": [one(*each) for each in found.top]}
 
@@ -237,9 +243,9 @@ def old_logprobs(found: list[TokenLogprob]) -> Json | None:
     if not found:
         return None
     tokens = [each.token.decode("utf-8", "replace") for each in found]
-    starts = [sum(map(len, tokens[:index])) for index in range(len(tokens))]
-    top = [{token.decode("utf-8", "replace"): value for token, value in each.top} for each in found]
-    return {"tokens": tokens, "token_logprobs": [each.logprob for each in found], "top_logprobs": top,
+    starts = [0, *itertools.accumulate(map(len, tokens[:-1]))]
+    top = [{token.decode("utf-8", "replace"): finite(value) for token, value in each.top} for each in found]
+    return {"tokens": tokens, "token_logprobs": [finite(each.logprob) for each in found], "top_logprobs": top,
             "text_offset": starts}  # fmt: skip
 
 
