@@ -60,7 +60,7 @@ class Alone(BatchEngine):
     def _answer(self, request: GenerationRequest, deliver: Callable[[Delivery], None], ticket: AloneTicket) -> None:
         try:
             with self._turn:
-                if ticket.cancelled.is_set():
+                if ticket.cancelled.is_set() or self._closed:
                     deliver(
                         AnswerEnd("", "", Usage(0, 0, 0), Timings(self.load_ms, 0, None, None, None), "interrupted")
                     )

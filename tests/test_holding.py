@@ -1,0 +1,137 @@
+"""What a server holds: engines that ended themselves, keep-alives, embedders in use, engines closed while they load."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_engine import FakeBatchEngine, FakeEngine
+from real_model import plan
+
+from localai import library
+from localai.alone import Alone
+from localai.domain import GenerationRequest, Message, TokenLogprob
+from localai.engine import child
+from localai.errors import EngineError
+from localai.holding import VECTORS, Held, Holder
+
+FOUND = library.Found(None, Path("small.gguf"), "small")
+HELLO = GenerationRequest((Message("user", "Hello"),))
+
+
+class FakeHolder(Holder):
+    def _load(self, found: library.Found, kind: str, context: int | None) -> Held:
+        return Held(kind, found, plan(), None, FakeBatchEngine())
+
+
+@pytest.fixture
+def holder() -> Iterator[Holder]:
+    made = FakeHolder()
+    yield made
+    made.close()
+
+
+def test_an_engine_that_has_ended_itself_is_loaded_anew(holder: Holder) -> None:
+    broken = holder.acquire(FOUND)
+    broken.writer.close()
+    again = holder.acquire(FOUND)
+    assert again is not broken
+    assert not again.writer.closed
+    assert holder.held() == [again]
+    holder.release(broken)
+
+
+def test_a_keep_alive_stays_until_another_is_given(holder: Holder) -> None:
+    held = holder.acquire(FOUND, keep_alive_s=-1)
+    assert holder.acquire(FOUND).keep_alive_s == -1
+    assert holder.acquire(FOUND, keep_alive_s=7).keep_alive_s == 7
+    assert held.keep_alive_s == 7
+
+
+def test_who_waits_for_nothing_to_be_held_hears_of_a_load_that_failed() -> None:
+    loading, done = threading.Event(), threading.Event()
+
+    class Fails(Holder):
+        def _load(self, found: library.Found, kind: str, context: int | None) -> Held:
+            loading.set()
+            waits.wait(60)
+            raise EngineError("it is damaged", "pull it again")
+
+    def ask() -> None:
+        with pytest.raises(EngineError):
+            holder.acquire(FOUND)
+
+    waits, holder = threading.Event(), Fails()
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert loading.wait(60)
+    waiting = threading.Thread(target=holder.wait_until_empty, args=(done.set,))
+    waiting.start()
+    waits.set()
+    assert done.wait(60)
+    asking.join()
+    waiting.join()
+    holder.close()
+
+
+def test_an_embedder_is_freed_only_when_nobody_evaluates() -> None:
+    freed = threading.Event()
+
+    class Embedder:
+        def close(self) -> None:
+            freed.set()
+
+    held = Held(VECTORS, FOUND, plan(), None, embedder=Embedder())  # type: ignore[arg-type]
+    closing = threading.Thread(target=held.close)
+    with held.one_at_a_time:
+        closing.start()
+        assert not freed.is_set()
+    closing.join()
+    assert freed.is_set()
+
+
+def test_one_at_a_time_takes_nothing_once_it_is_closed() -> None:
+    engine = Alone(FakeEngine())
+    engine.close()
+    assert engine.closed
+    with pytest.raises(EngineError, match="closed"):
+        engine.submit(HELLO, lambda event: None)
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+def test_a_child_that_is_closed_while_it_loads_again_is_ended(monkeypatch: pytest.MonkeyPatch, in_time: bool) -> None:
+    ends: list[str] = []
+
+    class Loading:
+        def __init__(self, *_: Any) -> None:
+            pass
+
+        def loaded(self, progress: Any, cancelled: Any, notice: Any) -> tuple[int, float]:
+            engine.close()
+            if in_time and cancelled():
+                raise KeyboardInterrupt
+            return 512, 1.0
+
+        def end(self) -> None:
+            ends.append("end")
+
+        kill = end
+
+    monkeypatch.setattr(child, "_Child", Loading)
+    engine = child.ChildEngine(Path("small.gguf"), plan(), lambda text: None, {})
+    with pytest.raises(EngineError, match="closed"):
+        engine.submit(HELLO, lambda event: None)
+    assert ends == ["end"]
+    assert engine.closed
+
+
+def test_the_old_logprobs_are_numbers_and_say_where_each_token_stands() -> None:
+    openai = pytest.importorskip("localai.server.openai")
+    never = (b"c", float("-inf"))
+    found = openai.old_logprobs([TokenLogprob(b"ab", -1.0, (never,)), TokenLogprob(*never, ())])
+    assert found["text_offset"] == [0, 2]
+    assert found["token_logprobs"] == [-1.0, -9999.0]
+    assert found["top_logprobs"] == [{"c": -9999.0}, {}]
