@@ -7,12 +7,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from localai import settings, wire
 from localai.errors import LocalaiError
+
+_POLL_S = 0.1  # how often Ctrl-C is asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,7 @@ def log_file() -> Path:
 
 
 def start(words: Sequence[str], cancelled: Callable[[], bool] = lambda: False) -> Started:
-    """Run `localai WORDS --json` detached. Raises what it fails by."""
+    """Run `localai WORDS --json` detached. Raises what it fails by; KeyboardInterrupt when `cancelled` says so."""
     path = log_file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,17 +51,35 @@ def start(words: Sequence[str], cancelled: Callable[[], bool] = lambda: False) -
             close_fds=True,
         )
     assert process.stdout is not None, "it is a pipe"
-    text = ""
-    with process.stdout as stream:
-        for line in stream:
-            text += line.decode("utf-8", "replace")
-            with contextlib.suppress(ValueError):
-                told = json.loads(text)
-                if "error" in told:
-                    found = told["error"]
-                    raise wire.to_error({"error": found["code"], "message": found["message"],
-                                         "hint": found["hint"] or "", "needed_tokens": None})  # fmt: skip
-                notes = path.read_text("utf-8", "replace").splitlines()
-                process.returncode = 0  # it goes on; nothing waits for it
-                return Started(int(told["pid"]), told["url"], tuple(notes))
+    try:
+        text = b""
+        with process.stdout as stream:
+            for more in _said(stream, cancelled):
+                text += more
+                with contextlib.suppress(ValueError):
+                    told = json.loads(text)
+                    if "error" in told:
+                        found = told["error"]
+                        raise wire.to_error({"error": found["code"], "message": found["message"],
+                                             "hint": found["hint"] or "", "needed_tokens": None})  # fmt: skip
+                    notes = path.read_text("utf-8", "replace").splitlines()
+                    process.returncode = 0  # it goes on; nothing waits for it
+                    return Started(int(told["pid"]), told["url"], tuple(notes))
+    except KeyboardInterrupt:  # nobody waits for it any more
+        process.terminate()
+        process.wait()
+        raise
     raise LocalaiError("the server ended before it answered", f"{path} has what it said")
+
+
+def _said(stream: IO[bytes], cancelled: Callable[[], bool]) -> Iterator[bytes]:
+    """What the server says, as it comes. Raises KeyboardInterrupt when `cancelled` says so."""
+    import select
+
+    while True:
+        if cancelled():
+            raise KeyboardInterrupt
+        if select.select([stream], [], [], _POLL_S)[0]:
+            if not (more := os.read(stream.fileno(), 65536)):
+                return
+            yield more

@@ -6,6 +6,7 @@ The conversation itself is `localai.chat`, its commands are `localai.slash`; thi
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,10 @@ from localai import chat, documents, kept_states, line_editor, recording, render
 from localai.answer_view import AnswerView
 from localai.commands import answer, options
 from localai.commands.options import SamplingFlags
-from localai.domain import AnswerEnd, Image, Message
-from localai.errors import ContextOverflow, LocalaiError, SchemaIncomplete
+from localai.domain import AnswerEnd, AnswerText, Event, Image, Message, ThinkingText
+from localai.errors import ContextOverflow, EngineError, LocalaiError, NotFound, SchemaIncomplete
 from localai.interrupt import Interrupts
-from localai.loading import Loaded, Wishes, projector_of
+from localai.loading import Loaded, Prepared, Wishes, projector_of, refuse_blind
 from localai.slash import table
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def talk(
     What is said is kept on this disk, as a new conversation or as more of `resume`, unless it is `private`.
     """
     room = Room(flags, wished, max_tokens, think, private)
-    room.enter(model, system)
+    room.enter(model, system, alone=resume is not None)  # a kept state is of use only to an engine of our own
     try:
         with terminal.conversing():
             if resume is not None:
@@ -74,10 +75,10 @@ class Room:
         self._used: int | None = 0  # tokens of context; None: to be counted
         self._reader = line_editor.reader(lambda text: table.complete(self, text), self.meter, private)
 
-    def enter(self, model: str | None, system: str | None) -> None:
-        """Load the model and begin an empty conversation."""
+    def enter(self, model: str | None, system: str | None, alone: bool = False) -> None:
+        """Load the model and begin an empty conversation; `alone` means not from the server's memory."""
         with Interrupts() as interrupts:
-            self.loaded = answer.load(model, self._wished, None, interrupts)
+            self.loaded = answer.load(model, self._wished, None, interrupts, alone)
         self.given_system = system
         self.conversation = chat.Conversation(
             self.loaded.engine,
@@ -174,7 +175,7 @@ class Room:
         end: AnswerEnd | None = None
         with Interrupts(PATIENCE) as interrupts:
             try:
-                for event in self.conversation.ask(question, images, cancelled=interrupts.requested):
+                for event in self._answer(question, images, interrupts):
                     view.show(event)
                     if isinstance(event, AnswerEnd):
                         end = event
@@ -195,6 +196,39 @@ class Room:
             held.check(end.text, cut=end.finish_reason == "length")
         return bool(end.text)
 
+    def _answer(self, question: str, images: tuple[Image, ...], interrupts: Interrupts) -> Iterator[Event]:
+        """The answer's events. Where the server that holds the model is gone, it is loaded here and asked once more."""
+        said = False
+        try:
+            for event in self.conversation.ask(question, images, cancelled=interrupts.requested):
+                said = said or isinstance(event, AnswerText | ThinkingText | AnswerEnd)
+                yield event
+            return
+        except (NotFound, EngineError):
+            if said or self.loaded.prepared.warm is None:
+                raise
+        self._load_here(self._planned_here(), interrupts)
+        yield from self.conversation.ask(question, images, cancelled=interrupts.requested)
+
+    def _planned_here(self) -> Prepared:
+        """The present model as it would be loaded into this process, with no less context. Raises LocalaiError."""
+        found, context = self.loaded.prepared.found, self.loaded.plan.context
+        return answer.prepare(str(found.path), self._wished, context, alone=True)
+
+    def _load_here(self, prepared: Prepared, interrupts: Interrupts) -> None:
+        self.loaded = answer.load_prepared(prepared, interrupts)
+        self.conversation.engine = self.loaded.engine
+
+    def see(self) -> None:
+        """Have a model that looks at images: the server's is loaded here for it. Raises LocalaiError."""
+        if self.loaded.prepared.warm is None:
+            refuse_blind(self.loaded.prepared)
+            return
+        prepared = self._planned_here()
+        refuse_blind(prepared)
+        with Interrupts() as interrupts:
+            self._load_here(prepared, interrupts)
+
     def _keep(self, question: str, said: str, instead_of: int) -> None:
         if not self.private and said:
             system, model = self.conversation.system, self.loaded.prepared.found.lasting_name
@@ -206,7 +240,9 @@ class Room:
         """What stands at the right of the prompt: the files that wait, and how full the context is."""
         names = [*(each.name for each in self.documents), *(each.name for each in self.images)]
         waiting = [f"+{render.safe(name)}" for name in names]
-        return " ".join([*waiting, f"{self.used_tokens():,}/{self.loaded.plan.context:,}"])
+        with contextlib.suppress(LocalaiError):  # the server has gone: the next question loads the model here
+            waiting.append(f"{self.used_tokens():,}/{self.loaded.plan.context:,}")
+        return " ".join(waiting)
 
     def used_tokens(self) -> int:
         """Tokens of context that the conversation takes."""
@@ -290,7 +326,8 @@ class Room:
 
     def change_model(self, name: str) -> None:
         """Go on with another model. Raises LocalaiError, KeyboardInterrupt, and keeps the present one."""
-        prepared = answer.prepare(name, self._wished, None)  # what is wrong with it costs nothing yet
+        pictures = bool(self.images) or any(each.images for each in self.conversation.turns)
+        prepared = answer.prepare(name, self._wished, None, alone=pictures)  # what is wrong with it costs nothing yet
         previous = self.loaded.prepared
         self.loaded.engine.close()  # first, since two may not fit
         with Interrupts() as interrupts:

@@ -14,14 +14,17 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from localai import __version__, settings, wire
 from localai.domain import AnswerEnd, BatchEngine, ChatEngine, Delivery, Event, GenerationRequest, Message, Plan, Ticket
-from localai.errors import EngineError, LocalaiError
+from localai.errors import EngineError, LocalaiError, QueueFull
 from localai.wire import Json
 
 ANSWER_LIMIT_S = 10.0  # for what needs no model
+LOADING_LIMIT_S = 300.0  # for what needs one that may have to be loaded first
+_POLL_S = 0.1  # how often Ctrl-C is asked for, and a full queue
 LONGEST_PATH = 100  # bytes; sun_path has 104 on macOS, 108 on Linux
 
 
@@ -82,6 +85,18 @@ class Asked:
             raise wire.to_error(told)
         return told
 
+    def wait(self, cancelled: Callable[[], bool]) -> None:
+        """Until something comes, or for as long as an answer may take. Raises KeyboardInterrupt."""
+        import select
+
+        limit_s = self.connection.gettimeout()
+        ends_at = None if limit_s is None else monotonic() + limit_s
+        while not select.select([self.connection], [], [], _POLL_S)[0]:
+            if cancelled():
+                raise KeyboardInterrupt
+            if ends_at is not None and monotonic() > ends_at:
+                raise TimeoutError("the server does not answer")
+
     def close(self) -> None:
         """Go away: the server ends what it was doing for us. From any thread."""
         with contextlib.suppress(OSError):
@@ -96,24 +111,36 @@ class Asked:
         self.close()
 
 
-def ask(content: Json, limit_s: float | None = ANSWER_LIMIT_S) -> Json | None:
-    """The server's one answer, None where there is none. Raises LocalaiError for what it refuses."""
+def _never() -> bool:
+    return False
+
+
+def ask(content: Json, limit_s: float | None = ANSWER_LIMIT_S, cancelled: Callable[[], bool] = _never) -> Json | None:
+    """The server's one answer, None where there is none. Raises LocalaiError for what it refuses.
+
+    Raises KeyboardInterrupt when `cancelled` says so.
+    """
     if not available():
         return None
     try:
         with Asked(content, limit_s) as asked:
+            asked.wait(cancelled)
             return asked.next()
     except (OSError, ValueError):
         return None
 
 
-def find(path: Path, wanted: Json, load: bool = False) -> tuple[Json, Plan] | None:
+def find(
+    path: Path, wanted: Json, load: bool = False, cancelled: Callable[[], bool] = _never
+) -> tuple[Json, Plan] | None:
     """What the server says of the model in `path`, and its plan, where it holds it for what is wanted.
 
     With `load` it may load the model, which takes as long as it takes. What it cannot load is no answer.
+    Raises KeyboardInterrupt when `cancelled` says so.
     """
+    content = {"do": "hold", "path": str(path), "load": load, **wanted}
     try:
-        told = ask({"do": "hold", "path": str(path), "load": load, **wanted}, None if load else ANSWER_LIMIT_S)
+        told = ask(content, None if load else ANSWER_LIMIT_S, cancelled)
         return (told, wire.to_plan(told["plan"])) if told and told.get("held") else None
     except (LocalaiError, KeyError, TypeError, ValueError):
         return None
@@ -128,16 +155,24 @@ class WarmEngine(ChatEngine):
         self.load_ms = 0.0
 
     def count_tokens(self, messages: Sequence[Message], think: bool | None = None) -> int:
-        content = {"do": "count", "path": self._path, "messages": wire.of_messages(messages), "think": think}
-        told = ask(content, 60.0)
+        told = ask(self._asking("count", messages=wire.of_messages(messages), think=think), LOADING_LIMIT_S)
         if told is None:
             raise gone()
         return int(told["tokens"])
 
+    def _asking(self, what: str, **content: Any) -> Json:
+        return {"do": what, "path": self._path, "context": self.context, **content}
+
     def generate(self, request: GenerationRequest, cancelled: Callable[[], bool]) -> Iterator[Event]:
         """As `ChatEngine`; when `cancelled` says so the server is told, and what it has said by then is the answer."""
+        for event in self.taken(request, cancelled):
+            if event is not None:
+                yield event
+
+    def taken(self, request: GenerationRequest, cancelled: Callable[[], bool]) -> Iterator[Event | None]:
+        """The same, with a None first, once the server has taken the request."""
         try:
-            with Asked({"do": "generate", "path": self._path, "request": wire.of_request(request)}, None) as asked:
+            with Asked(self._asking("generate", request=wire.of_request(request)), None) as asked:
                 for event in _events(asked, cancelled):
                     if isinstance(event, LocalaiError):
                         raise event
@@ -152,7 +187,7 @@ class WarmEngine(ChatEngine):
 
 
 def _events(asked: Asked, cancelled: Callable[[], bool]) -> Iterator[Any]:
-    """Deliveries up to the last; `cancelled` is asked every twentieth of a second."""
+    """None once the request is taken, then deliveries up to the last; `cancelled` is asked 20 times a second."""
     import select
 
     told_to_stop = False
@@ -172,7 +207,8 @@ def _events(asked: Asked, cancelled: Callable[[], bool]) -> Iterator[Any]:
                 buffer += more
             continue
         buffer = rest
-        event = wire.to_event(wire.parsed(head))
+        told = wire.parsed(head)
+        event = None if told == wire.TAKEN else wire.to_event(told)
         yield event
         if isinstance(event, AnswerEnd | LocalaiError):
             return
@@ -200,16 +236,22 @@ class WarmBatchEngine(BatchEngine):
         return self._one.count_tokens(messages, think)
 
     def submit(self, request: GenerationRequest, deliver: Callable[[Delivery], None]) -> Ticket:
-        """As `BatchEngine`; what is refused is told by `deliver`."""
+        """As `BatchEngine`; others may ask the server, too: where its queue is full this waits for a place."""
         import threading
 
         ticket = WarmTicket()
         self._tickets.add(ticket)
+        try:
+            events = self._taken(request, ticket)
+        except BaseException:
+            self._tickets.discard(ticket)
+            raise
 
         def answer() -> None:
             try:
-                for event in self._one.generate(request, ticket.cancelled.is_set):
-                    deliver(event)
+                for event in events:
+                    if event is not None:
+                        deliver(event)
             except LocalaiError as error:
                 deliver(error)
             finally:
@@ -217,6 +259,16 @@ class WarmBatchEngine(BatchEngine):
 
         threading.Thread(target=answer, daemon=True).start()
         return ticket
+
+    def _taken(self, request: GenerationRequest, ticket: WarmTicket) -> Iterator[Event | None]:
+        while True:
+            events = self._one.taken(request, ticket.cancelled.is_set)
+            try:
+                next(events)
+                return events
+            except QueueFull:
+                if ticket.cancelled.wait(_POLL_S):
+                    raise
 
     def share(self, one: Sequence[Message], other: Sequence[Message], think: bool | None = None) -> int:
         """Nothing is told beforehand: the server finds common beginnings by itself."""

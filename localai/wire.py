@@ -26,10 +26,12 @@ from localai.domain import (
     ToolCall,
     Usage,
 )
-from localai.errors import LocalaiError
+from localai.errors import LocalaiError, UsageError
 
 Json = dict[str, Any]
 LONGEST_LINE = 64 * 1024**2  # characters, and so a conversation of a million tokens
+
+TAKEN: Json = {"taken": True}  # before the events of an answer: nothing of the request is refused any more
 
 _EVENTS: dict[str, Any] = {
     kind.__name__: kind for kind in (PromptProgress, ThinkingText, AnswerText, ToolCall, AnswerEnd)
@@ -85,7 +87,9 @@ def _kinds(kind: type[LocalaiError]) -> Iterator[type[LocalaiError]]:
 
 
 def of_messages(messages: Any) -> list[Json]:
-    """Messages without their pictures, which no server of the shell is asked about."""
+    """Raises UsageError for pictures, which no server of the shell is asked about."""
+    if any(each.images for each in messages):
+        raise UsageError("the server is not asked about images", "load the model without it: localai stop")
     return [{"role": each.role, "content": each.content} for each in messages]
 
 

@@ -15,9 +15,9 @@ import pytest
 from conftest import Cli
 from running_server import Running, serving
 
-from localai import __version__, warm, wire
-from localai.domain import AnswerEnd, GenerationRequest, Message, Sampling, Timings, ToolCall, Usage
-from localai.errors import ContextOverflow, EngineError, NotFound
+from localai import __version__, background, sessions, warm, wire
+from localai.domain import AnswerEnd, GenerationRequest, Image, Message, Sampling, Timings, ToolCall, Usage
+from localai.errors import ContextOverflow, EngineError, NotFound, UsageError
 
 MODEL = ("-m", "smollm2-135m")
 # one thread: two that wait for each other are slow where other tests run
@@ -197,6 +197,58 @@ def test_one_that_is_unused_leaves(cli: Cli, tmp_path: Path) -> None:
     assert cli(*ASK, QUESTION, env=environ).returncode == 0
     while json.loads(cli("ps", "--json", env=environ).stdout)["running"]:
         pass
+
+
+def test_ctrl_c_ends_the_server_that_is_being_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALAI_HOME", str(tmp_path / "home"))
+    with pytest.raises(KeyboardInterrupt):
+        background.start(["serve", "--socket-only", *MODEL], lambda: True)
+    assert warm.ask({"do": "ps"}) is None
+
+
+def test_no_time_to_keep_it_starts_none(cli: Cli, tmp_path: Path) -> None:
+    environ = {"LOCALAI_HOME": str(tmp_path / "none"), "LOCALAI_KEEP_ALIVE": "0"}
+    assert cli(*ASK, QUESTION, env=environ).returncode == 0
+    assert not (tmp_path / "none" / "cache" / "run").exists()
+    assert not json.loads(cli("ps", "--json", env=environ).stdout)["running"]
+
+
+def test_a_chat_goes_on_when_the_model_is_let_go_and_when_the_server_leaves(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from terminals import Terminal  # skips where there are no terminals
+
+    monkeypatch.setenv("LOCALAI_HOME", str(tmp_path / "home"))
+    with serving(tmp_path / "home", "--socket-only", "--parallel", "1"):
+        terminal = Terminal("chat", *MODEL, "--threads", "1", "--temperature", "0", "--max-tokens", "4")
+        terminal.ready()
+        for word in ([MODEL[1]], []):
+            terminal.type(QUESTION)
+            terminal.answering()
+            terminal.ready()
+            assert len(json.loads(cli("ps", "--json").stdout)["models"]) == 1
+            assert cli("stop", *word).returncode == 0
+        terminal.type(QUESTION)
+        terminal.answering()
+        terminal.ready()
+        terminal.type("/exit")
+        assert terminal.ended() == 0
+    assert sessions.find("last").turns == 3, terminal.transcript()
+
+
+def test_a_record_that_the_server_has_no_room_for_is_answered_here(cli: Cli, tmp_path: Path) -> None:
+    with serving(tmp_path / "home", "--socket-only", "--parallel", "2", "--context", "256"):
+        result = cli(
+            "map", "Say {text}", *MODEL, "--max-tokens", "2", input="one\n" + "word " * 400 + "\n",
+            env={"LOCALAI_HOME": str(tmp_path / "home")},
+        )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert [json.loads(line)["index"] for line in result.stdout.splitlines()] == [0, 1]
+
+
+def test_pictures_do_not_go_through() -> None:
+    with pytest.raises(UsageError):
+        wire.of_messages([Message("user", "what is it?", (Image("x.png", 1, 1, b"abc"),))])
 
 
 def test_what_goes_through_comes_out_the_same() -> None:

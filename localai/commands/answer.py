@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from localai import render, schema, warm
+from localai import render, schema, settings, warm
 from localai.commands import options, welcome
 from localai.commands import question as questions
 from localai.commands.options import (
@@ -129,7 +129,9 @@ def run(
     with Interrupts() as interrupts:
         work = Job(likely_tokens(question), limit or TYPICAL_ANSWER)
         alone = bool(question.images)
-        prepared = prepare(model, wished, likely_tokens(question) + room, work=work, alone=alone)
+        prepared = prepare(
+            model, wished, likely_tokens(question) + room, work=work, alone=alone, cancelled=interrupts.requested
+        )
         if question.images:
             loading.refuse_blind(prepared)
         loaded = load_prepared(prepared, interrupts)
@@ -261,9 +263,12 @@ def workers_named(rpc: str | None) -> tuple[str, ...]:
     return workers.parse(rpc)
 
 
-def load(name: str | None, wished: Wishes, want_context: int | None, interrupts: Interrupts) -> Loaded:
-    """Find, plan and load, with what goes on shown on stderr."""
-    return load_prepared(prepare(name, wished, want_context), interrupts)
+def load(
+    name: str | None, wished: Wishes, want_context: int | None, interrupts: Interrupts, alone: bool = False
+) -> Loaded:
+    """Find, plan and load, with what goes on shown on stderr; `alone` is that of `prepare`."""
+    prepared = prepare(name, wished, want_context, alone=alone, cancelled=interrupts.requested)
+    return load_prepared(prepared, interrupts)
 
 
 def prepare(
@@ -274,17 +279,19 @@ def prepare(
     most_sequences: int | None = None,
     work: Job = TYPICAL_WORK,
     alone: bool = False,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> Prepared:
     """Find and plan, as `loading.prepare` does, and say on stderr what the user should know of it.
 
-    Unless it must be `alone` a model that this user's server holds is taken from there.
+    Unless it must be `alone` a model that this user's server holds is taken from there. Raises KeyboardInterrupt when
+    `cancelled` says so.
     """
     from localai import library, loading
 
     found = library.find(name)
     if found.why:
         render.note(found.why)
-    if not alone and (here := held_by_server(found, wished, want_context)) is not None:
+    if not alone and (here := held_by_server(found, wished, want_context, cancelled)) is not None:
         return here
     prepared = loading.prepare(found, wished, want_context, sequences, most_sequences, work)
     for warning in prepared.plan.warnings:
@@ -302,12 +309,16 @@ def load_prepared(prepared: Prepared, interrupts: Interrupts) -> Loaded:
         return loading.load(prepared, progress, interrupts.requested, render.note)
 
 
-def held_by_server(found: Found, wished: Wishes, want_context: int | None) -> Prepared | None:
+def held_by_server(
+    found: Found, wished: Wishes, want_context: int | None, cancelled: Callable[[], bool]
+) -> Prepared | None:
     """The model in the memory of this user's server, where it is there as wished.
 
     With the setting `keep_alive` a server is started that holds it, and ends when nobody has asked for so long.
     """
     keep_alive = options.setting("keep_alive", None)
+    if keep_alive is not None and settings.seconds(str(keep_alive)) == 0:
+        keep_alive = None  # a model that goes at once is of no use to the next command
     if wished.workers or wished.draft or not warm.available() or not (keep_alive or warm.socket_file().exists()):
         return None
     wanted = {
@@ -325,8 +336,8 @@ def held_by_server(found: Found, wished: Wishes, want_context: int | None) -> Pr
             if (value := getattr(wished, flag)) is not None:
                 words += [f"--{flag.replace('_', '-')}", str(value)]
         with contextlib.suppress(LocalaiError):  # it is then loaded here, and what is wrong is said
-            background.start(words)
-    if (told := warm.find(found.path, wanted, load=bool(keep_alive))) is None:
+            background.start(words, cancelled)
+    if (told := warm.find(found.path, wanted, load=bool(keep_alive), cancelled=cancelled)) is None:
         return None
     facts, plan = told
     engine = warm.WarmEngine(found.path, int(facts["context"]))

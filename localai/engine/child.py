@@ -103,9 +103,20 @@ class ChildEngine:
             return self._child
 
     def submit(self, request: GenerationRequest, deliver: Callable[[Delivery], None]) -> _Ticket:
-        """Take a request; `deliver` is called in a thread of this engine's. Raises LocalaiError."""
+        """Take a request; `deliver` is called in a thread of this engine's. Raises LocalaiError, as the engine does."""
         child, number = self._alive(), next(self._numbers)
-        child.ask(number, "submit", request, deliver)
+        first: queue.SimpleQueue[LocalaiError | None] = queue.SimpleQueue()
+        waiting = [first]
+
+        def arrived(answer: Any) -> None:
+            if waiting:
+                waiting.pop().put(answer)  # None where it is taken; else why it isn't
+            else:
+                deliver(answer)
+
+        child.ask(number, "submit", request, arrived)
+        if (refusal := first.get()) is not None:
+            raise refusal
         return _Ticket(lambda: child.send(("cancel", number)))
 
     def count_tokens(self, messages: Sequence[Message], think: bool | None = None) -> int:
@@ -312,6 +323,11 @@ def _serve(connection: Connection, path: Path, plan: Plan, how: dict[str, Any]) 
         return
     send("loaded", (engine.context, engine.load_ms))
     tickets: dict[int, Any] = {}
+
+    def refuse(number: int, error: LocalaiError) -> None:
+        del tickets[number]
+        send("answer", (number, error, True))
+
     while True:
         try:
             message = connection.recv()
@@ -320,16 +336,17 @@ def _serve(connection: Connection, path: Path, plan: Plan, how: dict[str, Any]) 
         match message:
             case ("submit", number, request):
                 tickets[number] = None
-                deliver = _answering(send, tickets, number)
+                taken = threading.Event()
                 try:
-                    ticket = engine.submit(request, deliver)
+                    ticket = engine.submit(request, _answering(send, tickets, number, taken))
                 except LocalaiError as error:
-                    deliver(error)
+                    refuse(number, error)
                 except Exception as error:  # noqa: BLE001 - whoever waits must be told
-                    deliver(unexpected(error))
+                    refuse(number, unexpected(error))
                 else:
-                    if number in tickets:  # it has not ended yet
-                        tickets[number] = ticket
+                    tickets[number] = ticket
+                    send("answer", (number, None, False))
+                    taken.set()
             case ("call", number, (name, arguments)):
                 try:
                     send("answer", (number, getattr(engine, name)(*arguments), True))
@@ -345,8 +362,11 @@ def _serve(connection: Connection, path: Path, plan: Plan, how: dict[str, Any]) 
                 return
 
 
-def _answering(send: Callable[[str, Any], None], tickets: dict[int, Any], number: int) -> Callable[[Any], None]:
+def _answering(
+    send: Callable[[str, Any], None], tickets: dict[int, Any], number: int, taken: threading.Event
+) -> Callable[[Any], None]:
     def deliver(event: Any) -> None:
+        taken.wait()  # the word that the request is taken goes first
         last = isinstance(event, AnswerEnd | LocalaiError)
         if last:
             tickets.pop(number, None)

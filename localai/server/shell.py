@@ -14,7 +14,7 @@ from typing import Any
 from localai import __version__, library, warm, wire
 from localai.buffers import padded
 from localai.domain import AnswerEnd, Delivery
-from localai.errors import LocalaiError, NotFound, UsageError
+from localai.errors import LocalaiError, UsageError
 from localai.holding import TEXT, Held, Holder
 from localai.wire import Json
 
@@ -166,10 +166,8 @@ class Shell:
         }
 
     def _using(self, asked: Json) -> Held:
-        found = self._found(asked)
-        if self._holder.peek(found) is None:
-            raise NotFound(f"{found.name} is no longer in memory", "try again: the model is then loaded")
-        return self._holder.acquire(found)
+        """The model, loaded anew where it has been let go of since, with the context that the command counts on."""
+        return self._holder.acquire(self._found(asked), TEXT, asked.get("context"))
 
     def _count(self, asked: Json) -> Json:
         held = self._using(asked)
@@ -183,6 +181,7 @@ class Shell:
         arrived: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
         try:
             ticket = held.writer.submit(wire.to_request(asked["request"]), arrived.put)
+            line.write(wire.TAKEN)
             # whatever comes meanwhile, a word to cancel or the end of the connection, means the same
             threading.Thread(target=line.wait, args=(ticket.cancel,), daemon=True).start()
             try:

@@ -40,13 +40,13 @@ def file(room: Room, argument: str) -> None:
 
 
 def image(room: Room, argument: str) -> None:
-    from localai import images, loading
+    from localai import images
 
     if argument == "-":
         room.images.clear()
         render.note("(no image goes with the next question)")
     elif argument:
-        loading.refuse_blind(room.loaded.prepared)
+        room.see()
         for path in given_paths(argument):
             picture = images.read(path)
             room.images.append(picture)
