@@ -153,6 +153,19 @@ def test_openai_tools(client: openai.OpenAI) -> None:
     assert after.usage.prompt_tokens > made.usage.prompt_tokens
 
 
+def test_a_tool_that_is_no_schema_is_refused_and_harms_nobody(client: openai.OpenAI) -> None:
+    deep: dict[str, Any] = {"type": "object"}
+    for _ in range(300):
+        deep = {"type": "object", "properties": {"a": deep}}
+    for schema in (deep, {"type": "object", "required": [["a"]]}):
+        tool: Any = {"type": "function", "function": {"name": "f", "parameters": schema}}
+        with pytest.raises(openai.BadRequestError):
+            client.chat.completions.create(
+                model="smollm2-135m", messages=ASKED, tools=[tool], tool_choice="required"  # type: ignore[arg-type]
+            )  # fmt: skip
+    assert client.chat.completions.create(model="smollm2-135m", messages=ASKED, max_tokens=2).choices  # type: ignore[arg-type]
+
+
 def test_openai_completions_and_embeddings(client: openai.OpenAI) -> None:
     text = client.completions.create(model=MODEL, prompt="The capital of France is", temperature=0, max_tokens=3)
     assert "Paris" in text.choices[0].text

@@ -15,6 +15,7 @@ from localai.errors import UsageError
 MOST_IMAGES = 16
 MOST_TOOLS = 128
 MOST_STOPS = 16
+MOST_LEVELS = 100  # of a tool's parameters
 ANY_OBJECT = '{"type": "object"}'
 ROLES = {"developer": "system", "function": "tool"}
 
@@ -59,7 +60,18 @@ def _tool(given: Mapping[str, Any]) -> Tool:
         raise refused("a tool has no usable name")
     if not isinstance(description, str) or not isinstance(parameters, dict):
         raise refused(f"the tool {name!r} has a description that is no text, or parameters that are no schema")
+    if _too_deep(parameters):
+        raise refused(f"the parameters of the tool {name!r} are nested more than {MOST_LEVELS} deep")
     return Tool(name, description, parameters)
+
+
+def _too_deep(value: Any) -> bool:
+    """Whether what walks through it might run out of stack; this walk needs none."""
+    level = [value]
+    for _ in range(MOST_LEVELS):
+        inner = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
+        level = [child for children in inner for child in children]
+    return bool(level)
 
 
 def picture(given: str) -> Image:
