@@ -68,6 +68,8 @@ def _hear_of_aborts(bindings: Any) -> None:
         text = _SOURCE_FOLDER.sub("", (message or b"").decode("utf-8", "replace"))
         for handler in _fatal_handlers:
             handler(printable(text))
+        if not _fatal_handlers:  # as llama.cpp itself would
+            os.write(2, f"{text}\n".encode())
 
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # ggml would run a debugger, and print pages
     abort_callback = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(tell)
