@@ -309,14 +309,18 @@ def test_ctrl_c_leaves_whole_records() -> None:
     )
     assert process.stdin is not None
     assert process.stdout is not None
+    assert process.stderr is not None
     process.stdin.write("\n".join(f"fox {number}" for number in range(200)) + "\n")
     process.stdin.flush()  # and it stays open: the reader waits
     first = process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    rest, told = process.communicate(timeout=60)
-    assert process.returncode == 130
+    rest, told = process.stdout.read(), process.stderr.read()  # communicate() would miss what readline() has buffered
+    process.stdin.close()
+    assert process.wait(60) == 130
     assert "Traceback" not in told
     assert [each["index"] for each in records(first + rest)] == list(range(len(records(first + rest))))
+    process.stdout.close()
+    process.stderr.close()
 
 
 # ------------------------------------------------------------------------------------------------------------ templates

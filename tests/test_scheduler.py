@@ -254,9 +254,17 @@ def test_answers_go_on_while_a_long_prompt_is_read(engine: Scheduler, monkeypatc
         return receive
 
     ends = threading.Event(), threading.Event()
-    with held(engine):
-        writer = engine.submit(asks("Tell me a long story.", max_tokens=400), receiver("text", AnswerText, ends[0]))
-        engine.submit(asks("pebble " * 80, max_tokens=1), receiver("read", PromptProgress, ends[1]))
+    begun = threading.Event()
+    write = receiver("text", AnswerText, ends[0])
+
+    def writes(event: Delivery) -> None:
+        write(event)
+        if isinstance(event, AnswerText):
+            begun.set()
+
+    writer = engine.submit(asks("Tell me a long story.", max_tokens=400), writes)
+    assert begun.wait(60)
+    engine.submit(asks("pebble " * 80, max_tokens=1), receiver("read", PromptProgress, ends[1]))
     assert ends[1].wait(60)
     writer.cancel()
     assert ends[0].wait(60)
