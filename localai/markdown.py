@@ -25,10 +25,11 @@ _RULE = re.compile(r" {0,3}([-*_])(?:[ \t]*\1){2,}[ \t]*")
 _HEADING = re.compile(r" {0,3}(#{1,6})[ \t]+")
 _ITEM = re.compile(r"([ \t]*)([-*+]|\d{1,9}[.)])([ \t]+)")
 _QUOTE = re.compile(r" {0,3}> ?")
+_QUOTES = re.compile(r"^(?: {0,3}> ?)+")
 _DELIMITERS = re.compile(r"\s*\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*")
-# the beginnings of lines whose kind is not sure yet
+# the beginnings of lines, behind their marks of quotes, whose kind is not sure yet
 _UNSURE = re.compile(
-    r"[ \t]*| {0,3}#{1,6}[ \t]*|[ \t]*(?:[-+]|\d{1,9}[.)]?)[ \t]*| {0,3}>|[ \t]*(?:`{1,2}|~{1,2})"
+    r"[ \t]*| {0,3}#{1,6}[ \t]*|[ \t]*(?:[-+*]|\d{1,9}[.)]?)[ \t]*| {0,3}>|[ \t]*(?:`{1,2}|~{1,2})"
     r"| {0,3}([-*_])(?:[ \t]*\1)*[ \t]*"
 )
 
@@ -108,7 +109,7 @@ class Markdown:
             self._flow.add(self._end_table())
         if line.lstrip().startswith("|") or _FENCE.match(line):
             return False
-        if not whole and _UNSURE.fullmatch(line):
+        if not whole and _UNSURE.fullmatch(_QUOTES.sub("", line)):
             return False
         self._flowing = True
         self._style, indent = "", 0
