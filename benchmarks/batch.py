@@ -36,7 +36,8 @@ from typing import Any
 import random_weights
 
 from localai import embedded, estimate, gguf, hardware, parallelism, shapes
-from localai.domain import AnswerEnd, GenerationRequest, Message, Plan, PromptProgress, Sampling
+from localai.domain.generation import AnswerEnd, GenerationRequest, Message, PromptProgress, Sampling
+from localai.domain.plan import Plan
 from localai.engine import model as one_engine
 from localai.engine import scheduler
 from localai.errors import LocalaiError

@@ -33,16 +33,8 @@ import model_headers
 import random_models
 
 from localai import hardware
-from localai.domain import (
-    AnswerEnd,
-    GenerationRequest,
-    MemoryNeed,
-    Message,
-    Placement,
-    Plan,
-    PromptProgress,
-    Sampling,
-)
+from localai.domain.generation import AnswerEnd, GenerationRequest, Message, PromptProgress, Sampling
+from localai.domain.plan import MemoryNeed, Placement, Plan
 from localai.engine import library, model
 from localai.engine.cache import SequenceCache
 from localai.engine.sampling import Sampler

@@ -19,7 +19,9 @@ import psutil
 
 from localai import kept_states, library, loading
 from localai.chat import Conversation
-from localai.domain import MIB, AnswerEnd, AnswerText, GenerationRequest, Message, Plan, Sampling
+from localai.domain.generation import AnswerEnd, AnswerText, GenerationRequest, Message, Sampling
+from localai.domain.plan import Plan
+from localai.domain.units import MIB
 from localai.engine import model
 from localai.engine.speculation import ROWS
 

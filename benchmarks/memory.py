@@ -26,7 +26,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 import model_headers  # noqa: E402
 
 from localai import estimate, gguf, measuring, quantization, shapes  # noqa: E402
-from localai.domain import MIB, MemoryNeed  # noqa: E402
+from localai.domain.plan import MemoryNeed  # noqa: E402
+from localai.domain.units import MIB  # noqa: E402
 from localai.engine import oracle  # noqa: E402
 from localai.errors import EngineError  # noqa: E402
 

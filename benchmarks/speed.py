@@ -33,9 +33,10 @@ import random_models  # noqa: E402
 
 from localai import calibrating, estimate, gguf, hardware, measurement, quantization, shapes, speed, tuning  # noqa: E402
 from localai.buffers import UBATCH  # noqa: E402
-from localai.domain import Compute, Machine, MemoryNeed, Placement, Plan, SpeedRange  # noqa: E402
+from localai.domain.machine import Compute, Machine  # noqa: E402
+from localai.domain.plan import MemoryNeed, Placement, Plan, SpeedRange  # noqa: E402
+from localai.domain.rates import Experience, Setting  # noqa: E402
 from localai.engine.stopwatch import Stopwatch  # noqa: E402
-from localai.rates import Experience, Setting  # noqa: E402
 
 MODELS = ("smollm2-135m", "gemma-3-270m", "qwen2.5-0.5b", "qwen3-0.6b", "llama-3.2-1b", "smollm3-3b", "qwen3-4b")
 QUANTIZATIONS = ("Q4_K_M", "Q8_0", "Q4_0")

@@ -5,17 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-from localai.domain import (
-    AnswerEnd,
-    BatchEngine,
-    ChatEngine,
-    Delivery,
-    GenerationRequest,
-    Message,
-    Ticket,
-    Timings,
-    Usage,
-)
+from localai.domain.engine import BatchEngine, ChatEngine, Delivery, Ticket
+from localai.domain.generation import AnswerEnd, GenerationRequest, Message, Timings, Usage
 from localai.errors import EngineError, LocalaiError, QueueFull, UsageError, unexpected
 
 QUEUE = 16

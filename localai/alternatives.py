@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from localai import catalog, estimate, library, quantization
 from localai.buffers import CONTEXT_STEP
-from localai.domain import Machine, Plan, Shape, Weights
+from localai.domain.machine import Machine
+from localai.domain.plan import Plan
+from localai.domain.shape import Shape, Weights
 
 _NEARLY_AS_GOOD = 0.8  # of the best score: what is here already is then better than another download
 SMALLEST_USEFUL = 512  # tokens of context below which there is nothing to talk about

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from localai import render
-from localai.domain import AnswerText, Event, PromptProgress, ThinkingText, TurnsDropped
+from localai.domain.generation import AnswerText, Event, PromptProgress, ThinkingText, TurnsDropped
 from localai.markdown import Markdown
 
 REPLAYED = 64  # characters at a time: what is held back of a line stays small

@@ -15,7 +15,8 @@ from typing import Any
 
 from localai import presets
 from localai.answer_schema import AnswerSchema
-from localai.domain import AnswerEnd, BatchEngine, Delivery, GenerationRequest, Message, Sampling, Ticket
+from localai.domain.engine import BatchEngine, Delivery, Ticket
+from localai.domain.generation import AnswerEnd, GenerationRequest, Message, Sampling
 from localai.errors import ContextOverflow, LocalaiError, NotFound, SchemaIncomplete, UsageError
 from localai.presets import Preset, PresetText
 from localai.record_input import Record

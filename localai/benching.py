@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from localai import estimate, experience, loading, recording, tuning
 from localai.buffers import UBATCH
-from localai.domain import Plan, SpeedRange
+from localai.domain.plan import Plan, SpeedRange
+from localai.domain.rates import Job, Setting, Tuned, Tuning
 from localai.loading import Prepared, Wishes
 from localai.past_runs import kind_of
-from localai.rates import Job, Setting, Tuned, Tuning
 from localai.speed import cores
 
 if TYPE_CHECKING:

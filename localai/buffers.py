@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from localai.domain import Shape
+from localai.domain.shape import Shape
 
 CONTEXT_STEP = 256  # llama.cpp pads the KV cache to it (llama_kv_cache)
 UBATCH = 512  # llama.cpp's default n_ubatch

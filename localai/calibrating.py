@@ -10,12 +10,14 @@ from time import perf_counter, time
 from typing import TYPE_CHECKING
 
 from localai import fitting
-from localai.domain import MIB, Machine, MemoryNeed, Placement, Plan
+from localai.domain.machine import Machine
+from localai.domain.plan import MemoryNeed, Placement, Plan
+from localai.domain.rates import Calibration, DeviceRates
+from localai.domain.units import MIB
 from localai.errors import DoesNotFit
 from localai.fitting import Timing
 from localai.probes import bandwidth
 from localai.probes.source import Source
-from localai.rates import Calibration, DeviceRates
 from localai.speed import cores
 from localai.tensor_types import TENSOR_TYPES
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from localai import catalog, estimate, gguf, hardware, library, naming, quantization, shapes, sizes
 from localai.buffers import UBATCH
-from localai.domain import Machine, Plan, Shape, Weights
+from localai.domain.machine import Machine
+from localai.domain.plan import Plan
+from localai.domain.shape import Shape, Weights
 from localai.errors import AccessDenied, LocalaiError, NetworkError, NotFound
 
 if TYPE_CHECKING:

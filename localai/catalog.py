@@ -13,7 +13,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from localai.domain import Shape
+from localai.domain.shape import Shape
 
 _STATE_SIZE = 128  # Mamba-2 and gated delta-net state per channel in llama.cpp's hybrid models (ssm.state_size)
 _CONV_KERNEL = 4  # ssm.conv_kernel of the same

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from localai.domain import (
+from localai.domain.engine import ChatEngine
+from localai.domain.generation import (
     AnswerEnd,
     AnswerText,
-    ChatEngine,
     Event,
     GenerationRequest,
     Image,

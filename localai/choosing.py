@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 from localai import estimate, hub, library, naming, recommend
 from localai.catalog import CatalogModel
-from localai.domain import MIB, Machine, Plan, Shape, Variant, Weights
+from localai.domain.files import Variant
+from localai.domain.machine import Machine
+from localai.domain.plan import Plan
+from localai.domain.shape import Shape, Weights
+from localai.domain.units import MIB
 from localai.errors import EngineError, LocalaiError, NotFound
 
 # A header has 1 to 16 MB. Of a file smaller than this that is no small part, and whether it fits is hardly in doubt.

@@ -12,7 +12,7 @@ from pathlib import Path
 from stat import S_ISLNK
 
 from localai import naming, settings
-from localai.domain import MIB
+from localai.domain.units import MIB
 from localai.errors import DoesNotFit, HashMismatch, LocalaiError, UsageError
 from localai.partial import CHUNK_BYTES, disk_error, sync_folder
 

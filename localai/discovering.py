@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from localai import catalog, gguf, naming, settings, shapes
-from localai.domain import RemoteFile
+from localai.domain.files import RemoteFile
 from localai.errors import LocalaiError, NotFound, UsageError
 from localai.foreign import folders, hf, ollama
 from localai.foreign.found import Finds, FoundFile, FoundModel, LeftOut

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from localai import records, settings
-from localai.domain import InstalledFile, InstalledModel
+from localai.domain.files import InstalledFile, InstalledModel
 from localai.partial import sha256_of
 
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from localai import catalog, estimate, gguf, hardware, library, loading, shapes
-from localai.domain import GIB, InstalledModel, MemoryNeed, Plan, Pooling
+from localai.domain.embedding import Pooling
+from localai.domain.files import InstalledModel
+from localai.domain.plan import MemoryNeed, Plan
+from localai.domain.units import GIB
 from localai.errors import DoesNotFit, LocalaiError, NotFound
 from localai.loading import Wishes
 

@@ -11,9 +11,12 @@ from dataclasses import dataclass, replace
 
 from localai import placement, quantization, tuning
 from localai.buffers import CONTEXT_STEP, KV_TYPES, UBATCH, compute_bytes, kv_cache_bytes, padded
-from localai.domain import MIB, Machine, MemoryNeed, Placement, Plan, Shape, Weights
+from localai.domain.machine import Machine
+from localai.domain.plan import MemoryNeed, Placement, Plan
+from localai.domain.rates import Job
+from localai.domain.shape import Shape, Weights
+from localai.domain.units import MIB
 from localai.placement import GPU_MARGIN_BYTES
-from localai.rates import Job
 from localai.sizes import shape_from_params, shape_from_size, weights_from_catalog, weights_from_size
 from localai.speed import cores, decode_speed, engine_gpus, prompt_speed
 

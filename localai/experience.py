@@ -15,8 +15,8 @@ from typing import Any
 
 from localai import measurement, past_runs, settings
 from localai.buffers import KV_TYPES
-from localai.domain import Machine
-from localai.rates import Calibration, DeviceRates, Experience, Setting, Tuned, Tuning
+from localai.domain.machine import Machine
+from localai.domain.rates import Calibration, DeviceRates, Experience, Setting, Tuned, Tuning
 
 METHOD = 1  # another way of measuring makes what is kept that of another machine
 _LARGEST_FILE_BYTES = 4_000_000

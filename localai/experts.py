@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from localai.domain import Shape, Weights
+from localai.domain.shape import Shape, Weights
 
 
 def layer_bytes(shape: Shape, weights: Weights) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from localai.rates import DeviceRates
+from localai.domain.rates import DeviceRates
 
 # Of the time that reading a wide model takes, so much at least is its weights': noise must not say that rows are all.
 _LEAST_OF_WEIGHTS = 0.7

@@ -19,17 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from localai import experience, settings
-from localai.domain import (
-    Bandwidth,
-    Cpu,
-    Disk,
-    EngineDevice,
-    EngineInfo,
-    Gpu,
-    Machine,
-    Npu,
-    SystemMemory,
-)
+from localai.domain.machine import Bandwidth, Cpu, Disk, EngineDevice, EngineInfo, Gpu, Machine, Npu, SystemMemory
 from localai.errors import LocalaiError
 from localai.probes import amd, apple, bandwidth, host, intel, memory, npu, nvidia, windows
 from localai.probes.source import Source

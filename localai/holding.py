@@ -9,7 +9,8 @@ from time import monotonic, time
 
 from localai import embeddings, library, loading
 from localai.alone import Alone
-from localai.domain import BatchEngine, Plan
+from localai.domain.engine import BatchEngine
+from localai.domain.plan import Plan
 from localai.engine.embedding import Embedder
 from localai.errors import DoesNotFit, NotFound
 from localai.loading import Wishes

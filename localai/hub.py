@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 from localai import naming, settings
-from localai.domain import RemoteFile
+from localai.domain.files import RemoteFile
 from localai.errors import AccessDenied, HashMismatch, LocalaiError, NetworkError, NotFound, UsageError
 from localai.hub_cache import blob_path, pointer_path, remember_revision
 from localai.partial import disk_error, sync_folder

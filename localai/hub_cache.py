@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from localai import naming, settings
-from localai.domain import RemoteFile
+from localai.domain.files import RemoteFile
 from localai.errors import UsageError
 from localai.partial import discard_partial, disk_error, partial_path, replace_whole
 

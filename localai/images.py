@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from localai import documents, readers
-from localai.domain import Image
+from localai.domain.generation import Image
 from localai.errors import UsageError
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from localai import copies, inventory, library, records
 from localai.copies import How
 from localai.discovering import Candidate, Discovery
-from localai.domain import InstalledFile, InstalledModel
+from localai.domain.files import InstalledFile, InstalledModel
 from localai.foreign.found import LeftOut
 from localai.partial import sha256_of
 

@@ -12,7 +12,10 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from localai import estimate, gguf, records, shapes
-from localai.domain import InstalledModel, Machine, Plan, Shape, Weights
+from localai.domain.files import InstalledModel
+from localai.domain.machine import Machine
+from localai.domain.plan import Plan
+from localai.domain.shape import Shape, Weights
 from localai.errors import LocalaiError
 
 Made = TypeVar("Made", Shape, Weights)

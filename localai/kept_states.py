@@ -25,7 +25,8 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
 from localai import settings
-from localai.domain import GIB, MIB, KvState
+from localai.domain.engine import KvState
+from localai.domain.units import GIB, MIB
 from localai.errors import LocalaiError
 
 if TYPE_CHECKING:

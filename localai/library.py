@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localai import aliases, catalog, copies, embedded, hub_cache, naming, records, settings
-from localai.domain import InstalledFile, InstalledModel
+from localai.domain.files import InstalledFile, InstalledModel
 from localai.errors import NotFound, UsageError
 from localai.references import Meaning, matching, meaning, selected, selects
 

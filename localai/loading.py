@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from localai import cards, estimate, gguf, hardware, library, naming, parallelism, shapes, speculating
-from localai.domain import GIB, BatchEngine, ChatEngine, Machine, Plan, RemoteFile, Shape, Weights
+from localai.domain.engine import BatchEngine, ChatEngine
+from localai.domain.files import RemoteFile
+from localai.domain.machine import Machine
+from localai.domain.plan import Plan
+from localai.domain.rates import Job
+from localai.domain.shape import Shape, Weights
+from localai.domain.units import GIB
 from localai.errors import DoesNotFit, EngineError, UsageError
-from localai.rates import Job
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from localai.domain import GIB, Bandwidth, Compute, Cpu, Disk, EngineInfo, Gpu, Machine, Npu, SystemMemory
+from localai.domain.machine import Bandwidth, Compute, Cpu, Disk, EngineInfo, Gpu, Machine, Npu, SystemMemory
+from localai.domain.units import GIB
 from localai.errors import NotFound, UsageError
 from localai.tiers import kept_by_system
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from localai import machine_file
-from localai.domain import GIB, Bandwidth, Cpu, Disk, EngineInfo, Gpu, Machine, Npu, SystemMemory
+from localai.domain.machine import Bandwidth, Cpu, Disk, EngineInfo, Gpu, Machine, Npu, SystemMemory
+from localai.domain.units import GIB
 from localai.errors import NotFound, UsageError
 from localai.tiers import kept_by_system, kept_of_vram, tier
 

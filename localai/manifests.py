@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from localai import catalog, choosing, hub, library, naming, pulling
-from localai.domain import InstalledModel, Machine, Variant
+from localai.domain.files import InstalledModel, Variant
+from localai.domain.machine import Machine
 from localai.errors import HashMismatch, UsageError
 
 SCHEMA_VERSION = 1

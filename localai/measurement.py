@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from localai import settings
-from localai.domain import GIB, Bandwidth, Compute, Machine
+from localai.domain.machine import Bandwidth, Compute, Machine
+from localai.domain.units import GIB
 from localai.probes import bandwidth
 from localai.probes.source import Source
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from localai import gguf
 from localai.buffers import UBATCH
-from localai.domain import Shape
+from localai.domain.shape import Shape
 from localai.engine import oracle
 from localai.engine.oracle import HeaderFile
 from localai.errors import LocalaiError

@@ -11,7 +11,7 @@ from enum import StrEnum
 from urllib.parse import unquote, urlsplit
 
 from localai import quantization
-from localai.domain import RemoteFile, Variant
+from localai.domain.files import RemoteFile, Variant
 from localai.errors import UsageError
 
 DEFAULT_ENDPOINT = "https://huggingface.co"

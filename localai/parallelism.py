@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from localai.domain import Plan
+from localai.domain.plan import Plan
 
 MOST = 32  # what comes beyond is little on any processor, and takes as much memory again
 WORTH = 1.05  # doubling must bring as much, or it only takes memory

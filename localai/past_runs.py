@@ -19,8 +19,9 @@ from statistics import median
 from typing import Any
 
 from localai import measurement, settings
-from localai.domain import Machine, Shape, Weights
-from localai.rates import Correction
+from localai.domain.machine import Machine
+from localai.domain.rates import Correction
+from localai.domain.shape import Shape, Weights
 
 LARGEST_BYTES = 512_000  # about 1,000 runs
 LEAST_READ, LEAST_WRITTEN = 64, 16  # tokens under which a speed says little

@@ -13,7 +13,10 @@ from itertools import accumulate
 
 from localai import experts
 from localai.buffers import kv_layers
-from localai.domain import GIB, Gpu, Machine, MemoryNeed, Placement, Shape, Weights
+from localai.domain.machine import Gpu, Machine
+from localai.domain.plan import MemoryNeed, Placement
+from localai.domain.shape import Shape, Weights
+from localai.domain.units import GIB
 
 GPU_MARGIN_BYTES = GIB  # the driver's context and the desktop; what llama.cpp's own fitting leaves (common/fit)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from localai import copies, gguf, hub, hub_cache, inventory, library, manifests, pulling, records, settings, transfer
 from localai.copies import How
-from localai.domain import InstalledFile, InstalledModel, RemoteFile
+from localai.domain.files import InstalledFile, InstalledModel, RemoteFile
 from localai.errors import HashMismatch, LocalaiError, NotFound, UsageError
 from localai.foreign.found import LeftOut
 from localai.importing import Duplicate, Outcome

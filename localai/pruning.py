@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from localai import aliases, copies, hub_cache, library, records, settings
-from localai.domain import InstalledModel
+from localai.domain.files import InstalledModel
 from localai.partial import disk_error
 
 IDLE_SECONDS = 3600  # what was written to more recently may belong to a process at work

@@ -24,7 +24,10 @@ from localai import (
     transfer,
     verifying,
 )
-from localai.domain import GIB, MIB, InstalledFile, InstalledModel, Machine, Plan, RemoteFile, Variant
+from localai.domain.files import InstalledFile, InstalledModel, RemoteFile, Variant
+from localai.domain.machine import Machine
+from localai.domain.plan import Plan
+from localai.domain.units import GIB, MIB
 from localai.errors import DoesNotFit, HashMismatch, LocalaiError, NotFound, UsageError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")

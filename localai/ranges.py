@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localai import gguf, hub, settings
-from localai.domain import MIB, RemoteFile
+from localai.domain.files import RemoteFile
+from localai.domain.units import MIB
 from localai.errors import EngineError, LocalaiError, NetworkError
 from localai.source import BROKEN, Interrupted, Line, Pace, Source, reason_of
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass, replace
 
 from localai import estimate, languages, quantization, scoring, sizes, tiers
 from localai.catalog import CatalogFile, CatalogModel
-from localai.domain import Machine, MemoryNeed, Placement, Plan, Shape, SpeedRange, Tier, Variant
+from localai.domain.files import Variant
+from localai.domain.machine import Machine, Tier
+from localai.domain.plan import MemoryNeed, Placement, Plan, SpeedRange
+from localai.domain.shape import Shape
 from localai.errors import NotFound, UsageError
 from localai.scoring import TASKS, Score, effective_params_b, generations
 

@@ -9,10 +9,11 @@ import contextlib
 from dataclasses import replace
 
 from localai import measurement, past_runs, speed, tuning
-from localai.domain import AnswerEnd, Placement, SpeedRange
+from localai.domain.generation import AnswerEnd
+from localai.domain.plan import Placement, SpeedRange
+from localai.domain.rates import Job
 from localai.loading import Prepared
 from localai.past_runs import Run
-from localai.rates import Job
 
 MOSTLY = 0.98  # of an answer's tokens were evaluated alone: what is guessed ahead tells nothing of the machine
 

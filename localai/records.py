@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from localai import settings
-from localai.domain import InstalledFile, InstalledModel
+from localai.domain.files import InstalledFile, InstalledModel
 from localai.errors import LocalaiError
 from localai.partial import disk_error, sync_folder
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from localai import aliases, catalog, naming, quantization
 from localai.catalog import CatalogModel
-from localai.domain import InstalledModel
+from localai.domain.files import InstalledModel
 from localai.errors import UsageError
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from localai import gguf, hub, library, naming, quantization, ranges, shapes, sizes
-from localai.domain import RemoteFile, Shape, Variant, Weights
+from localai.domain.files import RemoteFile, Variant
+from localai.domain.shape import Shape, Weights
 from localai.engine.oracle import HeaderFile
 from localai.errors import NotFound
 from localai.estimate import Measure

@@ -14,7 +14,7 @@ from localai import chat, documents, kept_states, line_editor, recording, render
 from localai.answer_view import AnswerView
 from localai.commands import answer, options
 from localai.commands.options import SamplingFlags
-from localai.domain import AnswerEnd, AnswerText, Event, Image, Message, ThinkingText
+from localai.domain.generation import AnswerEnd, AnswerText, Event, Image, Message, ThinkingText
 from localai.errors import ContextOverflow, EngineError, LocalaiError, NotFound, SchemaIncomplete
 from localai.interrupt import Interrupts
 from localai.loading import Loaded, Prepared, Wishes, projector_of, refuse_blind

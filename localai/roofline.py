@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from localai.buffers import UBATCH
-from localai.domain import Shape, Weights
-from localai.rates import Calibration, DeviceRates
+from localai.domain.rates import Calibration, DeviceRates
+from localai.domain.shape import Shape, Weights
 from localai.tensor_types import TENSOR_TYPES
 
 # What a type that was not measured counts as: the nearest in how it is computed; bytes decide between several.

@@ -6,15 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from localai.domain import (
-    AnswerEnd,
-    InstalledModel,
-    Machine,
-    MemoryNeed,
-    Plan,
-    SpeedRange,
-    Tier,
-)
+from localai.domain.files import InstalledModel
+from localai.domain.generation import AnswerEnd
+from localai.domain.machine import Machine, Tier
+from localai.domain.plan import MemoryNeed, Plan, SpeedRange
 from localai.errors import LocalaiError
 
 if TYPE_CHECKING:
@@ -23,13 +18,13 @@ if TYPE_CHECKING:
     from localai.cards import Card
     from localai.checks.finding import Finding
     from localai.discovering import Candidate
+    from localai.domain.rates import Calibration, DeviceRates, Tuning
     from localai.importing import Duplicate
     from localai.inventory import Entry
     from localai.machines import Listed
     from localai.manifests import Pinned
     from localai.past_runs import Run
     from localai.pruning import Leftover
-    from localai.rates import Calibration, DeviceRates, Tuning
     from localai.recommend import Recommendation
     from localai.searching import FoundModel
     from localai.tuning import Tried

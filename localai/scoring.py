@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from localai import quantization
 from localai.catalog import CatalogModel
-from localai.domain import GIB, Placement, Plan
+from localai.domain.plan import Placement, Plan
+from localai.domain.units import GIB
 from localai.languages import name_of
 
 

@@ -13,7 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from localai import catalog, estimate, hub, naming, quantization, ranges, recommend, shapes, sizes
-from localai.domain import Machine, Plan, Shape, Variant
+from localai.domain.files import Variant
+from localai.domain.machine import Machine
+from localai.domain.plan import Plan
+from localai.domain.shape import Shape
 from localai.errors import EngineError, LocalaiError, UsageError
 
 AT_ONCE = 8

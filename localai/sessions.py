@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from localai import kept_states, settings
-from localai.domain import Message
+from localai.domain.generation import Message
 from localai.errors import LocalaiError, NotFound, UsageError
 
 TITLE_LENGTH = 60

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from localai.domain import Pooling, Shape, Weights
+from localai.domain.embedding import Pooling
+from localai.domain.shape import Shape, Weights
 from localai.errors import EngineError
 from localai.gguf import Header, Skipped, TensorInfo
 

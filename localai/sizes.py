@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from localai import quantization
 from localai.catalog import CatalogModel
-from localai.domain import Shape, Weights
+from localai.domain.shape import Shape, Weights
 
 
 def weights_from_catalog(model: CatalogModel, quant: str) -> Weights:

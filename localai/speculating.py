@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from localai import estimate, gguf, library, shapes
-from localai.domain import GIB, Machine, Placement, Plan, Shape
+from localai.domain.machine import Machine
+from localai.domain.plan import Placement, Plan
+from localai.domain.shape import Shape
+from localai.domain.units import GIB
 from localai.errors import DoesNotFit
 
 LEAST_COST = 0.02  # of the large model's evaluation: some of one is the same for any size

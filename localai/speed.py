@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 from localai import experts, past_runs, roofline, tiers
 from localai.buffers import UBATCH, kv_cache_bytes, typical_width
-from localai.domain import Gpu, Machine, Shape, SpeedRange, Weights
-from localai.rates import Calibration
+from localai.domain.machine import Gpu, Machine
+from localai.domain.plan import SpeedRange
+from localai.domain.rates import Calibration
+from localai.domain.shape import Shape, Weights
 
 # Share of the nominal memory bandwidth that decoding reaches, and seconds a layer takes beside its bytes. CPU: solving
 # SmolLM2-135M Q4_1 (170 t/s) and a Qwen3-0.6B shape Q4_K_M (73 t/s) on the same 2 cores gives 80 µs. GPU: 46–88 µs

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 
-from localai.domain import GIB, Gpu, Machine, Tier
+from localai.domain.machine import Gpu, Machine, Tier
+from localai.domain.units import GIB
 
 # Of what a machine is sold with, this much must be reported: firmware, ECC and an integrated GPU's carve-out keep the
 # rest ("16 GB" laptops report 15.3 GiB, 13.7 with a carve-out of 2). No memory is sold in sizes between.

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from localai.domain import Machine, Plan, Shape, SpeedRange, Weights
+from localai.domain.machine import Machine
+from localai.domain.plan import Plan, SpeedRange
+from localai.domain.rates import Job, Setting, Tuned, Tuning
+from localai.domain.shape import Shape, Weights
 from localai.past_runs import kind_of
-from localai.rates import Job, Setting, Tuned, Tuning
 
 CLEAR_WIN = 1.05  # in the median of the pairs
 _SCREENED = 1.03  # what two pairs must show for a setting to be looked at more closely

@@ -9,7 +9,7 @@ from pathlib import Path
 from shlex import quote
 
 from localai import copies, embedded, library, records
-from localai.domain import InstalledFile, InstalledModel
+from localai.domain.files import InstalledFile, InstalledModel
 from localai.errors import NotFound
 from localai.partial import sha256_of
 

@@ -18,7 +18,9 @@ from time import monotonic
 from typing import Any
 
 from localai import __version__, settings, wire
-from localai.domain import AnswerEnd, BatchEngine, ChatEngine, Delivery, Event, GenerationRequest, Message, Plan, Ticket
+from localai.domain.engine import BatchEngine, ChatEngine, Delivery, Ticket
+from localai.domain.generation import AnswerEnd, Event, GenerationRequest, Message
+from localai.domain.plan import Plan
 from localai.errors import EngineError, LocalaiError, QueueFull
 from localai.wire import Json
 

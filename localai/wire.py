@@ -8,24 +8,21 @@ from collections.abc import Iterator
 from typing import Any
 
 from localai import errors
-from localai.domain import (
+from localai.domain.engine import Delivery
+from localai.domain.generation import (
     AnswerEnd,
     AnswerText,
-    Delivery,
     GenerationRequest,
-    MemoryNeed,
     Message,
-    Placement,
-    Plan,
     PromptProgress,
     Sampling,
-    SpeedRange,
     ThinkingText,
     Timings,
     Tool,
     ToolCall,
     Usage,
 )
+from localai.domain.plan import MemoryNeed, Placement, Plan, SpeedRange
 from localai.errors import LocalaiError, UsageError
 
 Json = dict[str, Any]

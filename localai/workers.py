@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from localai import settings
-from localai.domain import Gpu
+from localai.domain.machine import Gpu
 from localai.engine import rpc
 from localai.errors import EngineError, LocalaiError, NetworkError, UsageError
 

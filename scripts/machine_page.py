@@ -6,7 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from localai.domain import GIB, Gpu
+from localai.domain.machine import Gpu
+from localai.domain.units import GIB
 from localai.machines import Listed, listed
 from localai.tiers import tier
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from localai import catalog, recommend
-from localai.domain import GIB, SpeedRange
+from localai.domain.plan import SpeedRange
+from localai.domain.units import GIB
 from localai.machines import Listed, listed
 from localai.recommend import Recommendation
 from localai.scoring import TASKS

@@ -5,17 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
-from localai.domain import (
+from localai.domain.engine import BatchEngine, ChatEngine, Delivery, Ticket
+from localai.domain.generation import (
     AnswerEnd,
     AnswerText,
-    BatchEngine,
-    ChatEngine,
-    Delivery,
     Event,
     GenerationRequest,
     Message,
     PromptProgress,
-    Ticket,
     Timings,
     Usage,
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from localai.domain import MemoryNeed, Placement, Plan
+from localai.domain.plan import MemoryNeed, Placement, Plan
 from localai.engine.model import LlamaEngine, load
 
 

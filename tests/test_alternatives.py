@@ -12,7 +12,9 @@ from model_headers import named, write_sparse
 
 from localai import alternatives, estimate, gguf, shapes
 from localai.catalog import resolve_name
-from localai.domain import GIB, Machine, Shape, Weights
+from localai.domain.machine import Machine
+from localai.domain.shape import Shape, Weights
+from localai.domain.units import GIB
 from localai.machines import hypothetical
 
 

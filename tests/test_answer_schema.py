@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from real_model import engine_of_the_module  # noqa: F401  (the fixture `engine`)
 
 from localai import answer_schema
-from localai.domain import AnswerEnd, GenerationRequest, Message, Sampling
+from localai.domain.generation import AnswerEnd, GenerationRequest, Message, Sampling
 from localai.engine import grammar, thinking
 from localai.engine.model import LlamaEngine
 from localai.errors import EngineError, SchemaIncomplete, UsageError

@@ -12,7 +12,7 @@ from real_model import model_file, plan
 from schemathesis.checks import not_a_server_error
 
 from localai import library
-from localai.domain import Embedding
+from localai.domain.embedding import Embedding
 from localai.holding import VECTORS, Held, Holder
 from localai.server.app import application
 from localai.server.generating import Desk

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from localai import record_input, record_template
 from localai.batch import Asking, Batch, Result
-from localai.domain import BatchEngine, Sampling
+from localai.domain.engine import BatchEngine
+from localai.domain.generation import Sampling
 from localai.errors import ContextOverflow, EngineError, LocalaiError, UsageError
 from localai.record_input import Record, Source
 from localai.record_output import ResumedOutput

@@ -15,7 +15,7 @@ from real_model import model_file
 
 from localai import benching, calibrating, experience, gguf, hardware, library, past_runs, shapes, speed
 from localai.calibrating import calibrate
-from localai.domain import MIB
+from localai.domain.units import MIB
 from localai.engine import synthetic
 from localai.engine.synthetic import Synthetic
 from localai.errors import DoesNotFit

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localai.chat import Conversation
-from localai.domain import AnswerEnd, AnswerText, Message, PromptProgress, TurnsDropped
+from localai.domain.generation import AnswerEnd, AnswerText, Message, PromptProgress, TurnsDropped
 from localai.errors import ContextOverflow, EngineError
 
 

@@ -25,7 +25,9 @@ from localai import catalog, doctor, hub, machines, records
 from localai.checks import building, engine, network, storage
 from localai.checks.building import Installation, Way
 from localai.checks.finding import Finding, Status
-from localai.domain import GIB, Disk, EngineInfo, Gpu, InstalledFile, InstalledModel, Machine, Npu
+from localai.domain.files import InstalledFile, InstalledModel
+from localai.domain.machine import Disk, EngineInfo, Gpu, Machine, Npu
+from localai.domain.units import GIB
 from localai.engine import library
 from localai.errors import AccessDenied, NetworkError
 

@@ -16,7 +16,7 @@ from real_model import model_file, plan
 from vector_models import HEADS, LAYERS, Made
 
 from localai import embeddings, gguf, library, shapes
-from localai.domain import InstalledFile, InstalledModel
+from localai.domain.files import InstalledFile, InstalledModel
 from localai.engine import embedding
 from localai.engine.embedding import Embedder
 from localai.errors import ContextOverflow, EngineError
@@ -117,7 +117,7 @@ def test_a_text_longer_than_a_batch_is_read_in_pieces(name: str, folder: Path, m
     assert len(pieces.tokens(long)) > 512
     (first,) = pieces.embed([long])
     pieces.close()
-    monkeypatch.setattr("localai.domain.EMBEDDING_STEP", 2048)
+    monkeypatch.setattr("localai.domain.embedding.EMBEDDING_STEP", 2048)
     monkeypatch.setattr("localai.engine.embedding.EMBEDDING_STEP", 2048)
     whole = opened(path, 2048)
     (second,) = whole.embed([long])

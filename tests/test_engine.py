@@ -15,15 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from real_model import engine_of_the_module, model_file, plan
 
-from localai.domain import (
-    AnswerEnd,
-    AnswerText,
-    ChatEngine,
-    GenerationRequest,
-    Message,
-    PromptProgress,
-    Sampling,
-)
+from localai.domain.engine import ChatEngine
+from localai.domain.generation import AnswerEnd, AnswerText, GenerationRequest, Message, PromptProgress, Sampling
 from localai.engine import library
 from localai.engine.model import LlamaEngine, load
 from localai.errors import ContextOverflow, EngineError

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 
 from localai import catalog, estimate, gguf, placement, shapes
 from localai.catalog import CatalogModel
-from localai.domain import GIB, MIB, Gpu, Machine, Placement, Shape, Weights
+from localai.domain.machine import Gpu, Machine
+from localai.domain.plan import Placement
+from localai.domain.shape import Shape, Weights
+from localai.domain.units import GIB, MIB
 from localai.machines import hypothetical
 
 CONTEXTS = st.integers(1, 200_000)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from localai import estimate, gguf, shapes
-from localai.domain import MIB
+from localai.domain.units import MIB
 
 # Loads the model as localai does, and prints what llama.cpp logs of each context's buffers, in MiB.
 MEASURE = """

@@ -10,7 +10,7 @@ import random_models
 from real_model import engine_of_the_module, plan
 
 from localai.chat import Conversation
-from localai.domain import AnswerEnd, GenerationRequest, Message, PromptProgress, Sampling, Usage
+from localai.domain.generation import AnswerEnd, GenerationRequest, Message, PromptProgress, Sampling, Usage
 from localai.engine.checkpoints import Checkpoints
 from localai.engine.model import LlamaEngine, load
 

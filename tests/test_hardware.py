@@ -15,19 +15,8 @@ from hypothesis import strategies as st
 from machines import NAMES, captured, content
 
 from localai import hardware, tiers
-from localai.domain import (
-    GIB,
-    Bandwidth,
-    Cpu,
-    Disk,
-    EngineDevice,
-    EngineInfo,
-    Gpu,
-    Machine,
-    Npu,
-    SystemMemory,
-    Tier,
-)
+from localai.domain.machine import Bandwidth, Cpu, Disk, EngineDevice, EngineInfo, Gpu, Machine, Npu, SystemMemory, Tier
+from localai.domain.units import GIB
 from localai.engine import library
 from localai.probes import amd, apple, memory, nvidia, windows
 

@@ -17,7 +17,7 @@ from machines import captured
 
 from localai import boundary, hardware
 from localai.commands.machine import machine_facts
-from localai.domain import MIB
+from localai.domain.units import MIB
 from localai.probes import nvidia
 from localai.probes.source import run_command
 

@@ -13,7 +13,7 @@ from real_model import plan
 
 from localai import library
 from localai.alone import Alone
-from localai.domain import GenerationRequest, Message, TokenLogprob
+from localai.domain.generation import GenerationRequest, Message, TokenLogprob
 from localai.engine import child
 from localai.errors import EngineError
 from localai.holding import VECTORS, Held, Holder

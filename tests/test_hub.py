@@ -14,7 +14,7 @@ import pytest
 from hub_on_loopback import COMMIT, Fault, HubOnLoopback, running
 
 from localai import hub, hub_cache, settings
-from localai.domain import RemoteFile
+from localai.domain.files import RemoteFile
 from localai.errors import AccessDenied, HashMismatch, LocalaiError, NetworkError, NotFound, UsageError
 
 CONTENT = b"GGUF" + bytes(1000)

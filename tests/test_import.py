@@ -12,7 +12,7 @@ from small_models import hub_snapshot, model_bytes, ollama_store, projector_byte
 
 from localai import catalog, copies, discovering, embedded, importing, library, records
 from localai.copies import How
-from localai.domain import InstalledModel
+from localai.domain.files import InstalledModel
 from localai.errors import DoesNotFit, LocalaiError, NotFound, UsageError
 from localai.foreign.found import LeftOut
 from localai.importing import Duplicate

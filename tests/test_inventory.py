@@ -17,7 +17,7 @@ from test_library import machine
 
 from localai import discovering, embedded, gguf, importing, inventory, library, records
 from localai.commands import models as commands
-from localai.domain import InstalledModel
+from localai.domain.files import InstalledModel
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,9 @@ from real_model import plan
 
 from localai import kept_states, library, loading, sessions, settings
 from localai.chat import Conversation
-from localai.domain import MIB, AnswerEnd, Plan, Sampling
+from localai.domain.generation import AnswerEnd, Sampling
+from localai.domain.plan import Plan
+from localai.domain.units import MIB
 from localai.engine import model as engine
 from localai.errors import LocalaiError
 

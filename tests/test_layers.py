@@ -117,7 +117,7 @@ LAYERS = {
         "wire",
         "warm",
     },
-    LEAF: {"languages", "rates", "domain", "settings", "errors", "quantization", "naming", "tensor_types", "__init__"},
+    LEAF: {"languages", "domain", "settings", "errors", "quantization", "naming", "tensor_types", "__init__"},
 }
 
 

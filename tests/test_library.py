@@ -19,17 +19,9 @@ import pytest
 from hub_on_loopback import COMMIT, HubOnLoopback, running
 
 from localai import embedded, hub_cache, library, naming, partial, pulling, records, settings
-from localai.domain import (
-    GIB,
-    Bandwidth,
-    Cpu,
-    Disk,
-    EngineInfo,
-    InstalledFile,
-    InstalledModel,
-    Machine,
-    SystemMemory,
-)
+from localai.domain.files import InstalledFile, InstalledModel
+from localai.domain.machine import Bandwidth, Cpu, Disk, EngineInfo, Machine, SystemMemory
+from localai.domain.units import GIB
 from localai.errors import AccessDenied, DoesNotFit, HashMismatch, LocalaiError, NetworkError, NotFound, UsageError
 from localai.transfer import Patience
 

@@ -17,7 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from localai import catalog, estimate, hardware, machine_file, machines, recommend, schema, tiers
-from localai.domain import GIB, Bandwidth, EngineInfo, Gpu, Machine, Npu, Placement
+from localai.domain.machine import Bandwidth, EngineInfo, Gpu, Machine, Npu
+from localai.domain.plan import Placement
+from localai.domain.units import GIB
 from localai.errors import NotFound, UsageError
 
 LISTED = {each.id: each for each in machines.listed()}

@@ -18,7 +18,7 @@ from small_models import model_bytes, projector_bytes, sha256, shard_bytes
 from test_library import QUICK, machine
 
 from localai import copies, embedded, library, manifests, portable, pulling, settings
-from localai.domain import InstalledModel
+from localai.domain.files import InstalledModel
 from localai.errors import DoesNotFit, HashMismatch, LocalaiError, NotFound, UsageError
 from localai.importing import Duplicate
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from machines import captured
 
 from localai import measurement, settings
-from localai.domain import GIB, MIB, Bandwidth, Compute, Cpu, Disk, EngineInfo, Machine, SystemMemory
+from localai.domain.machine import Bandwidth, Compute, Cpu, Disk, EngineInfo, Machine, SystemMemory
+from localai.domain.units import GIB, MIB
 from localai.probes import bandwidth
 from localai.probes.bandwidth import Measured
 from localai.probes.source import Source

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localai.domain import RemoteFile
+from localai.domain.files import RemoteFile
 from localai.errors import UsageError
 from localai.naming import Kind, check_filename, check_repo, parse, projectors, variants
 

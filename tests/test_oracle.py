@@ -13,7 +13,7 @@ from model_headers import MODELS, Model, metadata, named, tensors, write_sparse
 from real_model import model_file
 
 from localai import buffers, estimate, gguf, measuring, shapes
-from localai.domain import MIB
+from localai.domain.units import MIB
 from localai.engine import oracle
 from localai.engine.oracle import HeaderFile, Reading, Setting
 from localai.errors import EngineError

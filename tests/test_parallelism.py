@@ -7,7 +7,8 @@ from dataclasses import replace
 from real_model import plan
 
 from localai import estimate, parallelism
-from localai.domain import GIB, Plan, SpeedRange
+from localai.domain.plan import Plan, SpeedRange
+from localai.domain.units import GIB
 from localai.machines import hypothetical
 
 

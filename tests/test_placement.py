@@ -17,7 +17,11 @@ from real_model import model_file, plan
 
 from localai import estimate, experts, gguf, placement, shapes
 from localai.catalog import resolve_name
-from localai.domain import GIB, GenerationRequest, Gpu, Machine, Message, Placement, Shape, Weights
+from localai.domain.generation import GenerationRequest, Message
+from localai.domain.machine import Gpu, Machine
+from localai.domain.plan import Placement
+from localai.domain.shape import Shape, Weights
+from localai.domain.units import GIB
 from localai.engine.model import load
 from localai.machines import hypothetical
 

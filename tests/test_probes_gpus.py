@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from machines import CapturedNvml, captured
 
-from localai.domain import GIB, Gpu
+from localai.domain.machine import Gpu
+from localai.domain.units import GIB
 from localai.probes import amd, apple, chips, intel, nvidia, windows
 from localai.probes.source import Source
 

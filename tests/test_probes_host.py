@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from machines import captured
 
 from localai import hardware
-from localai.domain import GIB, Cpu, SystemMemory
+from localai.domain.machine import Cpu, SystemMemory
+from localai.domain.units import GIB
 from localai.probes import host, memory
 from localai.probes.source import Source, run_command
 

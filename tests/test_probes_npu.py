@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from machines import NAMES, captured
 
-from localai.domain import Npu
+from localai.domain.machine import Npu
 from localai.probes import chips, npu
 from localai.probes.source import Source
 

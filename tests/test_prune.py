@@ -15,7 +15,7 @@ from test_library import machine
 
 from localai import copies, discovering, embedded, hub_cache, importing, library, pruning, pulling, records, settings
 from localai.copies import How
-from localai.domain import InstalledModel
+from localai.domain.files import InstalledModel
 from localai.pruning import Kind
 
 REPO, NAME = "Qwen/Qwen3-0.6B-GGUF", "Qwen3-0.6B-Q8_0.gguf"

@@ -28,7 +28,8 @@ from hub_on_loopback import COMMIT, Fault, HubOnLoopback, running
 from small_models import model_bytes
 
 from localai import boundary, embedded, hardware, hub_cache, library, partial, settings, transfer
-from localai.domain import GIB, Machine
+from localai.domain.machine import Machine
+from localai.domain.units import GIB
 
 REPO, NAME = "o/m-GGUF", "m-Q4_0.gguf"
 CONTENT = b"GGUF" + random.Random(3).randbytes(1_500_000)

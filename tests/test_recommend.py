@@ -13,7 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from localai import catalog, estimate, languages, quantization, recommend, scoring
-from localai.domain import GIB, Machine, Placement, RemoteFile, Variant
+from localai.domain.files import RemoteFile, Variant
+from localai.domain.machine import Machine
+from localai.domain.plan import Placement
+from localai.domain.units import GIB
 from localai.errors import NotFound, UsageError
 from localai.machines import hypothetical, listed
 from localai.scoring import TASKS

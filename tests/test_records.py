@@ -16,7 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from localai import records
-from localai.domain import InstalledFile, InstalledModel
+from localai.domain.files import InstalledFile, InstalledModel
 from localai.errors import LocalaiError
 
 

@@ -8,7 +8,8 @@ import pytest
 import random_models
 from real_model import engine_of_the_module, plan
 
-from localai.domain import AnswerEnd, ChatEngine, GenerationRequest, Message, Sampling
+from localai.domain.engine import ChatEngine
+from localai.domain.generation import AnswerEnd, GenerationRequest, Message, Sampling
 from localai.engine.model import LlamaEngine, load
 from localai.errors import EngineError
 

@@ -16,18 +16,8 @@ import random_models
 from fake_engine import FakeBatchEngine
 from real_model import model_file, plan
 
-from localai.domain import (
-    AnswerEnd,
-    AnswerText,
-    BatchEngine,
-    Delivery,
-    GenerationRequest,
-    Message,
-    PromptProgress,
-    Sampling,
-    Ticket,
-    Tool,
-)
+from localai.domain.engine import BatchEngine, Delivery, Ticket
+from localai.domain.generation import AnswerEnd, AnswerText, GenerationRequest, Message, PromptProgress, Sampling, Tool
 from localai.engine import library
 from localai.engine.answer import Answer
 from localai.engine.job import Job

@@ -14,7 +14,7 @@ from model_headers import named
 from remote_models import file_of
 
 from localai import catalog, gguf, ranges, searching, shapes
-from localai.domain import KIB, MIB
+from localai.domain.units import KIB, MIB
 from localai.errors import EngineError, NetworkError, UsageError
 from localai.machines import hypothetical
 

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localai import history, sessions
-from localai.domain import Message
+from localai.domain.generation import Message
 from localai.errors import LocalaiError, NotFound, UsageError
 
 

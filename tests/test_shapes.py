@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from localai import gguf, shapes
-from localai.domain import Shape, Weights
+from localai.domain.shape import Shape, Weights
 from localai.errors import EngineError
 
 

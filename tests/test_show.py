@@ -17,7 +17,8 @@ from remote_models import Sparse, file_of, vocabulary
 
 from localai import cards, estimate, gguf, hub, ranges, remote, shapes
 from localai.commands import models
-from localai.domain import MIB, RemoteFile
+from localai.domain.files import RemoteFile
+from localai.domain.units import MIB
 from localai.errors import AccessDenied, EngineError, NetworkError, NotFound
 from localai.machines import hypothetical
 

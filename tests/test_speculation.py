@@ -17,7 +17,8 @@ from real_model import model_file, plan
 from localai import hardware, loading, speculating
 from localai import library as library_of_models
 from localai.commands import answer
-from localai.domain import AnswerEnd, GenerationRequest, Message, Placement, Sampling
+from localai.domain.generation import AnswerEnd, GenerationRequest, Message, Sampling
+from localai.domain.plan import Placement
 from localai.engine import library
 from localai.engine.drafting import Drafts, Lookup, Pace, Price
 from localai.engine.model import LlamaEngine, load

@@ -14,11 +14,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from localai import calibrating, estimate, experience, fitting, gguf, past_runs, roofline, shapes, speed, tuning
-from localai.domain import Machine, Shape, Weights
+from localai.domain.machine import Machine
+from localai.domain.rates import Calibration, DeviceRates, Experience, Job, Setting, Tuned, Tuning
+from localai.domain.shape import Shape, Weights
 from localai.fitting import Timing
 from localai.machines import hypothetical
 from localai.past_runs import Run
-from localai.rates import Calibration, DeviceRates, Experience, Job, Setting, Tuned, Tuning
 
 DEFAULT = Setting(True, True, 2, 512, "f16")
 TRUE = DeviceRates(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from localai.domain import Message
+from localai.domain.generation import Message
 from localai.engine.templates import ChatTemplate, Renderer, TemplateFailed, merge_system, plain
 
 SYSTEM, HELLO = Message("system", "Be brief."), Message("user", "Hello")

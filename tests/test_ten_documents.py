@@ -13,7 +13,7 @@ from ten_documents import TEN
 
 from localai import documents, presets
 from localai.commands import question as questions
-from localai.domain import AnswerEnd, GenerationRequest, Sampling
+from localai.domain.generation import AnswerEnd, GenerationRequest, Sampling
 from localai.engine.model import LlamaEngine
 
 EXPECTED = {

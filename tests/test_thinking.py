@@ -11,7 +11,7 @@ from conftest import Cli
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localai.domain import ThinkingText
+from localai.domain.generation import ThinkingText
 from localai.engine.thinking import Splitter, splitter
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from real_model import model_file, plan
 
 from localai import answer_schema
-from localai.domain import AnswerEnd, AnswerText, Delivery, GenerationRequest, Message, Sampling, Tool, ToolCall
+from localai.domain.engine import Delivery
+from localai.domain.generation import AnswerEnd, AnswerText, GenerationRequest, Message, Sampling, Tool, ToolCall
 from localai.engine import library, scheduler, tools
 from localai.engine.scheduler import Scheduler
 from localai.engine.thinking import splitter

@@ -14,7 +14,7 @@ from small_models import model_bytes, sha256
 from test_library import machine
 
 from localai import discovering, embedded, hub_cache, importing, library, pulling, records, verifying
-from localai.domain import InstalledModel
+from localai.domain.files import InstalledModel
 from localai.errors import NotFound
 
 REPO, NAME = "Qwen/Qwen3-0.6B-GGUF", "Qwen3-0.6B-Q8_0.gguf"

@@ -18,7 +18,8 @@ from real_model import plan
 from vision_models import TEMPLATE, pixels
 
 from localai import loading
-from localai.domain import AnswerEnd, GenerationRequest, Image, InstalledFile, InstalledModel, Message, Sampling
+from localai.domain.files import InstalledFile, InstalledModel
+from localai.domain.generation import AnswerEnd, GenerationRequest, Image, Message, Sampling
 from localai.engine import library
 from localai.engine.model import LlamaEngine, load
 from localai.errors import ContextOverflow, EngineError

@@ -16,7 +16,7 @@ from conftest import Cli
 from running_server import Running, serving
 
 from localai import __version__, background, sessions, warm, wire
-from localai.domain import AnswerEnd, GenerationRequest, Image, Message, Sampling, Timings, ToolCall, Usage
+from localai.domain.generation import AnswerEnd, GenerationRequest, Image, Message, Sampling, Timings, ToolCall, Usage
 from localai.errors import ContextOverflow, EngineError, NotFound, UsageError
 
 MODEL = ("-m", "smollm2-135m")

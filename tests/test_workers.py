@@ -25,7 +25,8 @@ from running_server import serving
 from localai import hardware, workers
 from localai.checks import engine as checks
 from localai.checks.building import Installation, Way
-from localai.domain import AnswerEnd, EngineInfo, GenerationRequest, Message, Sampling
+from localai.domain.generation import AnswerEnd, GenerationRequest, Message, Sampling
+from localai.domain.machine import EngineInfo
 from localai.engine import child
 from localai.errors import EngineError, NetworkError, UsageError
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from localai.checks.building import Installation, missing_tools, rebuild
 from localai.checks.finding import Finding, fault, ok, warning
-from localai.domain import Gpu, Machine, Npu
+from localai.domain.machine import Gpu, Machine, Npu
 
 # docs.nvidia.com, CUDA Compatibility, "Minor Version Compatibility", table 1: CUDA 12.x needs a driver of at least 525,
 # CUDA 13.x of 580.

@@ -12,7 +12,9 @@ from pathlib import Path
 from localai import library, recommend, records, verifying
 from localai.catalog import CatalogModel
 from localai.checks.finding import Finding, fault, ok, warning
-from localai.domain import GIB, InstalledFile, InstalledModel, Machine
+from localai.domain.files import InstalledFile, InstalledModel
+from localai.domain.machine import Machine
+from localai.domain.units import GIB
 
 _CLOCKS_S = 5.0  # a file's time and a record's are taken by different clocks, and rounded
 

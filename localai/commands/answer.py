@@ -43,19 +43,13 @@ from localai.commands.question import (
     SchemaOption,
     VariableOption,
 )
-from localai.domain import (
-    AnswerEnd,
-    AnswerText,
-    GenerationRequest,
-    PromptProgress,
-    ThinkingText,
-)
+from localai.domain.generation import AnswerEnd, AnswerText, GenerationRequest, PromptProgress, ThinkingText
+from localai.domain.rates import Job
 from localai.errors import EngineError, ExitCode, LocalaiError, UsageError
 from localai.estimate import TYPICAL_WORK
 from localai.interrupt import Interrupts
 from localai.library import Found
 from localai.loading import Loaded, Prepared, Wishes
-from localai.rates import Job
 
 if TYPE_CHECKING:
     from localai.answer_schema import AnswerSchema

@@ -13,10 +13,10 @@ from localai.interrupt import Interrupts
 
 if TYPE_CHECKING:
     from localai.benching import Bench
-    from localai.domain import Machine
+    from localai.domain.machine import Machine
+    from localai.domain.rates import DeviceRates, Tuning
     from localai.library import Found
     from localai.past_runs import Run
-    from localai.rates import DeviceRates, Tuning
     from localai.tuning import Tried
 
 

@@ -11,7 +11,7 @@ import typer
 
 from localai import render, schema
 from localai.commands.options import JsonFlag, YesFlag, complete_alias, complete_model
-from localai.domain import InstalledModel
+from localai.domain.files import InstalledModel
 from localai.errors import CheckFailed, ExitCode, UsageError
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ import typer
 
 from localai import render, schema
 from localai.commands.options import JsonFlag
-from localai.domain import Gpu, Machine, Npu, SpeedRange, Tier
+from localai.domain.machine import Gpu, Machine, Npu, Tier
+from localai.domain.plan import SpeedRange
 from localai.errors import NotFound, UsageError
 from localai.tiers import tier
 

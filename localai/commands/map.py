@@ -36,7 +36,7 @@ from localai.interrupt import Interrupts
 
 if TYPE_CHECKING:
     from localai.batch import Asking, Batch
-    from localai.domain import BatchEngine
+    from localai.domain.engine import BatchEngine
     from localai.loading import LoadedBatch, Prepared, Wishes
     from localai.record_input import Record, Size
     from localai.record_output import ResumedOutput
@@ -168,7 +168,7 @@ def compose(
     """What each record is asked. Raises UsageError for what no record could ever be asked."""
     from localai import answer_schema, presets, record_template
     from localai.batch import Asking
-    from localai.domain import Sampling
+    from localai.domain.generation import Sampling
 
     if template is None and preset is None:
         raise UsageError("there is no template", "localai map 'Summarize: {text}' < lines.txt")

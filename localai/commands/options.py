@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from localai import settings
-from localai.domain import Sampling
+from localai.domain.generation import Sampling
 
 
 def complete_model(incomplete: str) -> list[str]:

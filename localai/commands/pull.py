@@ -13,11 +13,12 @@ import typer
 
 from localai import render, schema
 from localai.commands.options import JsonFlag, YesFlag, complete_known
-from localai.domain import GIB, InstalledModel
+from localai.domain.files import InstalledModel
+from localai.domain.units import GIB
 from localai.errors import DoesNotFit, LocalaiError, UsageError
 
 if TYPE_CHECKING:
-    from localai.domain import Machine
+    from localai.domain.machine import Machine
     from localai.pulling import PullPlan
 
 ASK_OVER_BYTES = 4_000_000_000  # asked for on a terminal when it is over 4 GB

@@ -11,7 +11,8 @@ import typer
 
 from localai import render
 from localai.commands.presets import complete_preset
-from localai.domain import ChatEngine, Image, Message
+from localai.domain.engine import ChatEngine
+from localai.domain.generation import Image, Message
 from localai.errors import UsageError
 
 if TYPE_CHECKING:

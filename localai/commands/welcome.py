@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import typer
 
 from localai import render, settings
-from localai.domain import InstalledModel, Machine
+from localai.domain.files import InstalledModel
+from localai.domain.machine import Machine
 from localai.errors import LocalaiError, NotFound
 
 

@@ -9,7 +9,7 @@ import typer
 
 from localai import render
 from localai.commands.options import ThreadsOption
-from localai.domain import GIB
+from localai.domain.units import GIB
 from localai.errors import UsageError
 
 

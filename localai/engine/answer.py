@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from time import perf_counter
 
-from localai.domain import (
+from localai.domain.generation import (
     AnswerEnd,
     AnswerText,
     Event,

@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from localai.domain import Plan
+from localai.domain.plan import Plan
 from localai.engine import library, state
 from localai.engine.checkpoints import Checkpoints
 from localai.errors import DoesNotFit, EngineError

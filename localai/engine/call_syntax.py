@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from localai.domain import Tool, ToolCall
+from localai.domain.generation import Tool, ToolCall
 from localai.engine.grammar import literal
 
 LONGEST = 200_000  # characters of a call that are read

@@ -11,7 +11,7 @@ import ctypes
 from dataclasses import dataclass
 from typing import Any
 
-from localai.domain import MIB
+from localai.domain.units import MIB
 
 LIMIT_BYTES = 256 * MIB  # a few turns of a 4B model with a window of 1,024, many of smaller ones
 MOST = 32

@@ -18,7 +18,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from localai.domain import AnswerEnd, Delivery, Event, GenerationRequest, KvState, Message, Plan
+from localai.domain.engine import Delivery, KvState
+from localai.domain.generation import AnswerEnd, Event, GenerationRequest, Message
+from localai.domain.plan import Plan
 from localai.errors import EngineError, LocalaiError, unexpected
 
 _POLL_S = 0.1  # how often Ctrl-C is asked for while nothing comes
@@ -51,14 +53,14 @@ def _closed() -> EngineError:
 
 
 class _Ticket:
-    """Implements `domain.Ticket`."""
+    """Implements `domain.engine.Ticket`."""
 
     def __init__(self, cancel: Callable[[], None]) -> None:
         self.cancel = cancel
 
 
 class ChildEngine:
-    """A model in another process; implements `domain.BatchEngine` and `domain.ChatEngine`."""
+    """A model in another process; implements `domain.engine.BatchEngine` and `domain.engine.ChatEngine`."""
 
     context = 0
     load_ms = 0.0
@@ -124,7 +126,7 @@ class ChildEngine:
         return self._call("count_tokens", tuple(messages), think)
 
     def share(self, one: Sequence[Message], other: Sequence[Message], think: bool | None = None) -> int:
-        """See `domain.BatchEngine`."""
+        """See `domain.engine.BatchEngine`."""
         return self._call("share", tuple(one), tuple(other), think)
 
     def _call(self, name: str, *arguments: Any) -> int:

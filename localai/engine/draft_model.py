@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from localai.domain import Plan
+from localai.domain.plan import Plan
 from localai.engine import library
 from localai.engine.cache import SequenceCache
 from localai.engine.drafting import Drafts

@@ -10,7 +10,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from localai.domain import EMBEDDING_STEP, Embedding, Plan, Pooling
+from localai.domain.embedding import EMBEDDING_STEP, Embedding, Pooling
+from localai.domain.plan import Plan
 from localai.engine import library
 from localai.engine.cache import KV_TYPES
 from localai.engine.vocabulary import Vocabulary

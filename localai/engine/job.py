@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import Any
 
-from localai.domain import Delivery, GenerationRequest, PromptProgress, TokenLogprob
+from localai.domain.engine import Delivery
+from localai.domain.generation import GenerationRequest, PromptProgress, TokenLogprob
 from localai.engine.answer import Answer
 from localai.engine.prompts import Prompt, Prompts
 from localai.engine.sampling import NOTHING, Sampler
@@ -17,7 +18,7 @@ from localai.errors import LocalaiError
 
 
 class Job:
-    """Implements `domain.Ticket`. All but `cancel` is for the scheduler's thread."""
+    """Implements `domain.engine.Ticket`. All but `cancel` is for the scheduler's thread."""
 
     def __init__(
         self,

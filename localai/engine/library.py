@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from localai.domain import EngineDevice, EngineInfo
+from localai.domain.machine import EngineDevice, EngineInfo
 from localai.errors import EngineError
 
 # enum ggml_log_level and enum ggml_backend_dev_type of ggml.h and ggml-backend.h

@@ -7,7 +7,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from localai.domain import Event, GenerationRequest, KvState, Message, Plan, PromptProgress
+from localai.domain.engine import KvState
+from localai.domain.generation import Event, GenerationRequest, Message, PromptProgress
+from localai.domain.plan import Plan
 from localai.engine import library
 from localai.engine.answer import Answer
 from localai.engine.cache import Cancelled, SequenceCache
@@ -57,7 +59,7 @@ def load(
 
 
 class LlamaEngine:
-    """A loaded model, made by `load`; implements `domain.ChatEngine`."""
+    """A loaded model, made by `load`; implements `domain.engine.ChatEngine`."""
 
     load_ms: float = 0.0
 

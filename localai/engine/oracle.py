@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from localai.domain import GIB, MIB
+from localai.domain.units import GIB, MIB
 from localai.errors import EngineError
 
 TIMEOUT_S = 20.0

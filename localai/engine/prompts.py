@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from localai.domain import GenerationRequest, Message, Tool
+from localai.domain.generation import GenerationRequest, Message, Tool
 from localai.engine import thinking
 from localai.engine import tools as tool_calls
 from localai.engine.templates import CHATML_END, ChatTemplate, Renderer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from localai.domain import Sampling
+from localai.domain.generation import Sampling
 from localai.engine.constraint import Constraint
 
 PENALTY_WINDOW = 64  # tokens looked back on, llama.cpp's own default (common_params_sampling.penalty_last_n)

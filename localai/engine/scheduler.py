@@ -14,7 +14,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from localai.domain import Delivery, GenerationRequest, Message, Plan
+from localai.domain.engine import Delivery
+from localai.domain.generation import GenerationRequest, Message
+from localai.domain.plan import Plan
 from localai.engine import library
 from localai.engine.cache import Cancelled
 from localai.engine.job import Job
@@ -73,7 +75,7 @@ def load(
 
 
 class Scheduler:
-    """A loaded model that answers many requests at once, made by `load`; implements `domain.BatchEngine`."""
+    """A loaded model that answers many requests at once, made by `load`; implements `domain.engine.BatchEngine`."""
 
     def __init__(
         self,
@@ -134,7 +136,7 @@ class Scheduler:
         return length
 
     def submit(self, request: GenerationRequest, deliver: Callable[[Delivery], None]) -> Job:
-        """Take a request. Raises QueueFull, ContextOverflow, UsageError; see `domain.BatchEngine`."""
+        """Take a request. Raises QueueFull, ContextOverflow, UsageError; see `domain.engine.BatchEngine`."""
         self._refuse_if_full()
         with self._rendering:
             self._check_open()

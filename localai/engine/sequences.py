@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from localai.domain import MIB, Plan
+from localai.domain.plan import Plan
+from localai.domain.units import MIB
 from localai.engine import library
 from localai.engine.cache import Cancelled, new_context
 from localai.errors import EngineError

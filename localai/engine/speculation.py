@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from math import inf
 from time import perf_counter
 
-from localai.domain import Placement, Plan
+from localai.domain.plan import Placement, Plan
 from localai.engine.cache import SequenceCache
 from localai.engine.drafting import Drafts, Pace, Price
 

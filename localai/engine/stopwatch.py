@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from localai.domain import Plan
+from localai.domain.plan import Plan
 from localai.engine import library
 from localai.engine.cache import new_context
 from localai.engine.weights import check_magic, read_model

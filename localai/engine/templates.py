@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localai.domain import Message, Tool
+from localai.domain.generation import Message, Tool
 from localai.engine import tools as tool_calls
 
 START_LIMIT_S = 20.0  # for a process to start on a machine that is busy loading a model

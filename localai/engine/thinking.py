@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Literal, Protocol
 
-from localai.domain import AnswerText, ThinkingText
+from localai.domain.generation import AnswerText, ThinkingText
 from localai.engine.text import held_back
 
 Piece = ThinkingText | AnswerText

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from localai.domain import Message, Tool, ToolCall
+from localai.domain.generation import Message, Tool, ToolCall
 from localai.engine import call_syntax as syntax
 from localai.engine.grammar import PRIMITIVES, literal, several
 from localai.engine.text import held_back

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localai.domain import Image, Placement, Plan
+from localai.domain.generation import Image
+from localai.domain.plan import Placement, Plan
 from localai.engine import library
 from localai.errors import DoesNotFit, EngineError
 

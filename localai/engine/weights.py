@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from localai.domain import Plan
+from localai.domain.plan import Plan
 from localai.engine import library
 from localai.errors import DoesNotFit, EngineError
 

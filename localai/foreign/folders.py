@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from localai import naming
-from localai.domain import RemoteFile
+from localai.domain.files import RemoteFile
 from localai.errors import UsageError
 from localai.foreign.found import Finds, FoundFile, FoundModel, LeftOut
 

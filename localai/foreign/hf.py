@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from localai import naming
-from localai.domain import RemoteFile
+from localai.domain.files import RemoteFile
 from localai.errors import UsageError
 from localai.foreign.found import Finds, FoundFile, FoundModel, LeftOut
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from localai.domain import GIB, Gpu
+from localai.domain.machine import Gpu
+from localai.domain.units import GIB
 from localai.probes import chips, drm
 from localai.probes.source import Source
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from localai.domain import GIB, MIB, Gpu
+from localai.domain.machine import Gpu
+from localai.domain.units import GIB, MIB
 from localai.probes import chips
 from localai.probes.source import Source
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from localai.domain import MIB
+from localai.domain.units import MIB
 from localai.probes import apple, chips
 from localai.probes.source import Source
 

@@ -9,7 +9,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from localai.domain import GIB
+from localai.domain.units import GIB
 
 _SIZE_TOLERANCE = 0.12  # a card of "24 GB" reports 23.6 to 24 GiB; no two cards of one id are nearer than 16 to 20
 

@@ -8,7 +8,7 @@ import tomllib
 from functools import cache
 from importlib import resources
 
-from localai.domain import Cpu
+from localai.domain.machine import Cpu
 from localai.probes import cgroups
 from localai.probes.source import Source
 from localai.probes.windows import PROCESSOR_KEY

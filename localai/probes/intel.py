@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from localai.domain import Gpu
+from localai.domain.machine import Gpu
 from localai.probes import chips, drm
 from localai.probes.source import Source
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from localai.domain import SystemMemory
+from localai.domain.machine import SystemMemory
 from localai.probes import cgroups
 from localai.probes.source import Source
 

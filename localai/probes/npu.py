@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from localai.domain import Npu
+from localai.domain.machine import Npu
 from localai.probes import apple, chips, windows
 from localai.probes.host import soc_model
 from localai.probes.source import Source

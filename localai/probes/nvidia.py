@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
-from localai.domain import Gpu
+from localai.domain.machine import Gpu
 from localai.probes import chips
 from localai.probes.source import Source
 

@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from localai.domain import GIB, Gpu
+from localai.domain.machine import Gpu
+from localai.domain.units import GIB
 from localai.probes import chips
 from localai.probes.source import Source
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from localai import answer_schema, images, settings
-from localai.domain import Image, Message, Sampling, Tool, ToolCall
+from localai.domain.generation import Image, Message, Sampling, Tool, ToolCall
 from localai.errors import UsageError
 
 MOST_IMAGES = 16

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from localai import library
-from localai.domain import AnswerEnd, Delivery, GenerationRequest
+from localai.domain.engine import Delivery
+from localai.domain.generation import AnswerEnd, GenerationRequest
 from localai.errors import EngineError, LocalaiError, NotFound, UsageError
 from localai.holding import TEXT, Held, Holder
 from localai.naming import Kind, parse

@@ -11,7 +11,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from localai import catalog, gguf, library
-from localai.domain import AnswerEnd, AnswerText, GenerationRequest, InstalledModel, Message, ThinkingText, ToolCall
+from localai.domain.files import InstalledModel
+from localai.domain.generation import AnswerEnd, AnswerText, GenerationRequest, Message, ThinkingText, ToolCall
 from localai.errors import LocalaiError, NotFound
 from localai.holding import PICTURES, TEXT, Held
 from localai.server import asking

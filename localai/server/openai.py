@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from localai import library
-from localai.domain import (
+from localai.domain.generation import (
     AnswerEnd,
     AnswerText,
     GenerationRequest,

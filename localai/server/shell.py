@@ -13,7 +13,8 @@ from typing import Any
 
 from localai import __version__, library, warm, wire
 from localai.buffers import padded
-from localai.domain import AnswerEnd, Delivery
+from localai.domain.engine import Delivery
+from localai.domain.generation import AnswerEnd
 from localai.errors import LocalaiError, UsageError
 from localai.holding import TEXT, Held, Holder
 from localai.wire import Json

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localai import documents, presets, render, sessions, settings, terminal
-from localai.domain import Message
+from localai.domain.generation import Message
 from localai.errors import LocalaiError, NotFound, UsageError
 from localai.slash.command import Command, given_paths, paths
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from localai import render, settings
 from localai.commands import answer
 from localai.commands.options import complete_model
-from localai.domain import GIB
+from localai.domain.units import GIB
 from localai.errors import UsageError
 from localai.slash.command import Command
 
