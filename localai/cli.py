@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from localai.commands import (
-    answer,
     bench,
+    chat,
     config,
     doctor,
     embed,
@@ -18,6 +18,7 @@ from localai.commands import (
     models,
     presets,
     pull,
+    run,
     search,
     serve,
     sessions,
@@ -80,8 +81,8 @@ app.command()(library.verify)
 app.command()(library.prune)
 app.command()(library.alias)
 app.command()(library.export_manifest)
-app.command()(answer.chat)
-app.command()(answer.run)
+app.command()(chat.chat)
+app.command()(run.run)
 app.command()(worker.worker)
 app.command(name="map")(map.map_records)
 app.command()(serve.serve)

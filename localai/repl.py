@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from localai import chat, documents, kept_states, line_editor, recording, render, sessions, terminal
 from localai.answer_view import AnswerView
-from localai.commands import answer, options
+from localai.commands import model_loading, options
 from localai.commands.options import SamplingFlags
 from localai.domain.generation import AnswerEnd, AnswerText, Event, Image, Message, ThinkingText
 from localai.errors import ContextOverflow, EngineError, LocalaiError, NotFound, SchemaIncomplete
@@ -78,7 +78,7 @@ class Room:
     def enter(self, model: str | None, system: str | None, alone: bool = False) -> None:
         """Load the model and begin an empty conversation; `alone` means not from the server's memory."""
         with Interrupts() as interrupts:
-            self.loaded = answer.load(model, self._wished, None, interrupts, alone)
+            self.loaded = model_loading.load(model, self._wished, None, interrupts, alone)
         self.given_system = system
         self.conversation = chat.Conversation(
             self.loaded.engine,
@@ -213,10 +213,10 @@ class Room:
     def _planned_here(self) -> Prepared:
         """The present model as it would be loaded into this process, with no less context. Raises LocalaiError."""
         found, context = self.loaded.prepared.found, self.loaded.plan.context
-        return answer.prepare(str(found.path), self._wished, context, alone=True)
+        return model_loading.prepare(str(found.path), self._wished, context, alone=True)
 
     def _load_here(self, prepared: Prepared, interrupts: Interrupts) -> None:
-        self.loaded = answer.load_prepared(prepared, interrupts)
+        self.loaded = model_loading.load_prepared(prepared, interrupts)
         self.conversation.engine = self.loaded.engine
 
     def see(self) -> None:
@@ -327,14 +327,15 @@ class Room:
     def change_model(self, name: str) -> None:
         """Go on with another model. Raises LocalaiError, KeyboardInterrupt, and keeps the present one."""
         pictures = bool(self.images) or any(each.images for each in self.conversation.turns)
-        prepared = answer.prepare(name, self._wished, None, alone=pictures)  # what is wrong with it costs nothing yet
+        # what is wrong with it costs nothing yet
+        prepared = model_loading.prepare(name, self._wished, None, alone=pictures)
         previous = self.loaded.prepared
         self.loaded.engine.close()  # first, since two may not fit
         with Interrupts() as interrupts:
             try:
-                self.loaded = answer.load_prepared(prepared, interrupts)
+                self.loaded = model_loading.load_prepared(prepared, interrupts)
             except (LocalaiError, KeyboardInterrupt):
-                self.loaded = answer.load_prepared(previous, Interrupts())
+                self.loaded = model_loading.load_prepared(previous, Interrupts())
                 raise
             finally:
                 self.conversation.engine = self.loaded.engine

@@ -16,7 +16,7 @@ from real_model import model_file, plan
 
 from localai import hardware, loading, speculating
 from localai import library as library_of_models
-from localai.commands import answer
+from localai.commands import model_loading
 from localai.domain.generation import AnswerEnd, GenerationRequest, Message, Sampling
 from localai.domain.plan import Placement
 from localai.engine import library
@@ -285,8 +285,8 @@ def test_run_speculates_unless_told_not_to_and_counts_the_rows(isolated: Path, m
     assert (plain.outputs, guessing.outputs) == (1, ROWS)
     assert guessing.memory.compute_bytes - plain.memory.compute_bytes >= 15 * 4 * 49152
     monkeypatch.setenv("LOCALAI_SPECULATE", "false")
-    assert answer.wishes(None, None, None, None).speculate is False
-    assert answer.wishes(None, None, None, None, speculate=True).speculate is True
+    assert model_loading.wishes(None, None, None, None).speculate is False
+    assert model_loading.wishes(None, None, None, None, speculate=True).speculate is True
 
 
 def test_the_draft_option(cli: Cli, tmp_path: Path) -> None:

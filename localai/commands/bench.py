@@ -62,9 +62,10 @@ def measure_model(
 ) -> None:
     """`bench MODEL`."""
     from localai import benching, library
-    from localai.commands import answer
+    from localai.commands import model_loading
 
-    prepared = benching.prepare(named(library.find(model)), answer.wishes(None, gpu_layers, threads, kv_type, None))
+    wished = model_loading.wishes(None, gpu_layers, threads, kv_type)
+    prepared = benching.prepare(named(library.find(model)), wished)
     status = render.Status()
     try:
         with Interrupts() as interrupts:
@@ -150,9 +151,9 @@ def rate_rows(rates: DeviceRates) -> list[tuple[str, ...]]:
 def tune_model(model: str | None, gpu_layers: int | None, as_json: bool) -> None:
     """`bench --tune MODEL`."""
     from localai import benching, library
-    from localai.commands import answer
+    from localai.commands import model_loading
 
-    prepared = benching.prepare(named(library.find(model)), answer.wishes(None, gpu_layers, None, None, None))
+    prepared = benching.prepare(named(library.find(model)), model_loading.wishes(None, gpu_layers, None, None))
     status = render.Status()
     try:
         with Interrupts() as interrupts:

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from localai import render
-from localai.commands import answer
-from localai.commands.options import ContextOption, GpuLayersOption, ModelOption, ThreadsOption
-from localai.commands.question import ON_OVERFLOW
+from localai.commands import model_loading, options, stdin
+from localai.commands.options import ON_OVERFLOW, ContextOption, GpuLayersOption, ModelOption, ThreadsOption
 from localai.errors import UsageError
 from localai.interrupt import Interrupts
 from localai.loading import Wishes
@@ -55,10 +54,8 @@ def embed(
     ] = "error",
 ) -> None:
     """Turn texts into vectors with an embedding model: a JSON line each, in the order of the input."""
-    if input_form not in INPUTS:
-        raise UsageError(f"--input is {input_form!r}", f"it takes one of: {', '.join(INPUTS)}")
-    if on_overflow not in ON_OVERFLOW:
-        raise UsageError(f"--on-overflow is {on_overflow!r}", f"it takes one of: {', '.join(ON_OVERFLOW)}")
+    options.check_choice("--input", input_form, INPUTS)
+    options.check_choice("--on-overflow", on_overflow, ON_OVERFLOW)
     from localai import embeddings
 
     texts = wanted(text or [], file or [], input_form, field)
@@ -71,7 +68,7 @@ def embed(
         render.note(f"warning: {prepared.warning}")
     with Interrupts() as interrupts:
         status = render.Status()
-        with answer.loading_shown(found.name) as progress:
+        with model_loading.loading_shown(found.name) as progress:
             embedder = embeddings.load(prepared, progress, interrupts.requested)
         try:
             done = 0
@@ -129,8 +126,8 @@ def wanted(words: list[str], files: list[Path], form: str, field: str) -> Iterat
     if sys.stdin is None or render.is_terminal(sys.stdin):
         raise UsageError("there is no text to embed", 'localai embed "a text", or pipe lines into it')
     if form == "text":
-        return iter([(0, answer.read_stdin().strip("\r\n"), {})])
-    lines = answer.stdin_lines()
+        return iter([(0, stdin.read_text().strip("\r\n"), {})])
+    lines = stdin.lines()
     return records(lines, field) if form == "jsonl" else ((index, line, {}) for index, line in enumerate(lines))
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from localai import settings
 from localai.domain.generation import Sampling
+from localai.errors import UsageError
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -33,6 +36,13 @@ def complete_alias(incomplete: str) -> list[str]:
 
 def complete_setting(incomplete: str) -> list[str]:
     return [name for name in settings.KEYS if name.startswith(incomplete)]
+
+
+def complete_preset(incomplete: str) -> list[str]:
+    """Presets that begin as typed, for the shell's completion."""
+    from localai import presets
+
+    return [each.name for each in presets.every() if each.name.startswith(incomplete)]
 
 
 MODEL_HELP = "a catalog name (qwen3-4b), a Hub repository (owner/repo), or a .gguf file; with :QUANT or :FILENAME"
@@ -76,6 +86,9 @@ MaxTokensOption = Annotated[
     int | None,
     typer.Option("--max-tokens", min=1, help="The longest answer, in tokens; default: what the context holds."),
 ]
+StopOption = Annotated[
+    list[str] | None, typer.Option("--stop", metavar="TEXT", help="End an answer before this text; repeatable.")
+]
 ThinkOption = Annotated[
     bool | None, typer.Option("--think/--no-think", help="Let a thinking model think, or not; default: as it does.")
 ]
@@ -90,7 +103,6 @@ ThreadsOption = Annotated[int | None, typer.Option("--threads", "-t", min=1, hel
 KvTypeOption = Annotated[
     str | None, typer.Option("--kv-type", metavar="TYPE", help="Type of the KV cache: f16 (default), q8_0, q4_0, ...")
 ]
-
 RpcOption = Annotated[
     str | None,
     typer.Option(
@@ -99,8 +111,6 @@ RpcOption = Annotated[
         help="Spread the model over these machines, too, where localai worker runs (private networks only).",
     ),
 ]
-
-
 SpeculateOption = Annotated[
     bool | None,
     typer.Option(
@@ -117,6 +127,37 @@ DraftOption = Annotated[
     ),
 ]
 
+PresetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--preset", "-p", metavar="NAME", help="Ask in the words of this preset.", autocompletion=complete_preset
+    ),
+]
+VariableOption = Annotated[
+    list[str] | None, typer.Option("--var", metavar="NAME=VALUE", help="A variable of the preset; repeatable.")
+]
+LanguageOption = Annotated[
+    str | None,
+    typer.Option("--language", metavar="LANGUAGE", help="The preset's language, en or fr; default: the locale's."),
+]
+SchemaOption = Annotated[
+    Path | None,
+    typer.Option("--json-schema", metavar="FILE", help="Answer with JSON of this schema, or exit with 8."),
+]
+FileOption = Annotated[
+    list[Path] | None,
+    typer.Option("--file", "-f", metavar="PATH", help="Read this file (PDF, DOCX, HTML, text) first; repeatable."),
+]
+ImageOption = Annotated[
+    list[Path] | None,
+    typer.Option("--image", metavar="PATH", help="Look at this image, with a model that sees; repeatable."),
+]
+
+ON_OVERFLOW = ("error", "truncate")
+OverflowOption = Annotated[
+    str,
+    typer.Option("--on-overflow", metavar="WHAT", help="An input larger than the context: error (exit 7) or truncate."),
+]
 
 SamplingFlags = dict[str, Any]
 
@@ -152,6 +193,12 @@ def sampling(model_name: str, flags: SamplingFlags) -> Sampling:
         if stored[name].value is not None:
             chosen[name] = stored[name].value
     return Sampling(**{**chosen, **flags})
+
+
+def check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
+    """Raise UsageError for a value of `flag` that is none of its choices."""
+    if value not in choices:
+        raise UsageError(f"{flag} is {value!r}", f"it takes one of: {', '.join(choices)}")
 
 
 def setting(name: str, flag: Any) -> Any:

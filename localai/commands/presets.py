@@ -12,23 +12,14 @@ from typing import Annotated, Any
 import typer
 
 from localai import presets, render
-from localai.commands.options import JsonFlag, YesFlag
+from localai.commands.options import JsonFlag, LanguageOption, YesFlag, complete_preset
 from localai.errors import LocalaiError, UsageError
 from localai.presets import Preset, PresetText
 
 app = typer.Typer(help="Show, make and change prompt presets.", rich_markup_mode=None)
 
 
-def complete_preset(incomplete: str) -> list[str]:
-    """Presets that begin as typed, for the shell's completion."""
-    return [each.name for each in presets.every() if each.name.startswith(incomplete)]
-
-
 Name = Annotated[str, typer.Argument(metavar="NAME", help="a preset", autocompletion=complete_preset)]
-LanguageOption = Annotated[
-    str | None,
-    typer.Option("--language", metavar="LANGUAGE", help="The preset's language, en or fr; default: the locale's."),
-]
 
 
 def row(preset: Preset, text: PresetText) -> dict[str, Any]:

@@ -1,53 +1,44 @@
-"""What `run` asks: the prompt, what is piped in, files and a preset, put together; and cut where that is wanted."""
+"""What `run` and `map` ask: the prompt, what is piped in, files and a preset, put together; and cut where wanted."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from localai import render
-from localai.commands.presets import complete_preset
+from localai.commands import stdin
 from localai.domain.engine import ChatEngine
-from localai.domain.generation import Image, Message
+from localai.domain.generation import Image, Message, Sampling
 from localai.errors import UsageError
 
 if TYPE_CHECKING:
     from localai.answer_schema import AnswerSchema
+    from localai.batch import Asking
     from localai.presets import Preset, PresetText
 
-ON_OVERFLOW = ("error", "truncate")
 ANSWER_RESERVE = 512  # tokens kept free for an answer whose length nobody has said
 RESERVE_SHARE = 4  # but at most a quarter of the context
+LETTERS_PER_TOKEN = 2.5  # few tokenizers do worse on ordinary words; a plan only has to be large enough
+LETTERS = b" abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+TOKENS_PER_IMAGE = 1200  # more than most models take for one; it is counted before the answer
 
-PresetOption = Annotated[
-    str | None,
-    typer.Option(
-        "--preset", "-p", metavar="NAME", help="Ask in the words of this preset.", autocompletion=complete_preset
-    ),
-]
-VariableOption = Annotated[
-    list[str] | None, typer.Option("--var", metavar="NAME=VALUE", help="A variable of the preset; repeatable.")
-]
-SchemaOption = Annotated[
-    Path | None,
-    typer.Option("--json-schema", metavar="FILE", help="Answer with JSON of this schema, or exit with 8."),
-]
-FileOption = Annotated[
-    list[Path] | None,
-    typer.Option("--file", "-f", metavar="PATH", help="Read this file (PDF, DOCX, HTML, text) first; repeatable."),
-]
-ImageOption = Annotated[
-    list[Path] | None,
-    typer.Option("--image", metavar="PATH", help="Look at this image, with a model that sees; repeatable."),
-]
-OverflowOption = Annotated[
-    str,
-    typer.Option("--on-overflow", metavar="WHAT", help="An input larger than the context: error (exit 7) or truncate."),
-]
+
+def read_prompt(words: list[str], needed: bool = True, reads: bool = True) -> tuple[str, str]:
+    """The arguments, and what stdin holds where it is no terminal and is not a file (`reads` False).
+
+    Raises UsageError where one of both is `needed`.
+    """
+    asked = " ".join(words).strip()
+    reads = reads and sys.stdin is not None and not render.is_terminal(sys.stdin)
+    piped = stdin.read_text().strip("\r\n") if reads else ""
+    if not piped.strip():
+        piped = ""
+    if needed and not asked and not piped:
+        raise UsageError("there is no prompt", 'localai run "Name the capital of France.", or pipe text into it')
+    return asked, piped
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +73,12 @@ class Question:
             user, system = filled.user, filled.system if self.system is None else self.system
         return (*([Message("system", system)] if system else []), Message("user", user, self.images))
 
+    def likely_tokens(self) -> int:
+        """About how many tokens it takes, rather too many: digits, signs and other scripts may take one a byte."""
+        text = "".join(message.content for message in self.messages()).encode("utf-8", "replace")
+        others = len(text.translate(None, delete=LETTERS))
+        return int((len(text) - others) / LETTERS_PER_TOKEN) + others + TOKENS_PER_IMAGE * len(self.images)
+
     def cut(self, engine: ChatEngine, max_tokens: int | None, think: bool | None) -> Question:
         """The question with as much of its content's beginning as the context holds beside an answer; tells if cut."""
         room = engine.context - min(max_tokens or ANSWER_RESERVE, engine.context // RESERVE_SHARE)
@@ -95,18 +92,13 @@ class Question:
                 low = middle
             else:
                 high = middle - 1
-        kept = self._with(self.content[:low])
+        kept = replace(self, content=self.content[:low])
         tokens = engine.count_tokens(kept.messages(), think)
         render.note(
             f"warning: the input is cut to fit the context of {engine.context:,} tokens: the first {low:,} of"
             f" {len(self.content):,} characters are read, {tokens:,} of {whole:,} tokens"
         )
         return kept
-
-    def _with(self, content: str) -> Question:
-        from dataclasses import replace
-
-        return replace(self, content=content)
 
 
 def compose(
@@ -127,15 +119,8 @@ def compose(
         raise UsageError("--var is for a preset", "add --preset NAME; localai presets list shows them")
     if preset is None and language is not None:
         raise UsageError("--language is for a preset", "add --preset NAME; localai presets list shows them")
-    schema: AnswerSchema | None = None
     chosen = presets.find(preset) if preset is not None else None
-    if schema_file is not None or (chosen and chosen.schema):
-        from localai import answer_schema
-
-        if schema_file is not None:
-            schema = answer_schema.from_file(schema_file)
-        elif chosen and chosen.schema:
-            schema = answer_schema.from_text(chosen.schema, f"the schema of the preset {chosen.name}")
+    schema = schema_wanted(schema_file, chosen)
     if files:
         content = documents.together([documents.read(path) for path in files])
         before, after = "", "\n\n".join(part for part in (asked, piped) if part)
@@ -149,3 +134,63 @@ def compose(
     question = Question(system, before, content, after, chosen, text, given, schema, seen)
     question.messages()  # a missing variable is told before a model is loaded
     return question
+
+
+def compose_for_records(
+    template: str | None,
+    form: str,
+    system: str | None,
+    preset: str | None,
+    variables: Sequence[str],
+    language: str | None,
+    schema_file: Path | None,
+    limit: int,
+    stop: Sequence[str],
+    think: bool | None,
+) -> Asking:
+    """What each record is asked. Raises UsageError for what no record could ever be asked."""
+    from localai import presets, record_template
+    from localai.batch import Asking
+
+    if template is None and preset is None:
+        raise UsageError("there is no template", "localai map 'Summarize: {text}' < lines.txt")
+    parsed = record_template.parse("{text}" if template is None else template)
+    if not parsed.fields:
+        raise UsageError("the template has no field: all records would be asked the same", "put {text} into it")
+    there = {"lines": ("text",), "files": ("text", "name", "path")}.get(form, parsed.fields)
+    if missing := [name for name in parsed.fields if name not in there]:
+        raise UsageError(
+            f"with --input {form} there is no field {missing[0][:100]!r}",
+            f"there is {', '.join(f'{{{name}}}' for name in there)}; --input jsonl has the fields of its records",
+        )
+    if preset is None and (variables or language is not None):
+        raise UsageError("--var and --language are for a preset", "add --preset NAME; localai presets list shows them")
+    chosen = presets.find(preset) if preset is not None else None
+    held = schema_wanted(schema_file, chosen)
+    asking = Asking(
+        parsed,
+        system,
+        Sampling(),
+        limit,
+        tuple(stop),
+        False if held is not None and think is None else think,  # the grammar leaves no room for thoughts
+        held,
+        chosen,
+        chosen.text(language) if chosen else None,
+        presets.given_variables(variables),
+    )
+    asking.probes()  # a missing variable is told before a model is loaded
+    return asking
+
+
+def schema_wanted(file: Path | None, preset: Preset | None) -> AnswerSchema | None:
+    """What the answer must meet: the schema of `file`, else the preset's. Raises UsageError for one that is none."""
+    if file is not None:
+        from localai.answer_schema import from_file
+
+        return from_file(file)
+    if preset is not None and preset.schema:
+        from localai.answer_schema import from_text
+
+        return from_text(preset.schema, f"the schema of the preset {preset.name}")
+    return None

@@ -65,7 +65,7 @@ def serve(
     if background:
         start_in_background(as_json)
         return
-    from localai.commands import answer
+    from localai.commands import model_loading
     from localai.holding import Holder
     from localai.server import http, shell
 
@@ -73,7 +73,7 @@ def serve(
         http.need_extra()
     elif not warm.available():
         raise UsageError("this system has no such sockets", "leave --socket-only out")
-    wished = answer.wishes(context, gpu_layers, threads, kv_type, rpc)
+    wished = model_loading.wishes(context, gpu_layers, threads, kv_type, rpc)
     keep_s = duration(options.setting("keep_alive", keep_alive))
     origins = frozenset(map(checked_origin, allow_origin or ()))
     listener = None if socket_only else http.listen(host, chosen_port(port))
@@ -168,12 +168,12 @@ def needed_key(host: str, required: bool, listener: Any) -> str | None:
 def preloaded(model: str, holder: Any) -> Any:
     """The model of `-m`, in memory before anything is answered."""
     from localai import gguf, holding, library, shapes
-    from localai.commands import answer
+    from localai.commands import model_loading
 
     found = library.find(model)
     if found.why:
         render.note(found.why)
-    with answer.loading_shown(found.name):
+    with model_loading.loading_shown(found.name):
         kind = holding.TEXT if shapes.makes_text(gguf.read_header(found.path)) else holding.VECTORS
         holder.release(holder.acquire(found, kind))
     return found

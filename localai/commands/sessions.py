@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from localai import render
+from localai.commands import options
 from localai.commands.options import JsonFlag, YesFlag
 from localai.errors import UsageError
 
@@ -83,8 +84,7 @@ def export(
     form: Annotated[str, typer.Option("--format", metavar="FORMAT", help="markdown or json.")] = "markdown",
 ) -> None:
     """Write a conversation to stdout, exactly, as Markdown or JSON."""
-    if form not in FORMATS:
-        raise UsageError(f"--format is {form!r}", f"it takes one of: {', '.join(FORMATS)}")
+    options.check_choice("--format", form, FORMATS)
     show(session, as_json=form == "json")
 
 
@@ -92,10 +92,10 @@ def export(
 def resume(session: Id = "last") -> None:
     """Go on with a conversation, with the model it was had with."""
     from localai import sessions
-    from localai.commands import answer
+    from localai.commands import chat
 
     found = sessions.find(session)
-    answer.chat(found.model, resume=str(found.id))
+    chat.chat(found.model, resume=str(found.id))
 
 
 @app.command(name="rm")

@@ -19,14 +19,14 @@ def first_run(context: typer.Context) -> None:
         render.out(context.get_help())
         return
     from localai import hardware, library
-    from localai.commands import answer
+    from localai.commands import chat
     from localai.commands.machine import machine_facts
 
     machine = hardware.detect()
     render.out(render.facts(machine_facts(machine, hardware.tier(machine))))
     render.out()
     if chosen := choose(machine, library.installed()):
-        answer.chat(chosen)
+        chat.chat(chosen)
 
 
 def need_a_model(name: str | None) -> None:

@@ -1,0 +1,64 @@
+"""The model of a batch, loaded anew with a larger context where a record takes more than was planned."""
+
+from __future__ import annotations
+
+from localai import loading, render, warm
+from localai.batch import Asking
+from localai.commands import model_loading
+from localai.domain.engine import BatchEngine
+from localai.errors import DoesNotFit
+from localai.interrupt import Interrupts
+from localai.loading import LoadedBatch, Prepared, Wishes
+
+PATIENCE_S = 2.0  # nobody reads along, so that all in all counts
+AHEAD = 8  # records with the engine beside those being answered
+
+
+class BatchEngines:
+    """As many loads as it takes, one after the other: `load` is the first, `grow` the others."""
+
+    def __init__(self, prepared: Prepared, wished: Wishes, asking: Asking, interrupts: Interrupts) -> None:
+        self._prepared, self._wished, self._asking, self._interrupts = prepared, wished, asking, interrupts
+        self._loaded: LoadedBatch | None = None
+        # as many as the first engine has: a larger context leaves room for fewer, and these may wait
+        self.at_once = prepared.plan.sequences + AHEAD
+
+    def load(self) -> BatchEngine:
+        if self._prepared.warm is not None:
+            plan = self._prepared.plan
+            return warm.WarmBatchEngine(self._prepared.found.path, plan.context, plan.sequences)
+        with model_loading.loading_shown(self._prepared.found.name) as progress:
+            self._loaded = loading.load_batch(
+                self._prepared,
+                progress,
+                self._interrupts.requested,
+                render.note,
+                queue=self.at_once,
+                repeatable=self._prepared.plan.sequences == 1,
+                patience_s=PATIENCE_S,
+                converses=False,
+            )
+        engine = self._loaded.engine
+        one, other = self._asking.probes()
+        engine.share(one, other, self._asking.think)
+        return engine
+
+    def grow(self, needed: int) -> BatchEngine | None:
+        """The model with room for a prompt of so many tokens and its answer; None where there is no more."""
+        planned, made_for = self._prepared.plan, self._prepared.context_length or 0
+        if self._wished.context is not None or planned.context >= made_for:
+            return None
+        want = min(needed + needed // 4 + self._asking.max_tokens, made_for)
+        try:
+            larger = loading.prepare(self._prepared.found, self._wished, want, None, planned.sequences)
+        except DoesNotFit:
+            return None
+        if larger.plan.context <= planned.context:
+            return None
+        self.close()
+        self._prepared = larger
+        return self.load()
+
+    def close(self) -> None:
+        if self._loaded is not None:
+            self._loaded.engine.close()
