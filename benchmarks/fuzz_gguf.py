@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import model_headers
 from gguf_files import ARRAY, STRING, Typed, gguf_bytes, text
 
-from localai import gguf, shapes
+from localai import gguf, gguf_reader, shapes
 from localai.errors import EngineError
 
 SECONDS_LIMIT, MEMORY_LIMIT_MB = 1.0, 200
@@ -58,7 +58,7 @@ def seeds() -> list[bytes]:
 
 def worst() -> bytes:
     """As many strings and tensors as the reader takes: what costs it most."""
-    strings, tensors = gguf.STRINGS_LIMIT, gguf.TENSORS_LIMIT
+    strings, tensors = gguf_reader.STRINGS_LIMIT, gguf.TENSORS_LIMIT
     out = [b"GGUF", struct.pack("<IQQ", 3, tensors, 1), text("a"), struct.pack("<IIQ", ARRAY, STRING, strings)]
     out.append(bytes(8 * strings))
     out += [text(f"blk.{i}.t") + struct.pack("<IQIQ", 1, 1, 0, 32 * i) for i in range(tensors)]
@@ -108,7 +108,7 @@ def changed(rng: random.Random, seed: bytes) -> bytes:
     return bytes(data)
 
 
-def read(source: gguf.ByteSource) -> str:
+def read(source: gguf_reader.ByteSource) -> str:
     """What became of it, all the way to shape, weights and card."""
     try:
         header = gguf.parse(source)
@@ -131,7 +131,7 @@ def timed(where: Path | Pieces) -> tuple[str, float]:
     started = time.process_time()
     try:
         if isinstance(where, Path):
-            with gguf.FileSource(where) as source:
+            with gguf_reader.FileSource(where) as source:
                 outcome = read(source)
         else:
             outcome = read(where)

@@ -55,10 +55,9 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class InMemory:
     """A model in memory. `note` is what to say plainly of it before anybody trusts its answers."""
 
-    engine: ChatEngine
     prepared: Prepared
     note: str | None
 
@@ -69,6 +68,20 @@ class Loaded:
     @property
     def plan(self) -> Plan:
         return self.prepared.plan
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded(InMemory):
+    """A model in memory that answers one request at a time."""
+
+    engine: ChatEngine
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedBatch(InMemory):
+    """A model in memory that answers many requests at once."""
+
+    engine: BatchEngine
 
 
 def prepare(
@@ -237,24 +250,7 @@ def load(
                 raise
     if found.model is not None:
         library.touch(found.model)
-    return Loaded(loaded, prepared, cards.size_note(prepared.params))
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedBatch:
-    """A model in memory that answers many requests at once."""
-
-    engine: BatchEngine
-    prepared: Prepared
-    note: str | None
-
-    @property
-    def name(self) -> str:
-        return self.prepared.found.name
-
-    @property
-    def plan(self) -> Plan:
-        return self.prepared.plan
+    return Loaded(prepared, cards.size_note(prepared.params), loaded)
 
 
 def load_batch(
@@ -289,4 +285,4 @@ def load_batch(
         loaded = scheduler.load(found.path, plan, progress, cancelled, notice, **how)
     if found.model is not None:
         library.touch(found.model)
-    return LoadedBatch(loaded, prepared, cards.size_note(prepared.params))
+    return LoadedBatch(prepared, cards.size_note(prepared.params), loaded)

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from localai import gguf, hub, settings
+from localai import gguf, gguf_reader, hub, settings
 from localai.domain.files import RemoteFile
 from localai.domain.units import MIB
 from localai.errors import EngineError, LocalaiError, NetworkError
@@ -86,7 +86,7 @@ def read_beginning(repo: str, commit: str, file: RemoteFile) -> gguf.Header:
 
 
 class HubFile:
-    """The beginning of a file on the Hub as far as it was asked for: a `gguf.ByteSource`. Use it as a context."""
+    """The beginning of a file on the Hub as far as it was asked for: a `ByteSource`. Use it as a context."""
 
     def __init__(self, repo: str, commit: str, file: RemoteFile, windows: Sequence[int] = WINDOWS) -> None:
         self.name = file.name.rpartition("/")[2]
@@ -120,7 +120,7 @@ class HubFile:
     def _grow(self, end: int) -> None:
         """Fetch up to `end`; what came of a broken answer is kept."""
         if end > FETCH_LIMIT:
-            raise EngineError(f"{self.name}: its header is longer than {FETCH_LIMIT >> 20} MiB", gguf.HINT)
+            raise EngineError(f"{self.name}: its header is longer than {FETCH_LIMIT >> 20} MiB", gguf_reader.HINT)
         for tried in range(1, _TRIES + 1):
             wait_s = 0.5 * tried
             try:
@@ -142,7 +142,7 @@ class HubFile:
         response = self._source.open(self._line, start, end)
         skip = self._checked(response, start)
         while len(self.prefix) < end:
-            chunk = response.read1(min(end - len(self.prefix) + skip, gguf.CHUNK))
+            chunk = response.read1(min(end - len(self.prefix) + skip, gguf_reader.CHUNK))
             if not chunk:
                 raise Interrupted(f"the connection ended after {len(self.prefix)} bytes")
             pace.add(len(chunk))
@@ -188,7 +188,7 @@ def _fetched(repo: str, commit: str, file: RemoteFile, path: Path, number: int) 
 
 
 class _Kept:
-    """The beginning of a file that is longer: a `gguf.ByteSource`."""
+    """The beginning of a file that is longer: a `ByteSource`."""
 
     def __init__(self, name: str, size: int, content: bytes) -> None:
         self.name, self.size, self._content = name, size, content

@@ -15,9 +15,9 @@ from gguf_files import ARRAY, STRING, UINT64, Typed, gguf_bytes, text, write
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from localai import gguf
+from localai import gguf, gguf_reader
 from localai.errors import EngineError, NotFound
-from localai.gguf import Skipped
+from localai.gguf_reader import Skipped
 from localai.tensor_types import TENSOR_TYPES
 
 META = {"general.architecture": "llama", "llama.block_count": 2, "general.name": "tiny"}
@@ -91,9 +91,9 @@ def test_long_arrays_are_stepped_over_unless_asked_for() -> None:
 
 
 def test_a_very_long_string_is_stepped_over() -> None:
-    content = gguf_bytes({"long": "x" * (gguf.STRING_LIMIT + 1), "after": True})
+    content = gguf_bytes({"long": "x" * (gguf_reader.STRING_LIMIT + 1), "after": True})
     header = gguf.parse(Bytes(content))
-    assert dict(header.metadata) == {"long": Skipped("string", gguf.STRING_LIMIT + 1), "after": True}
+    assert dict(header.metadata) == {"long": Skipped("string", gguf_reader.STRING_LIMIT + 1), "after": True}
 
 
 def test_text_that_is_not_utf8_is_marked() -> None:
@@ -263,14 +263,14 @@ def test_memory_and_reading_are_bounded(name: str) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 180 * 1024**2
-    assert source.read <= gguf.HEADER_LIMIT + 2 * gguf.CHUNK
+    assert source.read <= gguf_reader.HEADER_LIMIT + 2 * gguf_reader.CHUNK
 
 
 def test_only_the_header_of_a_large_file_is_read(tmp_path: Path) -> None:
     content = gguf_bytes(META, TENSORS)
     source = Bytes(content, size=10**15)
     gguf.parse(source)
-    assert source.read <= gguf.CHUNK
+    assert source.read <= gguf_reader.CHUNK
 
 
 SEED = gguf_bytes({**META, "list": ["a", "bc"], "flags": [True, False], "rate": 0.5}, TENSORS)

@@ -28,7 +28,7 @@ MODEL = random_models.TINY["plain"]
 
 def loaded(path: Path, plan: Plan) -> loading.Loaded:
     prepared = loading.Prepared(library.Found(None, path, "tiny"), plan, 1, 4096)
-    return loading.Loaded(engine.load(path, plan), prepared, None)
+    return loading.Loaded(prepared, None, engine.load(path, plan))
 
 
 def asked(model: loading.Loaded, turns: int) -> tuple[Conversation, AnswerEnd]:

@@ -89,7 +89,7 @@ def prepare(
 def load_prepared(prepared: Prepared, interrupts: Interrupts) -> Loaded:
     """Load, with progress on stderr; Ctrl-C stops it."""
     if prepared.warm is not None:
-        return Loaded(prepared.warm, prepared, prepared.note)
+        return Loaded(prepared, prepared.note, prepared.warm)
     with loading_shown(prepared.found.name) as progress:
         return loading.load(prepared, progress, interrupts.requested, render.note)
 

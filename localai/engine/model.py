@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 from localai.domain.engine import KvState
 from localai.domain.generation import Event, GenerationRequest, Message, PromptProgress
 from localai.domain.plan import Plan
-from localai.engine import library
 from localai.engine.answer import Answer
 from localai.engine.cache import Cancelled, SequenceCache
 from localai.engine.drafting import Drafts, Lookup
@@ -19,7 +19,7 @@ from localai.engine.sampling import NOTHING, Sampler
 from localai.engine.speculation import Speculation
 from localai.engine.templates import Renderer
 from localai.engine.told import Told
-from localai.engine.weights import check_magic, load_model
+from localai.engine.weights import open_for_text
 
 
 def load(
@@ -38,22 +38,12 @@ def load(
     says so.
     """
     started = perf_counter()
-    check_magic(path)
-    renderer = Renderer()  # starts while the model is read
-    model = cache = None
-    api = None
-    try:
-        api = library.api()
-        model = load_model(api, path, plan, progress, cancelled)
+    with ExitStack() as undo:
+        api, model, renderer = open_for_text(undo, path, plan, progress, cancelled)
         cache = SequenceCache(api, model, plan)
+        undo.callback(cache.close)
         engine = LlamaEngine(api, model, cache, renderer, plan.context, notice or (lambda text: None), plan, projector)
-    except BaseException:
-        renderer.close()
-        if cache is not None:
-            cache.close()
-        if model is not None and api is not None:
-            api.llama_model_free(model)
-        raise
+        undo.pop_all()
     engine.load_ms = (perf_counter() - started) * 1000
     return engine
 

@@ -10,6 +10,7 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,14 +18,13 @@ from typing import Any
 from localai.domain.engine import Delivery
 from localai.domain.generation import GenerationRequest, Message
 from localai.domain.plan import Plan
-from localai.engine import library
 from localai.engine.cache import Cancelled
 from localai.engine.job import Job
 from localai.engine.prompts import Prompts
 from localai.engine.sequences import WORTH_COPYING, Sequences, common_length
 from localai.engine.slots import Slots
 from localai.engine.templates import Renderer
-from localai.engine.weights import check_magic, load_model
+from localai.engine.weights import open_for_text
 from localai.errors import EngineError, LocalaiError, QueueFull, unexpected
 
 QUEUE = 64  # requests that may wait beside those that are being answered
@@ -56,21 +56,12 @@ def load(
     Raises as `model.load` does.
     """
     started = perf_counter()
-    check_magic(path)
-    renderer = Renderer()  # starts while the model is read
-    model = sequences = api = None
-    try:
-        api = library.api()
-        model = load_model(api, path, plan, progress, cancelled)
+    with ExitStack() as undo:
+        api, model, renderer = open_for_text(undo, path, plan, progress, cancelled)
         sequences = Sequences(api, model, plan, STEP if repeatable else None)
+        undo.callback(sequences.close)
         prompts = Prompts(api, model, renderer, notice or (lambda text: None))
-    except BaseException:
-        renderer.close()
-        if sequences is not None:
-            sequences.close()
-        if model is not None and api is not None:
-            api.llama_model_free(model)
-        raise
+        undo.pop_all()
     return Scheduler(api, model, sequences, prompts, renderer, plan, queue, repeatable, patience_s, converses, started)
 
 

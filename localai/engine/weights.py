@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from localai.domain.plan import Plan
 from localai.engine import library
+from localai.engine.templates import Renderer
 from localai.errors import DoesNotFit, EngineError
 
 _MMAP, _NO_MMAP = 1, 0  # enum llama_load_mode
@@ -26,6 +28,26 @@ def check_magic(path: Path) -> None:
         ) from error
     if magic != b"GGUF":
         raise EngineError(f"{path.name} is not a GGUF model file", "localai pull MODEL fetches one")
+
+
+def open_for_text(
+    undo: ExitStack,
+    path: Path,
+    plan: Plan,
+    progress: Callable[[float], None] | None,
+    cancelled: Callable[[], bool] | None,
+) -> tuple[Any, Any, Renderer]:
+    """llama.cpp's functions, its model of `path`, and the renderer of its prompts; `undo` ends the two again.
+
+    Raises as `check_magic` and `load_model` do.
+    """
+    check_magic(path)
+    renderer = Renderer()  # starts while the model is read
+    undo.callback(renderer.close)
+    api = library.api()
+    model = load_model(api, path, plan, progress, cancelled)
+    undo.callback(api.llama_model_free, model)
+    return api, model, renderer
 
 
 def load_model(
