@@ -1,14 +1,14 @@
 """Many requests at once: over one after another, over one alone, and over llama-server with as many slots.
 
-    python benchmarks/batch.py [--model PATH] [--shape PATH] [--server llama-server] [--prompts 32] [--pairs 5]
+    python benchmarks/batch.py [--model PATH] [--made FOLDER] [--server llama-server] [--prompts 32] [--pairs 5]
                                [--only prefix|server|planned] [--json PATH]
 
 prefix: prompts with a common beginning of 1,000 tokens, over the same prompts one after another (each read whole).
 server: 8 at once with a prompt of their own, over llama-server with 8 slots on the same model (left out where there is
 no llama-server): total decode, and the worst time to the first token.
 planned: as many as the plan takes, over one sequence alone, on a model of Qwen3-0.6B's shape with random weights
-(`--shape`; made there if need be). Runs alternate; a figure is the median of the pairs' ratios. To reach (spec): 3, 1
-and 3.5.
+(made in the folder `--made`, if need be). Runs alternate; a figure is the median of the pairs' ratios. To reach (spec):
+3, 1 and 3.5.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import queue
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -33,7 +34,9 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-import random_weights
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+import random_models
 
 from localai import embedded, estimate, gguf, hardware, parallelism, shapes
 from localai.domain.generation import AnswerEnd, GenerationRequest, Message, PromptProgress, Sampling
@@ -245,7 +248,7 @@ def planned_over_one(path: Path, pairs: int, answer: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=None, help="default: the embedded one")
-    parser.add_argument("--shape", type=Path, default=Path(tempfile.gettempdir()) / "localai-qwen3-0.6b-random.gguf")
+    parser.add_argument("--made", type=Path, default=Path(tempfile.gettempdir()) / "localai-random-models")
     parser.add_argument("--server", default="llama-server")
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--answer", type=int, default=48, help="tokens of each answer")
@@ -272,7 +275,9 @@ def main() -> None:
         else:
             result["server"] = against_server(binary, path, options.pairs, options.answer)
     if options.only in (None, "planned"):
-        result["planned"] = planned_over_one(random_weights.write(options.shape), options.pairs, options.answer)
+        result["planned"] = planned_over_one(
+            random_models.kept(options.made, "qwen3-0.6b", "Q4_K_M"), options.pairs, options.answer
+        )
     print(f"\n{'':10}{'ours':>12}{'reference':>12}{'ratio':>8}")
     if row := result.get("prefix"):
         print(f"{'prefix s':10}{row['at_once_s']:12.1f}{row['one_after_another_s']:12.1f}{row['ratio']:8.2f}")

@@ -28,7 +28,6 @@ from time import perf_counter, thread_time
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-import model_headers  # noqa: E402
 import random_models  # noqa: E402
 
 from localai import calibrating, estimate, gguf, hardware, measurement, quantization, shapes, speed, tuning  # noqa: E402
@@ -79,16 +78,6 @@ def plan(context: int, setting: Setting) -> Plan:
     return replace(found, repack=setting.repack)
 
 
-def model_file(cache: Path, name: str, quant: str) -> Path:
-    """The model's file, made where it is not there yet."""
-    path = cache / f"{name}-{quant}.gguf"
-    if not path.exists():
-        made = cache / "partial"
-        made.mkdir(exist_ok=True)
-        random_models.write(made, model_headers.named(name), quant).replace(path)
-    return path
-
-
 def rows(machine: Machine, cache: Path, names: Sequence[str], keep: bool, clock: Callable[[], float]) -> Iterator[Row]:
     """Every model at every quantization: a prompt, and decoding at two depths."""
     default = Setting(True, True, speed.cores(machine), UBATCH, "f16")
@@ -96,7 +85,7 @@ def rows(machine: Machine, cache: Path, names: Sequence[str], keep: bool, clock:
     gbps = (machine.bandwidth.gbps or 0) * 1e9
     for name in names:
         for quant in QUANTIZATIONS:
-            path = model_file(cache, name, quant)
+            path = random_models.kept(cache, name, quant)
             header = gguf.read_header(path)
             shape, weights = shapes.shape(header), shapes.weights(header)
             read, write, deep = measured(path, plan(2048, default), clock)
@@ -195,7 +184,7 @@ def tuned(machine: Machine, cache: Path, pairs: int, keep: bool) -> Iterator[Cel
     from localai.loading import Wishes
 
     for quant in QUANTIZATIONS:
-        path = model_file(cache, TUNED_MODEL, quant)
+        path = random_models.kept(cache, TUNED_MODEL, quant)
         prepared = benching.prepare(library.find(str(path)), Wishes())
         found, _ = benching.tune(prepared, say)
         default = found.settings[0].setting

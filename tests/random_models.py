@@ -83,6 +83,16 @@ def write(
     return path
 
 
+def kept(folder: Path, name: str, quantization: str) -> Path:
+    """The file of the model `name` of `model_headers` in `folder`, made where it is not there yet."""
+    path = folder / f"{name}-{quantization}.gguf"
+    if not path.exists():
+        partial = folder / "partial"
+        partial.mkdir(parents=True, exist_ok=True)
+        write(partial, model_headers.named(name), quantization).replace(path)
+    return path
+
+
 def words(size: int) -> list[str]:
     """The vocabulary after the special tokens and the bytes: printable characters, then made-up words."""
     characters = ["\u2581", *map(chr, range(0x21, 0x7F)), "\n"]
