@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import termios
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ pexpect = pytest.importorskip("pexpect")
 pyte = pytest.importorskip("pyte")
 
 CONTROLS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]|\x1b[=>]|\r")
+
+CHAT = ("chat", "smollm2-135m", "--temperature", "0")
 
 
 class Terminal:
@@ -46,6 +49,15 @@ class Terminal:
         """Wait until the line editor is done: from here on keys are signals again."""
         self.process.expect_exact("\x1b[?2004l")
 
+    def say(self, line: str, seen: str = "") -> str:
+        """A line, what is seen of its answer, and the next prompt."""
+        self.type(line)
+        self.answering()
+        if seen:
+            self.process.expect(seen)
+        self.ready()
+        return line
+
     def see(self, pattern: str) -> str:
         self.process.expect(pattern)
         return CONTROLS.sub("", self.process.before + self.process.after)
@@ -56,6 +68,12 @@ class Terminal:
             self.process.sendintr()
             if self.process.expect([pexpect.EOF, pexpect.TIMEOUT], timeout=5) == 0:
                 return
+
+    def leave(self) -> None:
+        """Press Ctrl-D at the prompt: it ends well, and leaves the terminal as it was."""
+        self.process.sendeof()
+        assert self.ended() == 0
+        assert self.is_sane()
 
     def ended(self) -> int:
         self.process.expect(pexpect.EOF)
@@ -87,3 +105,12 @@ class Terminal:
     def is_sane(self) -> bool:
         """Whether the program, which has ended, left the terminal as it found it, the cursor shown."""
         return self.modes_after == self.modes_before and not self.screen().cursor.hidden
+
+
+@pytest.fixture(name="terminal")
+def chat_at_a_terminal(isolated: Path) -> Iterator[Terminal]:
+    """A chat with the small model, greedy, that waits for its first line."""
+    session = Terminal(*CHAT)
+    session.ready()
+    yield session
+    session.process.close(force=True)

@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import signal
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from real_model import model_file
-from terminals import Terminal, pexpect
+from terminals import CHAT, Terminal, chat_at_a_terminal, pexpect  # noqa: F401  (the fixture `terminal`)
 
-CHAT = ("chat", "smollm2-135m", "--temperature", "0")
 STORY = "Write a very long story about a river and its people."
-
-
-@pytest.fixture
-def terminal(isolated: Path) -> Iterator[Terminal]:
-    session = Terminal(*CHAT)
-    session.ready()
-    yield session
-    session.process.close(force=True)
 
 
 def answers(terminal: Terminal) -> None:
@@ -28,13 +18,8 @@ def answers(terminal: Terminal) -> None:
     terminal.type("/clear")
     terminal.see("a new one begins")
     terminal.ready()
-    terminal.type("Name the capital of France.")
-    terminal.answering()
-    terminal.see("Paris")
-    terminal.ready()
-    terminal.process.sendeof()
-    assert terminal.ended() == 0
-    assert terminal.is_sane()
+    terminal.say("Name the capital of France.", "Paris")
+    terminal.leave()
     assert "Traceback" not in terminal.raw
 
 

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from real_model import model_file
-from terminals import Terminal
-
-
-@pytest.fixture
-def terminal(isolated: Path) -> Iterator[Terminal]:
-    session = Terminal("chat", "smollm2-135m", "--temperature", "0")
-    session.ready()
-    yield session
-    session.process.close(force=True)
+from terminals import CHAT, Terminal, chat_at_a_terminal  # noqa: F401  (the fixture `terminal`)
 
 
 def test_a_conversation(terminal: Terminal) -> None:
-    terminal.type("Name the capital of France.")
-    terminal.see("Paris")
-    terminal.ready()
+    terminal.say("Name the capital of France.", "Paris")
     terminal.type("/stats")
     terminal.see("answer tokens")
     terminal.type("And of Italy?")
@@ -78,8 +66,7 @@ def test_the_slash_commands(terminal: Terminal, isolated: Path) -> None:
         terminal.type(typed)
         terminal.see(seen)
         terminal.ready()
-    terminal.process.sendeof()
-    assert terminal.ended() == 0
+    terminal.leave()
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(terminal: Terminal) -> None:
@@ -95,12 +82,11 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(terminal: Terminal) -> None
     terminal.type("/stats")
     terminal.see("answer tokens")
     terminal.ready()
-    terminal.process.sendeof()
-    assert terminal.ended() == 0
+    terminal.leave()
 
 
 def test_a_dumb_terminal_is_enough(isolated: Path) -> None:
-    session = Terminal("chat", "smollm2-135m", "--temperature", "0", term="dumb")
+    session = Terminal(*CHAT, term="dumb")
     session.see(">>>")
     session.process.sendline("Name the capital of France.")
     shown = session.see("Paris")
@@ -114,8 +100,7 @@ def test_it_says_what_the_embedded_model_is(isolated: Path) -> None:
     session = Terminal("chat", "smollm2-135m")
     session.see("very small model")
     session.see(">>>")
-    session.process.sendeof()
-    assert session.ended() == 0
+    session.leave()
 
 
 def test_a_model_that_does_not_load_leaves_the_present_one(isolated: Path) -> None:
@@ -127,9 +112,5 @@ def test_a_model_that_does_not_load_leaves_the_present_one(isolated: Path) -> No
     session.type(f"/model {isolated / 'broken.gguf'}")
     session.see("error:")
     session.ready()
-    session.type("Name the capital of France.")
-    session.answering()
-    session.see("Paris")
-    session.ready()
-    session.process.sendeof()
-    assert session.ended() == 0
+    session.say("Name the capital of France.", "Paris")
+    session.leave()

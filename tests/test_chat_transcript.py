@@ -8,28 +8,11 @@ from pathlib import Path
 
 import vision_models
 from PIL import Image
-from terminals import Terminal
+from terminals import CHAT, Terminal
 
 from localai import history, sessions
 
-CHAT = ("chat", "smollm2-135m", "--temperature", "0", "--max-tokens", "12")
-
-
-class Talk(Terminal):
-    """A chat to which lines are said, each followed by its prompt."""
-
-    def say(self, line: str, seen: str = "") -> str:
-        self.type(line)
-        self.answering()
-        if seen:
-            self.process.expect(seen)
-        self.ready()
-        return line
-
-    def leave(self) -> None:
-        self.process.sendeof()
-        assert self.ended() == 0
-        assert self.is_sane()
+SHORT_CHAT = (*CHAT, "--max-tokens", "12")
 
 
 def questions(session: str = "last") -> list[str]:
@@ -41,7 +24,7 @@ def test_a_whole_conversation(isolated: Path) -> None:
     editor = isolated / "editor"
     editor.write_text('#!/bin/sh\nprintf "Name the capital of Spain." > "$1"\n')
     editor.chmod(editor.stat().st_mode | stat.S_IXUSR)
-    talk = Talk(*CHAT, cwd=isolated, VISUAL=str(editor))
+    talk = Terminal(*SHORT_CHAT, cwd=isolated, VISUAL=str(editor))
     talk.ready()
     talk.say("Name the capital of France.", "Paris")
     talk.say("/retry", "same answer is to be expected")
@@ -77,7 +60,7 @@ def test_a_whole_conversation(isolated: Path) -> None:
 
 
 def test_lines_between_quotes_and_pasted_lines_are_one_message(isolated: Path) -> None:
-    talk = Talk(*CHAT)
+    talk = Terminal(*SHORT_CHAT)
     talk.ready()
     talk.process.send('"""first\rsecond"""\r')
     talk.answering()
@@ -91,19 +74,18 @@ def test_lines_between_quotes_and_pasted_lines_are_one_message(isolated: Path) -
     assert questions() == ["first\nsecond", "pasted\nlines", "above\nbelow"]
     talk.leave()
     assert stat.S_IMODE(history.path().stat().st_mode) == 0o600
-    again = Talk(*CHAT)
+    again = Terminal(*SHORT_CHAT)
     again.ready()
     again.process.send("\x1b[A\x1b[A\x1b[A\x1b[A")  # the last message has two lines: up twice for the one before
     again.see("pasted")
     again.process.send("\x03")
     again.ready()
-    again.process.sendeof()
-    assert again.ended() == 0
+    again.leave()
 
 
 def test_tab_completes_commands_models_files_and_values(isolated: Path) -> None:
     (isolated / "a document.txt").write_text("text")
-    talk = Talk(*CHAT, "--private", cwd=isolated)
+    talk = Terminal(*SHORT_CHAT, "--private", cwd=isolated)
     talk.ready()
     for typed, completed, rest, seen in [
         ("/sta", "ts", "", "nothing is answered yet"),
@@ -124,7 +106,7 @@ def test_tab_completes_commands_models_files_and_values(isolated: Path) -> None:
 
 
 def test_a_plain_terminal_is_written_to_in_lines(isolated: Path) -> None:
-    talk = Talk(*CHAT, "--plain")
+    talk = Terminal(*SHORT_CHAT, "--plain")
     talk.see(">>>")
     talk.process.sendline("/set max_tokens 40")
     talk.see("max_tokens: 40")
@@ -132,13 +114,12 @@ def test_a_plain_terminal_is_written_to_in_lines(isolated: Path) -> None:
     talk.process.sendline("Write a long story about a river.")
     talk.see("limit of tokens")
     talk.see(">>>")
-    talk.process.sendeof()
-    assert talk.ended() == 0
+    talk.leave()
     assert not re.search(r"[\x1b\x08]|\r[^\r\n]", talk.raw)
 
 
 def test_words_are_wrapped_at_the_edge_also_after_a_resize(isolated: Path) -> None:
-    talk = Talk(*CHAT, "--max-tokens", "50")
+    talk = Terminal(*SHORT_CHAT, "--max-tokens", "50")
     talk.process.setwinsize(24, 40)
     talk.ready()
     talk.type("Write a long story about a river.")
@@ -152,7 +133,7 @@ def test_words_are_wrapped_at_the_edge_also_after_a_resize(isolated: Path) -> No
 
 
 def test_the_shell_is_given_hints_of_the_chat(isolated: Path) -> None:
-    talk = Talk(*CHAT, "--context", "256")
+    talk = Terminal(*SHORT_CHAT, "--context", "256")
     talk.ready()
     talk.type("word " * 300)
     talk.answering()
@@ -167,7 +148,7 @@ def test_the_shell_is_given_hints_of_the_chat(isolated: Path) -> None:
 def test_a_picture_is_shown_to_a_model_that_sees(isolated: Path) -> None:
     model, _ = vision_models.pair(isolated / "m", "llava")
     Image.new("RGB", (40, 30), "red").save(isolated / "a photo.png")
-    talk = Talk("chat", str(model), "--max-tokens", "3", "--temperature", "0", cwd=isolated)
+    talk = Terminal("chat", str(model), "--max-tokens", "3", "--temperature", "0", cwd=isolated)
     talk.ready()
     talk.say("/image a photo.png", "40 x 30, goes with the next question")
     talk.say("What is it?")

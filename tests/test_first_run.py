@@ -52,13 +52,8 @@ def test_from_nothing_to_the_first_answer_with_one_key(isolated: Path, hub: HubO
     terminal.type("")
     terminal.see("SHA-256 verified")
     terminal.ready()
-    terminal.type("Name the capital of France.")
-    terminal.answering()
-    terminal.see("Paris")
-    terminal.ready()
-    terminal.process.sendeof()
-    assert terminal.ended() == 0
-    assert terminal.is_sane()
+    terminal.say("Name the capital of France.", "Paris")
+    terminal.leave()
     assert {each.model for each in library.installed()} == {rows[0].split()[0], "smollm2-135m"}
     again = Terminal(HF_ENDPOINT=hub.url)
     assert any("here" in line for line in again.see(r"Which one\?").splitlines())
@@ -74,8 +69,7 @@ def test_without_a_network_it_goes_on_with_what_is_here(isolated: Path) -> None:
     terminal.see("cannot reach")
     terminal.see("Going on with smollm2-135m:Q4_1, which is here already")
     terminal.ready()
-    terminal.process.sendeof()
-    assert terminal.ended() == 0
+    terminal.leave()
 
 
 def test_offline_offers_what_is_here(isolated: Path) -> None:
@@ -84,8 +78,7 @@ def test_offline_offers_what_is_here(isolated: Path) -> None:
     assert [row.split()[0] for row in offers(terminal)] == ["smollm2-135m"]
     terminal.type("")
     terminal.ready()
-    terminal.process.sendeof()
-    assert terminal.ended() == 0
+    terminal.leave()
 
 
 @pytest.mark.parametrize("typed", ["n\r", "99\rnon\r", "\x04"])

@@ -70,11 +70,8 @@ def check(terminal: Terminal) -> None:
 
 def ask(terminal: Terminal, *lines: str) -> None:
     for line in lines:
-        terminal.type(line)
-        terminal.answering()
-        terminal.ready()
-    terminal.process.sendeof()
-    assert terminal.ended() == 0
+        terminal.say(line)
+    terminal.leave()
 
 
 @pytest.mark.parametrize("plain", [False, True])

@@ -8,8 +8,9 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from conftest import Cli
@@ -254,44 +255,37 @@ def test_two_processes_do_not_write_one_file(cli: Cli, isolated: Path) -> None:
 # --------------------------------------------------------------------------------------------------------------- pipes
 
 
+@contextlib.contextmanager
+def piped(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], IO[str], IO[str], IO[str]]]:
+    """`localai map ARGUMENTS`, and its stdin, stdout and stderr."""
+    command = [sys.executable, "-m", "localai", "map", *arguments]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        yield process, process.stdin, process.stdout, process.stderr
+
+
 def test_a_record_is_answered_before_the_next_one_is_written() -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "localai", "map", "Say {text}", *SHORT],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    for index, word in enumerate(("one", "two")):
-        process.stdin.write(f"{word}\n")
-        process.stdin.flush()
-        assert json.loads(process.stdout.readline())["index"] == index
-    process.stdin.close()
-    assert process.wait(60) == 0
-    process.stdout.close()
+    with piped("Say {text}", *SHORT) as (process, stdin, stdout, _):
+        for index, word in enumerate(("one", "two")):
+            stdin.write(f"{word}\n")
+            stdin.flush()
+            assert json.loads(stdout.readline())["index"] == index
+        stdin.close()
+        assert process.wait(60) == 0
 
 
 def test_a_closed_pipe_ends_it_quietly() -> None:
     words = "\n".join(f"word {number}" for number in range(40))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "localai", "map", "Say {text}", *SHORT],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdin.write(words)
-    process.stdin.close()
-    process.stdout.readline()
-    process.stdout.close()
-    told = process.stderr.read()
-    process.stderr.close()
-    assert process.wait(60) == 141
+    with piped("Say {text}", *SHORT) as (process, stdin, stdout, stderr):
+        stdin.write(words)
+        stdin.close()
+        stdout.readline()
+        stdout.close()
+        told = stderr.read()
+        assert process.wait(60) == 141
     assert "Traceback" not in told
     assert "error" not in told
 
@@ -300,27 +294,16 @@ def test_a_closed_pipe_ends_it_quietly() -> None:
 def test_ctrl_c_leaves_whole_records() -> None:
     import signal
 
-    process = subprocess.Popen(
-        [sys.executable, "-m", "localai", "map", "Tell a tale of {text}", *MODEL, "--max-tokens", "60"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdin.write("\n".join(f"fox {number}" for number in range(200)) + "\n")
-    process.stdin.flush()  # and it stays open: the reader waits
-    first = process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    rest, told = process.stdout.read(), process.stderr.read()  # communicate() would miss what readline() has buffered
-    process.stdin.close()
-    assert process.wait(60) == 130
+    with piped("Tell a tale of {text}", *MODEL, "--max-tokens", "60") as (process, stdin, stdout, stderr):
+        stdin.write("\n".join(f"fox {number}" for number in range(200)) + "\n")
+        stdin.flush()  # and it stays open: the reader waits
+        first = stdout.readline()
+        process.send_signal(signal.SIGINT)
+        rest, told = stdout.read(), stderr.read()  # communicate() would miss what readline() has buffered
+        stdin.close()
+        assert process.wait(60) == 130
     assert "Traceback" not in told
     assert [each["index"] for each in records(first + rest)] == list(range(len(records(first + rest))))
-    process.stdout.close()
-    process.stderr.close()
 
 
 # ------------------------------------------------------------------------------------------------------------ templates

@@ -26,6 +26,7 @@ import pytest
 from conftest import Cli
 from hub_on_loopback import COMMIT, Fault, HubOnLoopback, running
 from small_models import model_bytes
+from waiting import wait_for
 
 from localai import boundary, embedded, hardware, hub_cache, library, partial, settings, transfer
 from localai.domain.machine import Machine
@@ -466,16 +467,6 @@ def arrived() -> int:
         if path.exists():
             return path.stat().st_size
     return -1
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Until what another process writes is there: the file system has no event to wait on."""
-    pause = threading.Event()
-    for _ in range(3000):
-        if condition():
-            return
-        pause.wait(0.01)
-    raise AssertionError("it never came")
 
 
 def test_two_pulls_at_once(hub: HubOnLoopback) -> None:

@@ -17,9 +17,7 @@ def once(*arguments: str, question: str, greeting: str = "/help lists") -> None:
     terminal = Terminal(*arguments)
     terminal.process.expect_exact(greeting)
     terminal.ready()
-    terminal.type(question)
-    terminal.answering()
-    terminal.ready()
+    terminal.say(question)
     terminal.type("/exit")
     assert terminal.ended() == 0
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from hub_on_loopback import HubOnLoopback, running
+from waiting import wait_for
 
 from localai import partial, source, transfer
 from localai.errors import AccessDenied, DoesNotFit, HashMismatch, LocalaiError, NetworkError, NotFound
@@ -429,16 +430,6 @@ def test_killed_at_any_byte_the_next_goes_on_from_there(hub: HubOnLoopback, get:
     get(hub)
     assert is_right(blob)
     assert hub.downloads()[-1].range == f"bytes={at}-"
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Until what another process writes is there: the file system has no event to wait on."""
-    pause = threading.Event()
-    for _ in range(3000):
-        if condition():
-            return
-        pause.wait(0.01)
-    raise AssertionError("it never came")
 
 
 def test_of_two_at_once_one_waits_and_finds_the_file(hub: HubOnLoopback, blob: Path) -> None:

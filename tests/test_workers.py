@@ -106,13 +106,16 @@ def test_without_a_limit_a_worker_lends_what_is_free_and_not_all_the_ram(start: 
     assert (lent.vram_total_bytes or 0) <= memory.total
 
 
+def long_story(rpc: str, cwd: Path) -> subprocess.Popen[str]:
+    """A run that takes a while, over the worker `rpc`."""
+    asked = ("-m", "smollm2-135m", "--temperature", "0", "--rpc", rpc, "Tell me a very long story.")
+    command = [sys.executable, "-m", "localai", "run", *asked]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd)
+
+
 def test_a_worker_that_dies_is_one_line_and_exit_6(start: Start, isolated: Path) -> None:
     worker = start()
-    where = endpoint(worker)
-    asked = [sys.executable, "-m", "localai", "run", "-m", "smollm2-135m", "--rpc", where, "Tell me a very long story."]
-    with subprocess.Popen(
-        [*asked, "--temperature", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=isolated
-    ) as running:
+    with long_story(endpoint(worker), isolated) as running:
         assert running.stdout is not None
         assert running.stderr is not None
         assert running.stdout.read(1)
@@ -126,11 +129,7 @@ def test_a_worker_that_dies_is_one_line_and_exit_6(start: Start, isolated: Path)
 
 def test_ctrl_c_ends_a_run_whose_worker_hangs(start: Start, isolated: Path) -> None:
     worker = start()
-    where = endpoint(worker)
-    asked = [sys.executable, "-m", "localai", "run", "-m", "smollm2-135m", "--rpc", where, "Tell me a very long story."]
-    with subprocess.Popen(
-        [*asked, "--temperature", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=isolated
-    ) as running:
+    with long_story(endpoint(worker), isolated) as running:
         assert running.stdout is not None
         assert running.stdout.read(1)
         server_of(worker).suspend()
