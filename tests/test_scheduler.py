@@ -360,7 +360,7 @@ def test_logits_alone_and_in_a_batch_agree() -> None:
 
 
 def test_a_sequence_that_is_moved_goes_on_as_it_was(tiny: Path) -> None:
-    from localai.engine.model import load_model
+    from localai.engine.weights import load_model
 
     api, planned = library.api(), replace(plan(256), sequences=3)
     model = load_model(api, tiny, planned, None, None)
