@@ -18,6 +18,7 @@ from localai.errors import NotFound, UsageError
 
 LARGEST_BYTES = 50_000_000
 STDIN = Path("-")
+MARK = "--- "  # before a document's name
 
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # Word, Excel and PowerPoint before 2007, and encrypted ones since
 _HTML_START = re.compile(
@@ -54,7 +55,7 @@ def read(path: Path) -> Document:
 
 def together(documents: Iterable[Document]) -> str:
     """The documents one after the other, each under a line with its name."""
-    return "\n\n".join(f"--- {each.name} ---\n{each.text}" for each in documents)
+    return "\n\n".join(f"{MARK}{each.name} ---\n{each.text}" for each in documents)
 
 
 def name_of(path: Path) -> str:
@@ -122,10 +123,7 @@ def _decoded(content: bytes, name: str) -> str:
         return content.decode(encoding, "replace")
     if len(seen.translate(None, _CONTROLS)) < len(seen) - len(seen) // 1000:
         raise UsageError(f"{name} is not text, PDF, HTML or DOCX", "save it in one of these forms")
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError:
-        return content.decode("cp1252", "replace")
+    return readers.decoded(content)
 
 
 def _utf16(seen: bytes) -> str:

@@ -37,6 +37,8 @@ def made(folder: Path, name: str, content: bytes) -> Path:
         ("Été, lettre".encode("utf-16-be"), "Été, lettre"),
         ("é".encode("utf-32"), "é"),
         ("Montant dû : 3 €".encode("cp1252"), "Montant dû : 3 €"),
+        ("Été à Évian, ".encode() + b"\xe9t", "Été à Évian, \ufffdt"),
+        ("cut é".encode() + b"\xc3", "cut é\ufffd"),
         (b"# Title\n\n- a <b>\n", "# Title\n\n- a <b>"),
         (b"\x1b[31mred", "\x1b[31mred"),
     ],
@@ -55,17 +57,21 @@ def test_a_pdf_of_pictures_is_told_to_be_a_scan(tmp_path: Path) -> None:
         documents.read(made(tmp_path, "scan.pdf", pdf("", "")))
 
 
-@pytest.mark.parametrize("rc4", [True, False])
-def test_an_encrypted_pdf_is_told(tmp_path: Path, rc4: bool) -> None:
+@pytest.mark.parametrize("algorithm", ["RC4-128", "AES-128", "AES-256"])
+def test_an_encrypted_pdf_is_told_and_one_that_anybody_may_open_is_read(tmp_path: Path, algorithm: str) -> None:
     from pypdf import PdfReader, PdfWriter
 
-    writer = PdfWriter(clone_from=PdfReader(io.BytesIO(pdf("secret"))))
-    writer.encrypt("password", algorithm="RC4-128")
-    held = io.BytesIO()
-    writer.write(held)
-    content = held.getvalue() if rc4 else held.getvalue().replace(b"/V 2", b"/V 5")
-    with pytest.raises(UsageError, match=r"encrypted|damaged"):
-        documents.read(made(tmp_path, "secret.pdf", content))
+    for password in ("password", ""):
+        writer = PdfWriter(clone_from=PdfReader(io.BytesIO(pdf("secret"))))
+        writer.encrypt(password, "the owner's", algorithm=algorithm)
+        path = tmp_path / "secret.pdf"
+        writer.write(path)
+        if password:
+            with pytest.raises(UsageError, match="is encrypted") as caught:
+                documents.read(path)
+            assert "qpdf --decrypt secret.pdf" in caught.value.hint
+        else:
+            assert documents.read(path).text == "secret"
 
 
 @given(st.binary(max_size=200), st.integers(0, 400))
@@ -145,6 +151,12 @@ def test_html_keeps_its_structure() -> None:
 )
 def test_html_in_the_encoding_that_it_declares(content: bytes) -> None:
     assert html_reader.read(content)[0]["text"] == "é €"
+
+
+def test_html_with_a_damaged_byte_is_still_what_it_is() -> None:
+    for mark in (b"", b"\xef\xbb\xbf"):
+        page = mark + '<html><meta charset="utf-8"><p>é € '.encode() + b"\xe9</p></html>"
+        assert html_reader.read(page)[0]["text"] == "é € \ufffd"
 
 
 def test_html_that_nests_without_end_is_read_or_told(tmp_path: Path) -> None:

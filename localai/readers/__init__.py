@@ -6,6 +6,7 @@ what was read, then bytes where the kind has any. A reader is a module here with
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -46,6 +47,17 @@ def in_child(kind: str, content: bytes) -> tuple[dict[str, Any], bytes]:
     if "error" in told:
         raise Unreadable(str(told["error"]), str(told["hint"]))
     return told, rest
+
+
+def decoded(content: bytes) -> str:
+    """Text that says nothing of its encoding: UTF-8, also where a few bytes of it are damaged, else Windows-1252."""
+    with contextlib.suppress(UnicodeDecodeError):
+        return content.decode("utf-8")
+    text = content.decode("utf-8", "replace")
+    damaged = text.count("\ufffd")
+    sound = len(text) - len(text.encode("ascii", "ignore")) - damaged
+    # in Windows-1252 hardly any two letters happen to be one of UTF-8
+    return text if sound >= damaged else content.decode("cp1252", "replace")
 
 
 def main() -> None:

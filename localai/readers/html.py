@@ -8,6 +8,8 @@ from typing import Any
 
 from lxml import etree, html
 
+from localai.readers import decoded
+
 _HIDDEN = frozenset({"script", "style", "noscript", "template", "svg", "iframe", "object", "select", "head"})
 _BLOCKS = frozenset(
     {"address", "article", "aside", "blockquote", "body", "caption", "dd", "details", "div", "dl", "dt", "fieldset"}
@@ -41,7 +43,7 @@ def _decoded(content: bytes) -> str:
                 return content.decode(encoding)
         except (UnicodeError, LookupError):
             continue
-    return content.decode("cp1252", "replace")
+    return decoded(content.removeprefix(codecs.BOM_UTF8))
 
 
 def text(source: str) -> str:

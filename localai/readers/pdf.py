@@ -15,8 +15,8 @@ def read(content: bytes) -> tuple[dict[str, Any], bytes]:
     from pypdf import PdfReader
     from pypdf.errors import DependencyError
 
-    reader = PdfReader(io.BytesIO(content))
     try:
+        reader = PdfReader(io.BytesIO(content))
         if reader.is_encrypted and not reader.decrypt(""):
             raise _ENCRYPTED
         pages, length = [], 0
@@ -25,7 +25,7 @@ def read(content: bytes) -> tuple[dict[str, Any], bytes]:
             length += len(pages[-1])
             if length > MOST_CHARACTERS:
                 break
-    except DependencyError as error:  # AES needs a library that is not installed
+    except DependencyError as error:  # AES, and cryptography cannot be imported
         raise _ENCRYPTED from error
     if not any(pages):
         count = "1 page" if len(pages) == 1 else f"{len(pages)} pages"
