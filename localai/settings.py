@@ -5,6 +5,7 @@ A value comes from a flag, else the environment (`LOCALAI_<NAME>`), else the con
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import tomllib
@@ -46,9 +47,19 @@ def folders(environ: Mapping[str, str] = os.environ) -> Folders:
 
 
 def private_folder(path: Path) -> Path:
-    """Make `path` for this user only (0700), whatever the umask; parents are made the usual way."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.mkdir(mode=0o700, exist_ok=True)
+    """Make `path`, and what is missing above it, for this user only (0700), whatever the umask.
+
+    One that others may look into is closed to them. Raises OSError, also for a folder that is another user's.
+    """
+    for each in (*reversed(path.parents), path):
+        if not each.exists():
+            each.mkdir(mode=0o700, exist_ok=True)
+    if os.name == "posix":
+        status = path.stat()
+        if status.st_uid != os.geteuid() != 0:
+            raise PermissionError(errno.EPERM, "it belongs to another user", str(path))
+        if status.st_mode & 0o077:
+            path.chmod(0o700)
     return path
 
 

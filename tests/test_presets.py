@@ -159,6 +159,16 @@ def test_the_commands(cli: Cli) -> None:
     assert cli("presets", "show", "mine").returncode == 3
 
 
+def test_one_that_cannot_be_removed_is_told(cli: Cli, bound_by_permissions: list[str]) -> None:
+    path = presets.create("mine", MINIMAL)
+    path.parent.chmod(0o500)
+    told = cli("presets", "rm", "mine", "--yes", under=bound_by_permissions)
+    path.parent.chmod(0o700)
+    assert told.returncode == 1
+    assert told.stderr.startswith(f"error: cannot remove {path}: ")
+    assert "Traceback" not in told.stderr
+
+
 def test_the_starter_is_a_preset(cli: Cli) -> None:
     assert cli("presets", "new", "mine").returncode == 0
     assert "{tone}" in cli("presets", "show", "mine").stdout

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import tomllib
 from pathlib import Path
@@ -37,6 +38,24 @@ def test_storing_keeps_comments_and_is_private(isolated: Path) -> None:
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     settings.store("model", None)
     assert tomllib.loads(path.read_text()) == {"temperature": 0.2}
+
+
+def test_folders_are_closed_to_others_with_all_that_is_made_above_them(
+    isolated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = os.umask(0)
+    try:
+        made = settings.private_folder(isolated / "share" / "localai" / "sessions")
+        open_to_all = isolated / "open"
+        open_to_all.mkdir()
+        settings.private_folder(open_to_all)
+    finally:
+        os.umask(before)
+    for folder in (made, made.parent, made.parent.parent, open_to_all):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700, folder
+    monkeypatch.setattr(os, "geteuid", lambda: isolated.stat().st_uid + 1)
+    with pytest.raises(PermissionError, match="another user"):
+        settings.private_folder(made)
 
 
 @pytest.mark.parametrize(
