@@ -31,6 +31,7 @@ __all__ = [
     "to_remove",
     "touch",
     "unknown",
+    "writing",
 ]
 
 _MEMORY_SHARE = 0.8  # of what is free, for the weights: the rest is for the context and the engine
@@ -180,7 +181,7 @@ def _default() -> Found:
         except (NotFound, UsageError) as error:
             raise type(error)(f"{error.message} (the default model, from {where})", error.hint) from error
         return Found(found.model, found.path, found.name, f"using {found.name}, the default from {where}")
-    models = [model for model in installed() if _writes(model)]
+    models = writing()
     if not models:
         raise NotFound(
             "no model is installed", "localai recommend says which would run well here, then: localai pull NAME"
@@ -193,10 +194,14 @@ def _default() -> Found:
     return Found(best, best.path, best.model, f"using {best.model} ({best.quantization}), {reason}")
 
 
-def _writes(model: InstalledModel) -> bool:
-    """Whether a model can be asked; one that only makes embeddings is never chosen for it."""
+def writing() -> tuple[InstalledModel, ...]:
+    """The installed models that can be asked: those that only make embeddings are never chosen for it."""
+    return tuple(model for model in installed() if not _embeds_only(model))
+
+
+def _embeds_only(model: InstalledModel) -> bool:
     known = catalog.resolve_name(model.model)
-    return known is None or not known.embedding_only
+    return known is not None and known.embedding_only
 
 
 def _best_installed(models: Sequence[InstalledModel]) -> tuple[InstalledModel, str]:

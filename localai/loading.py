@@ -100,13 +100,8 @@ def prepare(
     than there are (llama.cpp's threads wait actively: too many make it not slow but still).
     """
     machine = machine_for(wishes)
-    header = gguf.read_model([file.path for file in found.model.files] if found.model else [found.path])
+    header = header_of(found)
     shape, weights = shapes.shape(header), shapes.weights(header)
-    if not shapes.makes_text(header):
-        raise EngineError(
-            f"{found.name} is a model for embeddings: it writes no text",
-            f"localai embed -m {found.name if found.model else found.path} ...",
-        )
 
     # workers take no pictures: see engine.child
     pictures = 0 if wishes.workers else cards.projector_bytes(projector_of(found))
@@ -138,6 +133,17 @@ def prepare(
     return Prepared(found, plan, shape.params, shape.context_length, Facts(machine, shape, weights), draft)
 
 
+def header_of(found: library.Found) -> gguf.Header:
+    """The header of a model that writes text. Raises EngineError for what is none."""
+    header = gguf.read_model([file.path for file in found.model.files] if found.model else [found.path])
+    if not shapes.makes_text(header):
+        raise EngineError(
+            f"{found.name} is a model for embeddings: it writes no text",
+            f"localai embed -m {found.name if found.model else found.path} ...",
+        )
+    return header
+
+
 def projector_of(found: library.Found) -> Path | None:
     """The file that lets a model see: the one it was installed with, or one that lies beside a file of the user's."""
     if found.model is not None:
@@ -151,8 +157,8 @@ def projector_of(found: library.Found) -> Path | None:
 
 
 def refuse_blind(prepared: Prepared) -> None:
-    """Raise UsageError for a model that cannot look at images, DoesNotFit for one that cannot here, EngineError for a
-    projector that is none: all before anything is loaded.
+    """Raise UsageError for a model that cannot look at images, or not through workers, DoesNotFit for one that cannot
+    here, EngineError for a projector that is none: all before anything is loaded.
     """
     name = prepared.found.name
     if (path := projector_of(prepared.found)) is None:
@@ -160,6 +166,8 @@ def refuse_blind(prepared: Prepared) -> None:
             f"{name} cannot look at images: it has no projector (mmproj)",
             "take a model that sees, such as gemma-3-4b or qwen3-vl-2b",
         )
+    if prepared.plan.workers:
+        raise UsageError(f"{name} cannot look at images with --rpc: workers take none", "leave out --rpc, or --image")
     if not prepared.plan.memory.projector_bytes:
         raise DoesNotFit(
             f"{name} cannot look at images now: memory leaves no room for its projector",

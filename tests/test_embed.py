@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -210,6 +213,19 @@ def test_what_cannot_be_embedded_is_told(
     told = cli("embed", "-m", str(folder / "bert.gguf"), *words, input=given)
     assert told.returncode == code
     assert why in told.stderr
+
+
+def test_ctrl_c_ends_it_while_stdin_is_waited_for(folder: Path) -> None:
+    words = [sys.executable, "-m", "localai", "embed", "-m", str(folder / "bert.gguf")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("dog\n" * 64)  # a group
+        process.stdin.flush()
+        for _ in range(64):
+            process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
 
 
 def test_without_an_embedding_model_the_command_that_brings_one_is_told(cli: Cli) -> None:

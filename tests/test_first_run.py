@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import vector_models
+from conftest import Cli
 from hub_on_loopback import HubOnLoopback, running
 from real_model import model_file
 from terminals import Terminal
@@ -72,7 +74,10 @@ def test_without_a_network_it_goes_on_with_what_is_here(isolated: Path) -> None:
     terminal.leave()
 
 
-def test_offline_offers_what_is_here(isolated: Path) -> None:
+def test_offline_offers_what_is_here_and_writes(isolated: Path, cli: Cli) -> None:
+    vector_models.bert(isolated / "bert.gguf")
+    imported = cli("import", str(isolated / "bert.gguf"), "--name", "nomic-embed-text-v1.5")
+    assert imported.returncode == 0, imported.stderr
     terminal = Terminal("--offline")
     terminal.see("nothing can be downloaded")
     assert [row.split()[0] for row in offers(terminal)] == ["smollm2-135m"]

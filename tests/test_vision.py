@@ -22,7 +22,7 @@ from localai.domain.files import InstalledFile, InstalledModel
 from localai.domain.generation import AnswerEnd, GenerationRequest, Image, Message, Sampling
 from localai.engine import library
 from localai.engine.model import LlamaEngine, load
-from localai.errors import ContextOverflow, EngineError
+from localai.errors import ContextOverflow, EngineError, UsageError
 from localai.library import Found
 
 KINDS = ("llava", "qwen2vl", "gemma3")
@@ -204,6 +204,15 @@ def test_which_projector_a_model_has(folder: Path, tmp_path: Path) -> None:
     assert loading.projector_of(Found(without, path, "m")) is None
     with_one = replace(without, projector=replace(file, path=tmp_path / "p.gguf"))
     assert loading.projector_of(Found(with_one, path, "m")) == tmp_path / "p.gguf"
+
+
+def test_workers_take_no_images(folder: Path) -> None:
+    path = folder / "llava" / "llava.gguf"
+    prepared = loading.prepare(Found(None, path, "llava"), loading.Wishes())
+    loading.refuse_blind(prepared)
+    spread = replace(prepared, plan=replace(prepared.plan, workers=("10.0.0.2:50052",)))
+    with pytest.raises(UsageError, match="--rpc"):
+        loading.refuse_blind(spread)
 
 
 def test_run_looks_at_images(cli: Cli, folder: Path, isolated: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from localai import render
+from localai import render, terminal
 from localai.commands import model_loading, options, stdin
 from localai.commands.options import ON_OVERFLOW, ContextOption, GpuLayersOption, ModelOption, ThreadsOption
 from localai.errors import UsageError
@@ -72,9 +72,8 @@ def embed(
             embedder = embeddings.load(prepared, progress, interrupts.requested)
         try:
             done = 0
-            for group in together(texts):
-                if interrupts.requested():  # while stdin was waited for
-                    raise KeyboardInterrupt
+            groups = together(texts)
+            while group := awaited(groups, interrupts):
                 write(embedder, found.name, group, prefix, normalize, on_overflow == "truncate", interrupts)
                 done += len(group)
                 status.show(f"{done} texts")
@@ -83,6 +82,14 @@ def embed(
             embedder.close()
     if not done:
         raise UsageError("there is no text to embed", 'localai embed "a text", or pipe lines into it')
+
+
+def awaited(groups: Iterator[list[Text]], interrupts: Interrupts) -> list[Text]:
+    """The next group, [] after the last. Raises KeyboardInterrupt, also while stdin is waited for."""
+    with terminal.interruptible():
+        if interrupts.requested():
+            raise KeyboardInterrupt
+        return next(groups, [])
 
 
 def write(

@@ -25,7 +25,7 @@ def first_run(context: typer.Context) -> None:
     machine = hardware.detect()
     render.out(render.facts(machine_facts(machine, hardware.tier(machine))))
     render.out()
-    if chosen := choose(machine, library.installed()):
+    if chosen := choose(machine, library.writing()):
         chat.chat(chosen)
 
 
@@ -33,7 +33,7 @@ def need_a_model(name: str | None) -> None:
     """Without a terminal nothing can be offered: where no model is here, the command fails and says what to pull."""
     from localai import catalog, hardware, library, recommend
 
-    if name is None and settings.load()["model"].value is None and not library.installed():
+    if name is None and settings.load()["model"].value is None and not library.writing():
         best = recommend.best(hardware.detect(), catalog.load())
         raise NotFound("no model is installed", f"localai pull {best.model if best else 'MODEL'}")
 
@@ -42,7 +42,7 @@ def offered_model() -> str | None:
     """Where no model is here and none is set, offer to download one; None leaves the choice to the library."""
     from localai import hardware, library
 
-    if settings.load()["model"].value is not None or library.installed():
+    if settings.load()["model"].value is not None or library.writing():
         return None
     render.note("No model is installed yet. These suit this machine:")
     chosen = choose(hardware.detect(), ())
