@@ -61,6 +61,11 @@ class Conversation:
         """The same without the system text: questions and answers in turn."""
         return tuple(self._turns)
 
+    @property
+    def last(self) -> Message | None:
+        """The last answer; another object for each one."""
+        return self._turns[-1] if self._turns else None
+
     def clear(self) -> None:
         """Forget what was said; the system text stays."""
         self._turns.clear()
@@ -89,14 +94,13 @@ class Conversation:
     ) -> Iterator[Event]:
         """Yield the answer's events, the last an `AnswerEnd`; a `TurnsDropped` comes first where turns had to go.
 
-        The turn is kept when the answer is done, and as far as it was said when it is interrupted or the iterator is
-        closed; where nothing was said yet, or an error is raised, the conversation stays as it was. Raises
-        ContextOverflow when the question does not fit even alone, EngineError.
+        The turn is kept when the answer is done, and as far as it was said when it is interrupted, the iterator is
+        closed or the program ends; where nothing was said, or an error is raised, the conversation stays as it was.
+        Raises ContextOverflow when the question does not fit even alone, EngineError.
         """
         question = Message("user", text, images)
         kept = self._that_fit(question)
-        if dropped := (len(self._turns) - len(kept)) // 2:
-            yield TurnsDropped(dropped)
+        dropped = (len(self._turns) - len(kept)) // 2
         request = GenerationRequest(
             (*self._head(), *kept, question),
             self.sampling,
@@ -111,20 +115,20 @@ class Conversation:
         events = self.engine.generate(request, cancelled)
         try:
             for event in events:
+                if dropped:  # not before: the engine may refuse the question, and then nothing is forgotten
+                    yield TurnsDropped(dropped)
+                    dropped = 0
                 if isinstance(event, AnswerText):
                     said.append(event.text)
                 elif isinstance(event, AnswerEnd):
                     end = event
-                    self._keep(kept, question, event)
+                    if end.text:
+                        self._turns = [*kept, question, Message("assistant", end.text)]
                 yield event
-        except GeneratorExit:
+        except (GeneratorExit, KeyboardInterrupt, SystemExit):
             if end is None and said:
                 self._turns = [*kept, question, Message("assistant", "".join(said))]
             raise
-
-    def _keep(self, kept: list[Message], question: Message, end: AnswerEnd) -> None:
-        if end.text or end.finish_reason != "interrupted":
-            self._turns = [*kept, question, Message("assistant", end.text)]
 
     def _that_fit(self, question: Message) -> list[Message]:
         """The turns that the next prompt can hold beside an answer: all, or the newest.

@@ -71,7 +71,9 @@ class Snapshot:
 
 
 def snapshot(loaded: Loaded) -> Snapshot | None:
-    """What the model holds now; None where that is nothing, too much to keep, or more than the free memory."""
+    """What the model holds now; None where that is nothing, too much to keep, or more than the free memory, and where
+    the model's file is gone.
+    """
     from localai.probes import memory
     from localai.probes.source import Source
 
@@ -81,8 +83,10 @@ def snapshot(loaded: Loaded) -> Snapshot | None:
     def affordable(size: int) -> bool:
         return size <= most and (here is None or size + GIB // 4 <= here.available_bytes)
 
-    state = loaded.engine.state(affordable)
-    return Snapshot(identity(loaded.prepared), state) if state is not None else None
+    with contextlib.suppress(OSError):
+        if (state := loaded.engine.state(affordable)) is not None:
+            return Snapshot(identity(loaded.prepared), state)
+    return None
 
 
 def identity(prepared: Prepared) -> str:
@@ -118,11 +122,16 @@ def leave(loaded: Loaded, session: int | None, cancelled: Callable[[], bool] = l
     """
     kept = None
     try:
-        with contextlib.suppress(OSError):  # the model's file is gone
-            kept = snapshot(loaded) if session is not None else None
+        kept = snapshot(loaded) if session is not None else None
     finally:
         loaded.engine.close()
     if kept is not None and session is not None:
+        write(session, kept, cancelled)
+
+
+def save(loaded: Loaded, session: int, cancelled: Callable[[], bool] = lambda: False) -> None:
+    """Keep what the model holds as the state of the kept conversation; the model stays as it is."""
+    if (kept := snapshot(loaded)) is not None:
         write(session, kept, cancelled)
 
 
@@ -245,6 +254,20 @@ def restore(session: int, loaded: Loaded) -> str | None:
         because = error.strerror if isinstance(error, OSError) and error.strerror else error
         return f"the saved state of the conversation is not used ({because}): it is read again"
     return None
+
+
+def context(session: int) -> int | None:
+    """The tokens of context that the state of a conversation was made with; None where there is no state.
+
+    Nothing is verified: it is a wish for a plan, which knows what fits.
+    """
+    try:
+        with _opened(path(session)) as content:
+            (length,) = _LENGTH.unpack(content[_DATA - _LENGTH.size : _DATA])
+            found = json.loads(json.loads(bytes(content[_DATA : _DATA + min(length, MIB)]))["identity"])["context"]
+    except (Unusable, OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return found if isinstance(found, int) and 0 < found < 2**31 else None
 
 
 @contextlib.contextmanager

@@ -70,7 +70,12 @@ def _open() -> Iterator[sqlite3.Connection]:
     path = database()
     try:
         settings.private_folder(path.parent)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # before SQLite makes it by the umask
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)  # before SQLite makes it by the umask
+        try:
+            if os.name == "posix" and os.fstat(descriptor).st_mode & 0o077:
+                os.fchmod(descriptor, 0o600)
+        finally:
+            os.close(descriptor)
         connection = sqlite3.connect(path, timeout=10)
         try:
             connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;")
@@ -84,8 +89,27 @@ def _open() -> Iterator[sqlite3.Connection]:
     except (sqlite3.Error, OSError) as error:
         raise LocalaiError(
             f"cannot use the kept conversations in {path}: {error}",
-            "move that file away to begin anew, or chat with --private",
+            "check its disk and permissions; once it is moved away, a new one takes its place",
         ) from error
+
+
+def ask(session: int | None, model: str, system: str | None, question: str) -> int:
+    """Keep a question before it is answered, so that no end of the program loses it; `keep` takes its place.
+
+    With None, or a session that was removed meanwhile, a new one begins. Returns its id. Raises LocalaiError.
+    """
+    with _open() as connection:
+        session = _begun(connection, session, model, system, question)
+        _forget_unanswered(connection, session)
+        connection.execute(_MESSAGE, (session, "user", _writable(question)))
+    return session
+
+
+def unask(session: int) -> None:
+    """Forget a question that was not answered, and the conversation with its only one. Raises LocalaiError."""
+    with _open() as connection:
+        _forget_unanswered(connection, session)
+        _forget_empty(connection, session)
 
 
 def keep(
@@ -94,40 +118,61 @@ def keep(
     """Keep a finished turn, in place of the last `instead_of` turns; with None, or one that was removed meanwhile,
     a new session begins. Returns the session's id. Raises LocalaiError.
     """
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    question, answer = _writable(question), _writable(answer)
-    model, system = _writable(model), None if system is None else _writable(system)
     with _open() as connection:
-        if session is not None:
-            changed = connection.execute(
-                "UPDATE session SET updated_at = ?, model = ?, system = ? WHERE id = ?", (now, model, system, session)
-            )
-            session = session if changed.rowcount else None
-        if session is None:
-            title = " ".join(question[:500].split())[:TITLE_LENGTH].strip()
-            made = connection.execute(
-                "INSERT INTO session (started_at, updated_at, model, title, system) VALUES (?, ?, ?, ?, ?)",
-                (now, now, model, title, system),
-            )
-            session = int(made.lastrowid or 0)
+        session = _begun(connection, session, model, system, question)
+        _forget_unanswered(connection, session)
         _take_back(connection, session, instead_of)
-        connection.executemany(
-            "INSERT INTO message (session, role, content) VALUES (?, ?, ?)",
-            [(session, "user", question), (session, "assistant", answer)],
-        )
+        turn = ((session, "user", _writable(question)), (session, "assistant", _writable(answer)))
+        connection.executemany(_MESSAGE, turn)
+    if instead_of:  # what was said before is in the state
+        with contextlib.suppress(LocalaiError):
+            kept_states.remove(session)
     return session
 
 
 def take_back(session: int) -> None:
     """Forget the last turn of a kept conversation, and the conversation with its only one. Raises LocalaiError."""
     with _open() as connection:
+        _forget_unanswered(connection, session)
         _take_back(connection, session, 1)
-        emptied = connection.execute(
-            "DELETE FROM session WHERE id = ? AND NOT EXISTS (SELECT 1 FROM message WHERE session = session.id)",
-            (session,),
+        _forget_empty(connection, session)
+    kept_states.remove(session)
+
+
+_MESSAGE = "INSERT INTO message (session, role, content) VALUES (?, ?, ?)"
+
+
+def _begun(connection: sqlite3.Connection, session: int | None, model: str, system: str | None, question: str) -> int:
+    """The session, noted to be used now; a new one where there is none."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    model, system = _writable(model), None if system is None else _writable(system)
+    if session is not None:
+        changed = connection.execute(
+            "UPDATE session SET updated_at = ?, model = ?, system = ? WHERE id = ?", (now, model, system, session)
         )
-    if emptied.rowcount:
-        kept_states.remove(session)
+        if changed.rowcount:
+            return session
+    title = " ".join(_writable(question[:500]).split())[:TITLE_LENGTH].strip()
+    made = connection.execute(
+        "INSERT INTO session (started_at, updated_at, model, title, system) VALUES (?, ?, ?, ?, ?)",
+        (now, now, model, title, system),
+    )
+    return int(made.lastrowid or 0)
+
+
+def _forget_unanswered(connection: sqlite3.Connection, session: int) -> None:
+    answered = "SELECT coalesce(max(id), 0) FROM message WHERE session = :session AND role = 'assistant'"
+    connection.execute(
+        f"DELETE FROM message WHERE session = :session AND id > ({answered})",
+        {"session": session},
+    )
+
+
+def _forget_empty(connection: sqlite3.Connection, session: int) -> None:
+    connection.execute(
+        "DELETE FROM session WHERE id = ? AND NOT EXISTS (SELECT 1 FROM message WHERE session = session.id)",
+        (session,),
+    )
 
 
 def _take_back(connection: sqlite3.Connection, session: int, turns: int) -> None:
@@ -179,10 +224,18 @@ def find(name: str) -> Session:
 
 
 def messages(session: Session) -> tuple[Message, ...]:
-    """What was said in it, in order, without the system text. Raises LocalaiError."""
+    """What was said in it, in order, without the system text; the last question may not have been answered.
+
+    Raises LocalaiError.
+    """
     with _open() as connection:
         query = "SELECT role, content FROM message WHERE session = ? ORDER BY id"
         return tuple(Message(*row) for row in connection.execute(query, (session.id,)))
+
+
+def answered(said: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The messages without a last question that was not answered."""
+    return said[:-1] if len(said) % 2 and said[-1].role == "user" else said
 
 
 def search(words: str, limit: int = 50) -> tuple[Hit, ...]:
@@ -230,13 +283,17 @@ def as_json(session: Session, said: Sequence[Message]) -> dict[str, Any]:
 
 
 def from_json(text: str, where: str) -> tuple[str | None, tuple[Message, ...]]:
-    """The system text and the turns of a JSON export. Raises UsageError for what is none."""
+    """The system text and the turns of a JSON export, without a question that was not answered.
+
+    Raises UsageError for what is none.
+    """
     try:
         raw = json.loads(text)
         said = tuple(Message(str(each["role"]), str(each["content"])) for each in raw["messages"])
         system = raw.get("system")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UsageError(f"{where} is not a conversation that was exported as JSON", _EXPORTED) from error
+    said = answered(said)
     if [each.role for each in said] != ["user", "assistant"] * (len(said) // 2):
         raise UsageError(f"{where} does not hold questions and answers in turn", _EXPORTED)
     return (system if isinstance(system, str) and system else None), said

@@ -20,11 +20,19 @@ ENDS = ("SIGTERM", "SIGHUP")
 RESET = "\x1b[?2004l\x1b[0m\x1b[?25h"
 
 _restore: Callable[[], None] | None = None
+_ending: int | None = None  # the signal that wants the program to end
+
+
+class Ended(SystemExit):
+    """A signal wants the program to end: raised wherever it is, so that what must be kept can be; see `end`."""
 
 
 @contextlib.contextmanager
 def conversing() -> Iterator[None]:
-    """Within: keys are not echoed, Ctrl-C alone does nothing; after it, also by SIGTERM, the terminal is as before."""
+    """Within: keys are not echoed, Ctrl-C alone does nothing, SIGTERM and SIGHUP raise `Ended`.
+
+    After it the terminal is as before.
+    """
     global _restore
     before = _modes()
     if before is None:
@@ -37,11 +45,14 @@ def conversing() -> Iterator[None]:
             with contextlib.suppress(OSError):
                 os.write(sys.stdin.fileno(), RESET.encode())
 
-    def end(number: int, frame: FrameType | None) -> None:
+    def ended(number: int, frame: FrameType | None) -> None:
+        global _ending
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # in the background, setting modes would stop us
         put_back()
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+        for name in ENDS:  # a second one ends it at once
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+        _ending = number
+        raise Ended(128 + number)
 
     def pause(number: int, frame: FrameType | None) -> None:  # Ctrl-Z while an answer comes
         _set(before)
@@ -50,7 +61,7 @@ def conversing() -> Iterator[None]:
         signal.signal(number, pause)  # we are back
         _set_echo(False)
 
-    handlers: dict[str, Any] = {**dict.fromkeys(ENDS, end), "SIGTSTP": pause, "SIGINT": lambda number, frame: None}
+    handlers: dict[str, Any] = {**dict.fromkeys(ENDS, ended), "SIGTSTP": pause, "SIGINT": lambda number, frame: None}
     previous = {name: signal.signal(getattr(signal, name), handler) for name, handler in handlers.items()}
     _restore = put_back
     _set_echo(False)
@@ -61,6 +72,18 @@ def conversing() -> Iterator[None]:
         _set(before)
         for name, handler in previous.items():
             signal.signal(getattr(signal, name), handler)
+
+
+def ending() -> bool:
+    """Whether a signal wants the program to end: what went wrong on the way out may have hidden it."""
+    return _ending is not None
+
+
+def end() -> None:
+    """End by the signal that wanted it, where one did."""
+    if _ending is not None:
+        signal.signal(_ending, signal.SIG_DFL)
+        os.kill(os.getpid(), _ending)
 
 
 def restore() -> None:

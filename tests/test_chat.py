@@ -86,6 +86,14 @@ def test_an_answer_interrupted_before_its_first_word_leaves_no_turn() -> None:
     assert conversation.messages == ()
 
 
+def test_an_empty_answer_leaves_no_turn() -> None:
+    conversation = Conversation(FakeEngine(["", "One."]))
+    assert said(conversation, "a") == ""
+    assert conversation.messages == ()
+    assert said(conversation, "b") == "One."
+    assert conversation.turns == (Message("user", "b"), Message("assistant", "One."))
+
+
 def test_a_closed_iterator_keeps_what_was_said() -> None:
     conversation = Conversation(FakeEngine(["one two three"]))
     events = conversation.ask("count")
@@ -109,9 +117,11 @@ def test_a_question_that_does_not_fit_alone_is_refused_and_nothing_lost() -> Non
     conversation = Conversation(FakeEngine(context=20))
     said(conversation, "a")
     before = conversation.messages
+    seen = []
     with pytest.raises(ContextOverflow):
-        list(conversation.ask("word " * 30))
+        seen += conversation.ask("word " * 30)
     assert conversation.messages == before
+    assert seen == [], "nothing is told to be forgotten"
 
 
 def test_the_oldest_turns_go_when_the_context_is_full() -> None:

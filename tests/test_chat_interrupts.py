@@ -10,6 +10,8 @@ import pytest
 from real_model import model_file
 from terminals import CHAT, Terminal, chat_at_a_terminal, pexpect  # noqa: F401  (the fixture `terminal`)
 
+from localai import kept_states, sessions
+
 STORY = "Write a very long story about a river and its people."
 
 
@@ -93,10 +95,12 @@ def test_in_a_slash_command(isolated: Path) -> None:
     terminal.see("editing")
     terminal.process.sendintr()
     terminal.ready()
-    terminal.type("/model smollm2-135m")
-    terminal.answering()
-    terminal.process.sendintr()
-    terminal.ready()
+    for presses in (1, 2, 3):
+        terminal.type("/model smollm2-135m")
+        terminal.answering()
+        for _ in range(presses):
+            terminal.process.sendintr()
+        terminal.ready()
     answers(terminal)
 
 
@@ -127,3 +131,7 @@ def test_a_signal_ends_it_and_the_terminal_is_as_before(terminal: Terminal, numb
     terminal.ended()
     assert terminal.process.signalstatus == number
     assert terminal.is_sane()
+    if answering:
+        kept = sessions.find("last")
+        assert sessions.messages(kept)[1].content
+        assert kept_states.path(kept.id).exists()

@@ -16,6 +16,10 @@ def test_a_conversation(terminal: Terminal) -> None:
     terminal.ready()
     terminal.type("/stats")
     terminal.see("cached")
+    terminal.ready()
+    terminal.type(f"/save {'f' * 300}.md")
+    terminal.see("cannot write")
+    terminal.ready()
     terminal.type("/exit")
     assert terminal.ended() == 0
 
@@ -49,11 +53,13 @@ def test_the_slash_commands(terminal: Terminal, isolated: Path) -> None:
         ("/file", "my notes.txt"),
         ("/file -", "no file goes"),
         ("/file nosuch.txt", "no file nosuch.txt"),
+        (f"/file {'f' * 300}", "cannot read"),
         ("/image nosuch.png", "cannot look at images"),
         ("/preset", "summarize"),
         ("/preset nosuch", "/preset lists them"),
         ("/preset translate", "language="),
         ("/preset off", "asked as they are"),
+        (f"/load {'f' * 300}.json", "cannot read"),
         ("/load", "no conversations are kept"),
         ("/load 99", "/load lists them"),
         ("/show", "Runs on"),
@@ -107,7 +113,10 @@ def test_a_model_that_does_not_load_leaves_the_present_one(isolated: Path) -> No
     path = isolated / "my model.gguf"
     path.symlink_to(model_file())
     (isolated / "broken.gguf").write_bytes(model_file().read_bytes()[:1_000_000])
-    session = Terminal("chat", str(path), "--temperature", "0")
+    session = Terminal("chat", str(path), "--temperature", "0", VISUAL='nano "')
+    session.ready()
+    session.type("/edit")
+    session.see("VISUAL cannot be understood")
     session.ready()
     session.type(f"/model {isolated / 'broken.gguf'}")
     session.see("error:")

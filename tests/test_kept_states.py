@@ -17,7 +17,7 @@ from real_model import plan
 
 from localai import kept_states, library, loading, sessions, settings
 from localai.chat import Conversation
-from localai.domain.generation import AnswerEnd, Sampling
+from localai.domain.generation import AnswerEnd, Message, Sampling
 from localai.domain.plan import Plan
 from localai.domain.units import MIB
 from localai.engine import model as engine
@@ -74,6 +74,28 @@ def test_a_conversation_goes_on_from_its_state_as_if_never_left(each_path: Path)
     third = loaded(each_path, plan())
     never_left, _ = asked(third, 3)
     assert resumed.text == go_on(third, never_left).text
+
+
+def test_what_was_taken_back_or_is_of_another_conversation_is_not_in_the_state(each_path: Path) -> None:
+    model = loaded(each_path, plan())
+    conversation, _ = asked(model, 3)
+    conversation.undo()
+    model.engine.keep_only(conversation.messages)
+    kept_states.save(model, 7)
+    content = kept_states.path(7).read_bytes()
+    assert b"question 1" in content
+    assert b"question 2" not in content
+    again = loaded(each_path, plan())
+    assert kept_states.restore(7, again) is None
+    resumed = go_on(again, conversation)
+    assert resumed.usage.cached_tokens > 100
+    assert resumed.text == go_on(model, conversation).text
+
+    other = loaded(each_path, plan())
+    asked(other, 1)
+    other.engine.keep_only([Message("user", "something else")])
+    kept_states.leave(other, 8)
+    assert not kept_states.path(8).exists() or b"question" not in kept_states.path(8).read_bytes()
 
 
 def test_files_are_for_this_user_alone(path: Path) -> None:

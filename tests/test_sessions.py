@@ -17,7 +17,7 @@ from conftest import Cli
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localai import history, sessions
+from localai import history, presets, sessions
 from localai.domain.generation import Message
 from localai.errors import LocalaiError, NotFound, UsageError
 
@@ -45,6 +45,9 @@ def test_only_this_user_can_read_them() -> None:
     folder = sessions.database().parent
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in folder.iterdir())
+    sessions.database().chmod(0o644)
+    sessions.keep(None, "m", None, "secret", "word")
+    assert stat.S_IMODE(sessions.database().stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("full_text", [True, False])
@@ -168,6 +171,20 @@ def test_the_commands(cli: Cli, isolated: Path) -> None:
     assert history.load() == ["something else"]
     assert "rm" in cli("sessions").stdout
     assert cli("chat", "--resume", "1").returncode == 3
+
+
+def test_of_the_history_only_what_was_asked_goes(cli: Cli) -> None:
+    preset = presets.find("translate")
+    filled = presets.fill(preset, preset.text("fr"), {"language": "allemand"}, "Bonjour.\nÇa va ?").user
+    typed = ["Is yes a word of Paris?", "What does the contract say?", '"""Bonjour.\nÇa va ?"""']
+    others = ["yes", "Paris", "contract", "Bonjour.", "translate"]
+    kept = None
+    for question in (typed[0], f"[image: a.png]\n--- a.txt ---\nthe contract\n\n{typed[1]}", filled):
+        kept = sessions.keep(kept, "m", None, question, "yes")
+    for entry in (*others, *typed):
+        history.add(entry)
+    assert cli("sessions", "rm", "last", "--yes").returncode == 0
+    assert history.load() == others
 
 
 def test_the_file_is_what_sqlite_says_is_whole() -> None:

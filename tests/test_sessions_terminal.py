@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 from real_model import model_file
@@ -44,8 +45,9 @@ def test_a_conversation_is_kept_resumed_or_private(isolated: Path) -> None:
 
 
 def test_a_resumed_conversation_is_not_read_again(isolated: Path) -> None:
-    once(*CHAT, question="Name the capital of France.")
+    once(*CHAT, "--context", "1024", question="Name the capital of France.")
     terminal = Terminal("chat", "--resume", "last", *CHAT[2:])
+    terminal.process.expect_exact("1,024 tokens of context")  # those that the state was made with
     terminal.process.expect_exact("(going on")
     terminal.ready()
     terminal.type("And of Italy?")
@@ -58,6 +60,28 @@ def test_a_resumed_conversation_is_not_read_again(isolated: Path) -> None:
     terminal.ready()
     terminal.type("/exit")
     assert terminal.ended() == 0
+
+
+def test_a_question_survives_kill_9_while_it_is_answered(isolated: Path) -> None:
+    terminal = Terminal(*CHAT[:-2])
+    terminal.ready()
+    terminal.say("Name the capital of France.")
+    terminal.type("Write a very long story about a river.")
+    terminal.answering()
+    terminal.see(r"[a-z]+ [a-z]+ [a-z]+ ")
+    terminal.process.kill(signal.SIGKILL)
+    terminal.ended()
+    asked = [each.content for each in sessions.messages(sessions.find("last"))]
+    assert (len(asked), asked[2]) == (3, "Write a very long story about a river.")
+    again = Terminal("chat", "--resume", "last", *CHAT[2:])
+    again.process.expect_exact("1 turns")
+    again.process.expect_exact("before this was answered")
+    again.ready()
+    again.say("Name a river.")
+    again.say("/undo", "taken back: Name a river")
+    again.type("/exit")
+    assert again.ended() == 0
+    assert [each.content for each in sessions.messages(sessions.find("last"))] == asked[:2]
 
 
 def test_a_conversation_with_a_file_goes_on_with_its_own_system_text(isolated: Path) -> None:

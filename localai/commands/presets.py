@@ -102,7 +102,7 @@ def new(
 @app.command()
 def edit(name: Name) -> None:
     """Open a preset in $VISUAL or $EDITOR; of a built-in one a copy of your own is made."""
-    command = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "")
+    command = editor_command()
     if not (render.is_terminal(sys.stdin) and render.is_terminal(sys.stdout)):
         raise UsageError("cannot open an editor: there is no terminal", f"localai presets show {name}")
     if not command:
@@ -114,6 +114,15 @@ def edit(name: Name) -> None:
     open_editor([*command, str(path)])
     presets.find(name)  # raises what is wrong with it now
     render.note(f"kept in {path}")
+
+
+def editor_command() -> list[str]:
+    """The words of $VISUAL or $EDITOR; [] where neither is set. Raises UsageError for a quote without an end."""
+    name = "VISUAL" if os.environ.get("VISUAL") else "EDITOR"
+    try:
+        return shlex.split(os.environ.get(name, ""))
+    except ValueError as error:
+        raise UsageError(f"{name} cannot be understood: {error}", f"export {name}=nano") from error
 
 
 def open_editor(command: list[str]) -> None:

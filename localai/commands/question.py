@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +41,13 @@ def read_prompt(words: list[str], needed: bool = True, reads: bool = True) -> tu
     return asked, piped
 
 
+def likely_tokens(messages: Iterable[Message]) -> int:
+    """About how many tokens texts take, rather too many: digits, signs and other scripts may take one a byte."""
+    text = "".join(message.content for message in messages).encode("utf-8", "replace")
+    others = len(text.translate(None, delete=LETTERS))
+    return int((len(text) - others) / LETTERS_PER_TOKEN) + others
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """A question in its parts. `content` is what may be cut: documents, or what was piped in.
@@ -74,10 +81,8 @@ class Question:
         return (*([Message("system", system)] if system else []), Message("user", user, self.images))
 
     def likely_tokens(self) -> int:
-        """About how many tokens it takes, rather too many: digits, signs and other scripts may take one a byte."""
-        text = "".join(message.content for message in self.messages()).encode("utf-8", "replace")
-        others = len(text.translate(None, delete=LETTERS))
-        return int((len(text) - others) / LETTERS_PER_TOKEN) + others + TOKENS_PER_IMAGE * len(self.images)
+        """About how many tokens it takes, rather too many."""
+        return likely_tokens(self.messages()) + TOKENS_PER_IMAGE * len(self.images)
 
     def cut(self, engine: ChatEngine, max_tokens: int | None, think: bool | None) -> Question:
         """The question with as much of its content's beginning as the context holds beside an answer; tells if cut."""

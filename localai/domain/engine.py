@@ -42,6 +42,10 @@ class ChatEngine(Protocol):
         """
         ...
 
+    def keep_only(self, messages: Sequence[Message], think: bool | None = None) -> None:
+        """Let go of what is held of other conversations than this one, and of its turns that were taken back."""
+        return
+
     def state(self, affordable: Callable[[int], bool]) -> KvState | None:
         """A copy of what is held of the last conversation; None for nothing, or where its bytes aren't `affordable`."""
         return None

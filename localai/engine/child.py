@@ -166,6 +166,9 @@ class ChildEngine:
         finally:
             ticket.cancel()
 
+    def keep_only(self, messages: Sequence[Message], think: bool | None = None) -> None:
+        """Nothing of it is brought back: see `state`."""
+
     def state(self, affordable: Callable[[int], bool]) -> KvState | None:
         """None: what the workers hold of a conversation is not brought back."""
         return None

@@ -90,6 +90,11 @@ class LlamaEngine:
         """Empty the KV cache: the next prompt is evaluated whole."""
         self._cache.clear()
 
+    def keep_only(self, messages: Sequence[Message], think: bool | None = None) -> None:
+        """Let go of what is held of other conversations than this one, and of its turns that were taken back."""
+        self._told.cut(self._prompt(tuple(messages), think).text)
+        self._cache.keep_prefix([*self._told.tokens, 0])  # a prompt's last token is never kept
+
     def state(self, affordable: Callable[[int], bool]) -> KvState | None:
         """A copy of what is held of the last conversation; None for nothing, or where its bytes aren't `affordable`."""
         data = self._cache.copy_out(affordable)

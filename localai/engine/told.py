@@ -24,6 +24,11 @@ class Told:
                 return self.text[:characters], self.tokens[:tokens]
         return "", []
 
+    def cut(self, rendered: str) -> None:
+        """Forget what is not the beginning of `rendered`."""
+        self.text, self.tokens = self.beginning(rendered)
+        self.borders = [border for border in self.borders if border[0] <= len(self.text)]
+
     def say(self, text: str, tokens: Sequence[int], answer: str, answer_tokens: Sequence[int]) -> None:
         """Remember a prompt, made with the help of `beginning`, and its answer."""
         known, _ = self.beginning(text)

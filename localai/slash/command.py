@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from localai.repl import Room
+    from localai.room import Room
 
 MOST_NAMES = 200  # offered for a path: a folder may have a million
 
@@ -53,14 +53,14 @@ def paths(room: Room, typed: str) -> list[str]:
 def given_paths(argument: str) -> list[Path]:
     """The paths that were typed: one as it stands, spaces and all, where there is such a file; else as in a shell."""
     whole = _path(argument)
-    if whole.exists():
+    if os.path.exists(whole):  # Path.exists raises where a name is too long or a folder is closed to us
         return [whole]
     try:
         words = shlex.split(argument)
     except ValueError:  # a quote without an end
         return [whole]
     several = [_path(word) for word in words]
-    return several if len(several) == 1 or all(path.exists() for path in several) else [whole]
+    return several if len(several) == 1 or all(map(os.path.exists, several)) else [whole]
 
 
 def _path(text: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,14 +10,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from localai import documents, presets, render, sessions, settings, terminal
+from localai import chat_model, documents, presets, render, sessions, settings, terminal
 from localai.domain.generation import Message
 from localai.errors import LocalaiError, NotFound, UsageError
 from localai.slash.command import Command, given_paths, paths
 
 if TYPE_CHECKING:
     from localai.answer_schema import AnswerSchema
-    from localai.repl import Room
+    from localai.room import Room
 
 EXPORTS = (".json", ".md", ".markdown")
 LISTED = 10
@@ -46,7 +47,7 @@ def image(room: Room, argument: str) -> None:
         room.images.clear()
         render.note("(no image goes with the next question)")
     elif argument:
-        room.see()
+        chat_model.see(room)
         for path in given_paths(argument):
             picture = images.read(path)
             room.images.append(picture)
@@ -146,9 +147,9 @@ def is_path(text: str) -> bool:
 
 def export(room: Room, path: Path) -> None:
     """Write the conversation as JSON or Markdown, for this user only. Raises LocalaiError."""
-    if path.is_dir():
+    if os.path.isdir(path):  # Path.is_dir raises where a folder is closed to us
         raise UsageError(f"{path} is a folder", f"/save {path / 'conversation.md'}")
-    if path.exists():
+    if os.path.exists(path):
         with terminal.cooked():
             if not render.confirmed(f"{path} is there already. Write over it?", default=False):
                 return
@@ -159,8 +160,9 @@ def export(room: Room, path: Path) -> None:
         text = sessions.markdown(session, said)
     try:
         settings.write_atomically(path, text.encode("utf-8", "replace"))
-    except OSError as error:
-        raise LocalaiError(f"cannot write {path}: {error.strerror}", "/save takes another path") from error
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", error)
+        raise LocalaiError(f"cannot write {path}: {why}", "/save takes another path") from error
     render.note(f"(written to {path})")
 
 
@@ -186,8 +188,8 @@ def load(room: Room, argument: str) -> None:
         path = given_paths(argument)[0]
         try:
             text = path.read_text("utf-8-sig", "replace")
-        except OSError as error:
-            raise NotFound(f"cannot read {path}: {error.strerror}", "check the path") from error
+        except (OSError, ValueError) as error:
+            raise NotFound(f"cannot read {path}: {getattr(error, 'strerror', error)}", "check the path") from error
         system, said = sessions.from_json(text, str(path))
         room.bring_in(system, said)
         render.note(f"({len(said) // 2} turns from {path})")

@@ -12,7 +12,7 @@ from localai.slash import files, tuning, turns
 from localai.slash.command import Command
 
 if TYPE_CHECKING:
-    from localai.repl import Room
+    from localai.room import Room
 
 LEAVE = ("exit", "quit", "bye")
 _NAME = re.compile(r"/([A-Za-z?]*)(?:\s+(.*))?", re.DOTALL)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from localai import render, settings
+from localai import chat_model, render, settings
 from localai.commands import answer
 from localai.commands.options import complete_model
 from localai.domain.units import GIB
@@ -14,7 +14,7 @@ from localai.errors import UsageError
 from localai.slash.command import Command
 
 if TYPE_CHECKING:
-    from localai.repl import Room
+    from localai.room import Room
 
 HIGHEST_SEED = 2**32 - 2
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
@@ -69,7 +69,7 @@ def set_value(room: Room, argument: str) -> None:
     elif name == "think":
         room.conversation.think = value
     elif name == "context":
-        room.set_context(value)
+        chat_model.set_context(room, value)
         return
     else:
         room.flags.pop(name, None)
@@ -157,10 +157,10 @@ def model(room: Room, argument: str) -> None:
     from localai import library
 
     if argument:
-        room.change_model(argument)
+        chat_model.change(room, argument)
         return
     here = room.loaded.prepared.found.model
-    for each in library.installed():
+    for each in library.writing():
         mark = "*" if here and (each.model, each.quantization) == (here.model, here.quantization) else " "
         render.note(f"{mark} {each.model} ({each.quantization}, {render.size(each.size_bytes)})")
 

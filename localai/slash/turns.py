@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
 import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localai import clipboard, render, terminal
-from localai.commands.presets import open_editor
-from localai.errors import NotFound, UsageError
+from localai.commands.presets import editor_command, open_editor
+from localai.errors import LocalaiError, NotFound, UsageError
 from localai.slash.command import Command
 
 if TYPE_CHECKING:
-    from localai.repl import Room
+    from localai.room import Room
 
 EDITORS = ("sensible-editor", "nano", "vi", "notepad.exe")
 _CODE = re.compile(r"^[ \t]*(`{3,}|~{3,})[^\n]*\n(.*?)^[ \t]*\1[ \t]*$", re.MULTILINE | re.DOTALL)
@@ -59,19 +57,22 @@ def edit(room: Room, argument: str) -> None:
 
 def edited(text: str) -> str:
     """`text` as the user's editor leaves it. Raises UsageError where none can be started, LocalaiError if it fails."""
-    command = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "")
-    command = command or [name for name in EDITORS if shutil.which(name)][:1]
+    command = editor_command() or [name for name in EDITORS if shutil.which(name)][:1]
     if not command:
         raise UsageError("no editor is set", "leave with /exit, then: export EDITOR=nano")
-    with tempfile.TemporaryDirectory(prefix="localai-") as folder:  # 0700, and gone afterwards
-        path = Path(folder) / "message.md"
-        path.write_text(text, "utf-8", "replace")
-        with terminal.cooked():
-            open_editor([*command, str(path)])
-        try:
-            return path.read_text("utf-8", "replace").strip("\n")
-        except FileNotFoundError:
-            return ""
+    try:
+        with tempfile.TemporaryDirectory(prefix="localai-") as folder:  # 0700, and gone afterwards
+            path = Path(folder) / "message.md"
+            path.write_text(text, "utf-8", "replace")
+            with terminal.cooked():
+                open_editor([*command, str(path)])
+            try:
+                return path.read_text("utf-8", "replace").strip("\n")
+            except FileNotFoundError:
+                return ""
+    except OSError as error:
+        why = f"cannot hand the message to the editor: {error.strerror}"
+        raise LocalaiError(why, "make room, or set TMPDIR to a folder that can be written to") from error
 
 
 def _shortened(text: str) -> str:

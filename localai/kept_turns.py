@@ -1,0 +1,70 @@
+"""A conversation as it is kept while it goes on: each turn once it is said, and again with the next one where the disk
+refused it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, replace
+
+from localai import sessions
+from localai.errors import LocalaiError
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A turn to be written, in place of the last one where it `replaces` that."""
+
+    model: str
+    system: str | None
+    question: str
+    answer: str
+    replaces: bool
+
+
+class KeptTurns:
+    """The turns of one conversation on this disk; none of them where it is `private`.
+
+    `session` is the kept conversation, None while there is none. What is written and what waits to be are together
+    what was said.
+    """
+
+    def __init__(self, private: bool, session: int | None = None) -> None:
+        self.session = None if private else session
+        self._private = private
+        self._waiting: list[_Turn] = []
+
+    def ask(self, model: str, system: str | None, question: str) -> None:
+        """Keep a question before it is answered. A disk that refuses is told of with the answer."""
+        if not self._private:
+            with contextlib.suppress(LocalaiError):
+                self.session = sessions.ask(self.session, model, system, question)
+
+    def unask(self) -> None:
+        """There is no answer to it."""
+        if self.session is not None:
+            with contextlib.suppress(LocalaiError):
+                sessions.unask(self.session)
+
+    def add(self, model: str, system: str | None, question: str, answer: str, replaces: bool = False) -> None:
+        """Keep a turn, in place of the last one where it `replaces` that. Raises LocalaiError; it is then tried again
+        with the next.
+        """
+        if self._private:
+            return
+        turn = _Turn(model, system, question, answer, replaces)
+        if replaces and self._waiting:
+            turn = replace(turn, replaces=self._waiting.pop().replaces)
+        self._waiting.append(turn)
+        while self._waiting:
+            turn = self._waiting[0]
+            self.session = sessions.keep(
+                self.session, turn.model, turn.system, turn.question, turn.answer, instead_of=int(turn.replaces)
+            )
+            del self._waiting[0]
+
+    def take_back(self) -> None:
+        """Forget the last turn. Raises LocalaiError where it stays."""
+        if self.session is not None and (not self._waiting or self._waiting[-1].replaces):
+            sessions.take_back(self.session)
+        del self._waiting[-1:]

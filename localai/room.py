@@ -1,0 +1,285 @@
+"""One conversation at a terminal: its model, what is asked and shown, and what its commands change.
+
+The conversation itself is `localai.chat`, its commands are `localai.slash`; this module holds them together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING
+
+from localai import chat, chat_model, documents, images, kept_states, recording, render, sessions
+from localai.answer_view import AnswerView
+from localai.commands import model_loading, options
+from localai.commands.options import SamplingFlags
+from localai.commands.question import likely_tokens
+from localai.domain.generation import AnswerEnd, AnswerText, Event, Image, Message, ThinkingText
+from localai.errors import EngineError, LocalaiError, NotFound
+from localai.estimate import DEFAULT_CONTEXT
+from localai.interrupt import Interrupts
+from localai.kept_turns import KeptTurns
+from localai.loading import Loaded, Wishes
+
+if TYPE_CHECKING:
+    from localai.slash.files import ActivePreset
+
+GREETING = "/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves."
+ROOM_TO_GO_ON = 2048  # tokens, beside a kept conversation
+PATIENCE = 5  # presses of Ctrl-C after which a turn is torn down, whatever the engine is doing
+
+
+class Room:
+    """One conversation at a terminal, and what its commands change."""
+
+    loaded: Loaded
+    conversation: chat.Conversation
+    given_system: str | None  # on the command line: it goes before a kept conversation's own
+    own_system: str | None  # that of the conversation, where no preset has one
+
+    def __init__(
+        self, flags: SamplingFlags, wished: Wishes, max_tokens: int | None, think: bool | None, private: bool
+    ) -> None:
+        self.flags = dict(flags)
+        self.private = private
+        self.wished = wished
+        self.last: AnswerEnd | None = None
+        self.documents: list[documents.Document] = []
+        self.images: list[Image] = []
+        self.preset: ActivePreset | None = None
+        self.show_thoughts = False
+        self._kept = KeptTurns(private)
+        self._max_tokens, self._think = max_tokens, think
+        self._used: int | None = 0  # tokens of context; None: to be counted
+
+    @property
+    def session(self) -> int | None:
+        """The kept conversation that this is; None while nothing is kept."""
+        return self._kept.session
+
+    def enter(self, model: str | None, system: str | None, resume: sessions.Session | None = None) -> None:
+        """Load the model and begin an empty conversation, with room for the kept one where one is to be resumed."""
+        with Interrupts() as interrupts:
+            # a kept state is of use only to an engine of our own, with the context that it was made with
+            wanted = None if resume is None else self._context_for(resume)
+            self.loaded = model_loading.load(model, self.wished, wanted, interrupts, alone=resume is not None)
+        self.given_system = system
+        self.own_system = options.setting("system", system)
+        self.conversation = chat.Conversation(
+            self.loaded.engine,
+            system=self.own_system,
+            sampling=options.sampling(self.loaded.name, self.flags),
+            max_tokens=self._max_tokens,
+            think=self._think,
+        )
+        note = f"; {self.loaded.note}" if self.loaded.note else ""
+        render.note(f"{self.loaded.name}: {self.loaded.plan.context:,} tokens of context{note}.")
+        render.note(GREETING)
+
+    def leave(self) -> None:
+        """Free the model; what it holds of a kept conversation is saved, which Ctrl-C leaves off."""
+        with Interrupts() as interrupts:
+            kept_states.leave(self.loaded, self.kept_session(), interrupts.requested)
+
+    def kept_session(self) -> int | None:
+        """The kept conversation whose state the model now holds, and nothing besides; None where none is kept."""
+        session = self.session
+        with contextlib.suppress(LocalaiError):
+            if session is not None and sessions.exists(session):
+                self.loaded.engine.keep_only(self.conversation.messages, self.conversation.think)
+                return session
+        return None
+
+    def _save_state(self) -> None:
+        """Keep what the model holds of this conversation before it goes on with another; Ctrl-C leaves it off."""
+        if (session := self.kept_session()) is not None:
+            with Interrupts() as interrupts:
+                kept_states.save(self.loaded, session, interrupts.requested)
+
+    def take(self, loaded: Loaded) -> None:
+        """Go on with another model."""
+        self.loaded = loaded
+        self.conversation.engine = loaded.engine
+        self._used = None
+        self.retune()
+
+    # ------------------------------------------------------------------------------------------------- asking
+
+    def ask(self, text: str) -> None:
+        """Ask, with the files that wait and through the preset; Ctrl-C stops the answer and keeps what was said."""
+        waiting = [documents.together(self.documents)] if self.documents else []
+        before = self.conversation.last
+        try:
+            self._respond("\n\n".join([*waiting, text]), tuple(self.images))
+        finally:
+            if self.conversation.last is not before:
+                self.documents.clear()
+                self.images.clear()
+
+    def ask_instead(self, text: str | None) -> None:
+        """Answer the last question again, or `text` instead of it; the old turn stays where there is no new one."""
+        turns = self.conversation.turns
+        if (turn := self.conversation.undo()) is None:
+            return
+        before = self.conversation.last
+        try:
+            self._respond(turn[0].content if text is None else text, turn[0].images, replaces=True)
+        finally:
+            if self.conversation.last is before:
+                self.conversation.recall(turns)
+
+    def _respond(self, question: str, pictures: tuple[Image, ...], replaces: bool = False) -> None:
+        """Stream the answer, and keep the turn: in place of the last one where it `replaces` that."""
+        held = self.preset.schema if self.preset else None
+        if self.preset is not None and not replaces:
+            filled = self.preset.fill(question)
+            self.conversation.set_system(filled.system)
+            question = filled.user
+        self.conversation.grammar = held.grammar if held else None
+        view = AnswerView(self.show_thoughts, exact=held is not None)
+        end: AnswerEnd | None = None
+        with Interrupts(PATIENCE) as interrupts, self._keeping(images.with_names(pictures, question), replaces):
+            try:
+                with contextlib.closing(self._answer(question, pictures, interrupts)) as events:
+                    for event in events:
+                        view.show(event)
+                        if isinstance(event, AnswerEnd):
+                            end = event
+            finally:
+                view.end()
+        assert end is not None, "an engine ends with AnswerEnd"
+        self.last = end
+        self._used = end.usage.prompt_tokens + end.usage.completion_tokens if end.text else None
+        if not self.private:
+            recording.keep(self.loaded.prepared, end, "chat")
+        if end.finish_reason == "interrupted":
+            render.note("(stopped)")
+        elif end.finish_reason == "length":
+            where = "" if end.text else " among the thoughts, and nothing is answered"
+            render.note(f"(cut off{where}: the limit of tokens is reached)")
+        elif not end.text:
+            render.note("(the model says nothing to that)")
+        if held is not None and end.finish_reason != "interrupted":
+            held.check(end.text, cut=end.finish_reason == "length")
+
+    @contextlib.contextmanager
+    def _keeping(self, question: str, replaces: bool) -> Iterator[None]:
+        """Within, the question is kept; after it the turn, however much of an answer there was, or neither."""
+        system, model = self.conversation.system, self.loaded.prepared.found.lasting_name
+        before = self.conversation.last
+        self._kept.ask(model, system, question)
+        try:
+            yield
+        finally:
+            said = self.conversation.last
+            if said is None or said is before:
+                self._kept.unask()
+            else:
+                try:
+                    self._kept.add(model, system, question, said.content, replaces)
+                except LocalaiError as error:
+                    render.error(error.message, "the chat goes on; this turn is kept with the next one, if that works")
+
+    def _answer(self, question: str, images: tuple[Image, ...], interrupts: Interrupts) -> Generator[Event, None, None]:
+        """The answer's events. Where the server that holds the model is gone, it is loaded here and asked once more."""
+        said = False
+        try:
+            for event in self.conversation.ask(question, images, cancelled=interrupts.requested):
+                said = said or isinstance(event, AnswerText | ThinkingText | AnswerEnd)
+                yield event
+            return
+        except (NotFound, EngineError):
+            if said or self.loaded.prepared.warm is None:
+                raise
+        chat_model.load_here(self, chat_model.planned_here(self), interrupts)
+        yield from self.conversation.ask(question, images, cancelled=interrupts.requested)
+
+    # ------------------------------------------------------------------------------------- what commands change
+
+    def meter(self) -> str:
+        """What stands at the right of the prompt: the files that wait, and how full the context is."""
+        names = [*(each.name for each in self.documents), *(each.name for each in self.images)]
+        waiting = [f"+{render.safe(name)}" for name in names]
+        with contextlib.suppress(LocalaiError):  # the server has gone: the next question loads the model here
+            waiting.append(f"{self.used_tokens():,}/{self.loaded.plan.context:,}")
+        return " ".join(waiting)
+
+    def used_tokens(self) -> int:
+        """Tokens of context that the conversation takes."""
+        if self._used is None:
+            turns = self.conversation.turns
+            engine, think = self.loaded.engine, self.conversation.think
+            self._used = engine.count_tokens(self.conversation.messages, think) if turns else 0
+        return self._used
+
+    def forget(self) -> None:
+        """Begin a new conversation with the same system text."""
+        self._save_state()
+        self.conversation.clear()
+        self._kept, self.last, self._used = KeptTurns(self.private), None, 0
+
+    def undo(self) -> str | None:
+        """Take the last turn back, also from the kept conversation; returns its question, None where there is none."""
+        if not self.conversation.turns:
+            return None
+        self._kept.take_back()
+        turn = self.conversation.undo()
+        self._used = None
+        return turn[0].content if turn else None
+
+    def set_system(self, text: str | None) -> None:
+        self.own_system = text
+        self.conversation.set_system(text)
+        self._used = None
+
+    def _recall(self, system: str | None, turns: tuple[Message, ...], kept: KeptTurns) -> None:
+        """Go on from these turns; `kept` is where more of them go."""
+        self._save_state()
+        self.conversation.recall(turns)
+        self.set_system(system)
+        self._kept, self.last = kept, None
+
+    def bring_in(self, system: str | None, turns: tuple[Message, ...]) -> None:
+        """Go on from turns that were exported; unless this is private they are kept as a new conversation."""
+        kept, system = KeptTurns(self.private), self._system_for(system)
+        for question, said in zip(turns[::2], turns[1::2], strict=True):
+            kept.add(self.loaded.prepared.found.lasting_name, system, question.content, said.content)
+        self._recall(system, turns, kept)
+
+    def resume(self, session: sessions.Session) -> None:
+        """Go on with a kept conversation."""
+        said = sessions.messages(session)
+        turns = sessions.answered(said)
+        self._recall(self._system_for(session.system), turns, KeptTurns(self.private, session.id))
+        if problem := kept_states.restore(session.id, self.loaded):
+            render.note(f"({problem})")
+        render.note(f"(going on with conversation {session.id}, {len(turns) // 2} turns: {session.title})")
+        if turns:
+            view = AnswerView(False)
+            render.faint(f">>> {turns[-2].content}")
+            view.replay(turns[-1].content)
+        if len(said) > len(turns):
+            render.note("(it ended before this was answered; ask it again, or something else)")
+            render.faint(f">>> {said[-1].content}")
+
+    def _context_for(self, session: sessions.Session) -> int:
+        """Tokens of context to resume a conversation with: what its state was made with, else what it takes."""
+        needed = likely_tokens([*sessions.messages(session), Message("system", session.system or "")])
+        return kept_states.context(session.id) or max(DEFAULT_CONTEXT, needed + ROOM_TO_GO_ON)
+
+    def _system_for(self, own: str | None) -> str | None:
+        """The system text to go on with, where a conversation has `own`."""
+        found: str | None = options.setting("system", own if self.given_system is None else self.given_system)
+        return found
+
+    def use_preset(self, preset: ActivePreset | None) -> None:
+        """Ask through a preset from now on, or no longer; its system text goes with it."""
+        self.preset = preset
+        self.conversation.set_system(preset.fill("").system if preset else self.own_system)
+        self._used = None
+        self.retune()
+
+    def retune(self) -> None:
+        """Draw tokens as the flags say, else the preset, else the settings, else the model's makers."""
+        preferred = dict(self.preset.preset.sampling) if self.preset else {}
+        self.conversation.sampling = options.sampling(self.loaded.name, {**preferred, **self.flags})

@@ -1,0 +1,164 @@
+"""The model of a chat is changed for another: planned without the present one, which comes back where that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import random_models
+
+from localai import chat_model, repl, sessions
+from localai.commands import model_loading
+from localai.errors import DoesNotFit, EngineError, LocalaiError, NotFound
+from localai.loading import Wishes
+from localai.room import Room
+
+TINY = random_models.TINY["plain"]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return random_models.write(tmp_path, TINY)
+
+
+@pytest.fixture
+def room(path: Path) -> Iterator[Room]:
+    made = Room({"temperature": 0}, Wishes(context=1024), 8, None, private=False)
+    made.enter(str(path), None)
+    yield made
+    made.leave()
+
+
+def refuse(*_: Any, **__: Any) -> Any:
+    raise DoesNotFit("no memory", "a smaller one")
+
+
+def test_the_next_model_is_planned_once_the_present_one_is_gone(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    room.ask("a")
+    before, planned = room.loaded.engine, model_loading.prepare
+
+    def prepare(*words: Any, **more: Any) -> Any:
+        with pytest.raises(RuntimeError, match="closed"):
+            before.count_tokens(())
+        return planned(*words, **more)
+
+    monkeypatch.setattr(model_loading, "prepare", prepare)
+    chat_model.set_context(room, 512)
+    assert (room.loaded.plan.context, room.wished.context) == (512, 512)
+    room.ask("b")
+    assert len(room.conversation.turns) == 4
+
+
+def test_what_is_no_model_costs_nothing(room: Room, tmp_path: Path) -> None:
+    engine = room.loaded.engine
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF")
+    for name, error in (("nosuch", NotFound), (str(tmp_path / "broken.gguf"), EngineError)):
+        with pytest.raises(error):
+            chat_model.change(room, name)
+    assert room.loaded.engine is engine
+
+
+def test_a_model_that_fails_gives_the_present_one_back_with_its_state(
+    room: Room, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.ask("a")
+    with monkeypatch.context() as patched:
+        patched.setattr(model_loading, "prepare", refuse)
+        with pytest.raises(DoesNotFit):
+            chat_model.change(room, str(path))
+    room.ask("b")
+    assert room.last is not None
+    assert room.last.usage.cached_tokens > 10
+
+
+def test_without_any_model_the_chat_goes_on_and_takes_another(
+    room: Room, path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(model_loading, "load_prepared", refuse)
+        with pytest.raises(DoesNotFit):
+            chat_model.change(room, str(path))
+    assert "cannot be loaded again" in capsys.readouterr().err
+    with pytest.raises(EngineError, match="no model is loaded"):
+        room.ask("a")
+    assert sessions.every() == ()
+    room.meter()
+    chat_model.change(room, str(path))
+    room.ask("a")
+    assert sessions.find("last").turns == 1
+
+
+def test_a_draft_model_stays_with_the_model_it_guesses_for(
+    room: Room, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other.gguf"
+    other.write_bytes(path.read_bytes())
+    room.wished = Wishes(context=1024, draft="a-small-one")
+    wished = []
+
+    def prepare(name: str, wishes: Wishes, *_: Any, **__: Any) -> Any:
+        wished.append(wishes.draft)
+        raise DoesNotFit("no memory", "")
+
+    for name in (path, other):
+        with monkeypatch.context() as patched:
+            patched.setattr(model_loading, "prepare", prepare)
+            with pytest.raises(DoesNotFit):
+                chat_model.change(room, str(name))
+    assert wished == ["a-small-one", None]
+    assert room.wished.draft == "a-small-one"
+    chat_model.change(room, str(other))
+    assert room.wished.draft is None
+
+
+def test_the_system_text_outlives_a_preset(room: Room) -> None:
+    from localai.slash import files
+
+    room.set_system("Be brief.")
+    files.preset(room, "summarize")
+    room.ask("a")
+    assert room.conversation.system != "Be brief."
+    files.preset(room, "keywords")
+    files.preset(room, "off")
+    assert room.conversation.system == "Be brief."
+
+
+@pytest.mark.parametrize(
+    ("hint", "told"),
+    [
+        ("take its password away first: qpdf --decrypt a.pdf plain.pdf", None),
+        ("localai pull qwen3-4b", "in another terminal: localai pull qwen3-4b"),
+        ("the file is damaged; localai verify says how to mend it", None),
+        ("ask for less (--context)", "/model lists the installed ones"),
+        ("--context 512 fits; localai pull qwen3-0.6b", "/model lists the installed ones"),
+        ("localai recommend names some", "/model lists the installed ones"),
+    ],
+)
+def test_hints_are_those_that_help_in_a_chat(room: Room, hint: str, told: str | None) -> None:
+    assert repl.hint(room, LocalaiError("wrong", hint), "/model x") == (told or hint)
+
+
+def test_a_disk_that_refuses_is_told_and_the_turn_kept_with_the_next(
+    room: Room, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    room.ask("a")
+    with monkeypatch.context() as patched:
+        patched.setattr(sessions, "keep", refuse)
+        room.ask("b")
+    assert "no memory" in capsys.readouterr().err
+    assert [each.content for each in room.conversation.turns[::2]] == ["a", "b"]
+    room.ask("c")
+    kept = sessions.find("last")
+    assert [each.content for each in sessions.messages(kept)[::2]] == ["a", "b", "c"]
+    with monkeypatch.context() as patched:
+        patched.setattr(sessions, "keep", refuse)
+        room.ask_instead("d")
+    assert room.undo() == "d"
+    assert [each.content for each in sessions.messages(kept)[::2]] == ["a", "b"]
+    with monkeypatch.context() as patched:
+        patched.setattr(sessions, "take_back", refuse)
+        with pytest.raises(DoesNotFit):
+            room.undo()
+    assert [each.content for each in room.conversation.turns[::2]] == ["a", "b"]
