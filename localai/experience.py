@@ -18,7 +18,7 @@ from localai.buffers import KV_TYPES
 from localai.domain.machine import Machine
 from localai.domain.rates import Calibration, DeviceRates, Experience, Setting, Tuned, Tuning
 
-METHOD = 1  # another way of measuring makes what is kept that of another machine
+METHOD = 2  # another way of measuring makes what is kept that of another machine
 _LARGEST_FILE_BYTES = 4_000_000
 _MOST_MACHINES = 50
 _MOST_TUNINGS = 50
@@ -120,7 +120,7 @@ def _calibration(found: object) -> Calibration | None:
         return None
 
 
-_SECONDS = ("layer_s", "attention_decode_s", "cache_decode_s", "attention_prompt_s")
+_SECONDS = ("layer_s", "row_s", "attention_decode_s", "cache_decode_s", "attention_prompt_s")
 
 
 def _rates(found: dict[str, Any]) -> DeviceRates:

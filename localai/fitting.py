@@ -1,9 +1,12 @@
 """From timings of synthetic models to the rates of a device: least squares, pure functions.
 
-Writing a token takes W·r + L·c (W weights of a tensor type, L layers): two models of similar size and different
-numbers of layers tell the two apart. Reading u tokens takes u(W·f + O·e) + u²/2·E·a, where O counts the rows of the
-matrices, each a number of the output, and E the numbers of all heads' keys and values in all layers; what a cache of D
-tokens adds is D·E·a for each token.
+Writing a token takes W·r + R·p + L·c (W weights of a tensor type in R rows, L layers): models of similar size tell them
+apart, one of few wide layers, one of more and narrower ones, one that is little more than an output.
+
+Reading u tokens takes u(W·f + O·e) + u²/2·E·a, where O counts the rows of the matrices, each a number of the output,
+and E the numbers of all heads' keys and values in all layers; what a cache of D tokens adds is D·E·a for each token. Of
+the last layer's feed-forward a prompt needs the last token's alone, and llama.cpp computes no other: there W and O are
+without it.
 """
 
 from __future__ import annotations
@@ -21,16 +24,19 @@ _LEAST_OF_WEIGHTS = 0.7
 class Timing:
     """One synthetic model's: seconds to write one token and to read `tokens`, in an empty cache.
 
-    `weights` without the output's `output_weights`, which a prompt computes once. `deep`, where measured: a depth, and
-    the same two figures there.
+    `weights` without the output's `output_weights`; `read_weights` are those of them that every token of a prompt is
+    multiplied with, `outputs` the rows of those, `rows` those of all, with the output's. `deep`, where measured: a
+    depth, and the same two figures there.
     """
 
     kind: str
     layers: int
+    rows: int
     outputs: int
     head_numbers: int
     kv_numbers: int
     weights: int
+    read_weights: int
     output_weights: int
     tokens: int
     write_s: float
@@ -38,10 +44,11 @@ class Timing:
     deep: tuple[int, float, float] | None = None
 
 
-def fit(timings: Sequence[Timing], experts: Timing | None = None) -> DeviceRates:
+def fit(timings: Sequence[Timing], experts: Timing | None = None, outputs: Sequence[Timing] = ()) -> DeviceRates:
     """The rates that explain the timings best, each relative to its own size; none is negative.
 
-    Every kind needs at least one timing, one of them two of different layers. Raises ValueError for none at all.
+    Every kind needs at least one timing, one of them two of different layers. Of `outputs`, models that are hardly more
+    than an output, only the writing counts. Raises ValueError for no timings at all.
     """
     if not timings:
         raise ValueError("there are no timings to fit")
@@ -53,15 +60,14 @@ def fit(timings: Sequence[Timing], experts: Timing | None = None) -> DeviceRates
     attention_write, cache_read = _plane(of_writing)
     attention_read = _slope(of_reading)
     kinds = sorted({each.kind for each in timings})
-    write_rates, layer_s = _joint(
-        kinds, [(each.kind, each.weights + each.output_weights, each.layers, each.write_s) for each in timings]
-    )
+    write_rates, row_s, layer_s = _writing(kinds, [each for each in (*timings, *outputs) if each.kind in kinds])
     reading = {kind: _reading([each for each in timings if each.kind == kind], attention_read) for kind in kinds}
     rates = DeviceRates(
         tuple(zip(kinds, write_rates, strict=True)),
         tuple((kind, weight) for kind, (weight, _) in reading.items()),
         tuple((kind, row) for kind, (_, row) in reading.items()),
         layer_s,
+        row_s,
         attention_write,
         cache_read,
         attention_read,
@@ -74,10 +80,11 @@ def _with_experts(rates: DeviceRates, found: Timing) -> DeviceRates:
     write, read = dict(rates.decode).get(found.kind), dict(rates.prompt).get(found.kind)
     if write is None or read is None:
         return rates
-    layer = (found.write_s - (found.weights + found.output_weights) * write) / found.layers
+    beside = found.write_s - (found.weights + found.output_weights) * write - found.rows * rates.row_s
+    layer = beside / found.layers
     rows = found.tokens * found.outputs * dict(rates.rows)[found.kind]
     attention = rates.attention_prompt_s * found.head_numbers * found.tokens**2 / 2
-    slower = (found.read_s - rows - attention) / (found.tokens * found.weights * read)
+    slower = (found.read_s - rows - attention) / (found.tokens * found.read_weights * read)
     return replace(rates, expert_layer_s=max(layer, rates.layer_s), expert_prompt=max(slower, 1.0))
 
 
@@ -87,7 +94,7 @@ def _reading(timings: Sequence[Timing], attention_s: float) -> tuple[float, floa
     for each in timings:
         attention = attention_s * each.head_numbers * each.tokens**2 / 2
         left = max(0.2 * each.read_s, each.read_s - attention)
-        rows.append((each.tokens * each.weights, each.tokens * each.outputs, left))
+        rows.append((each.tokens * each.read_weights, each.tokens * each.outputs, left))
     weight, row = _plane(rows)
     least = _LEAST_OF_WEIGHTS * min((seconds / many for many, _, seconds in rows), default=0.0)
     if weight >= least:
@@ -117,30 +124,30 @@ def _plane(points: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
     return (x1 / xx if xx else 0.0), 0.0
 
 
-def _joint(kinds: Sequence[str], rows: Sequence[tuple[str, float, float, float]]) -> tuple[list[float], float]:
-    """r of each kind and the common c of t = x·r(kind) + y·c, for rows (kind, x, y, t), by relative least squares.
+def _writing(kinds: Sequence[str], timings: Sequence[Timing]) -> tuple[list[float], float, float]:
+    """r of each kind, and the p and c that all share, of t = W·r + R·p + L·c, by relative least squares.
 
-    With c given, each r is in closed form; what is left is a parabola in c, whose lowest point is solved for as the
-    normal equation, and kept where neither c nor an r is negative.
+    Of the solutions with and without p and c the nearest one in which nothing is negative.
     """
+    import numpy
 
-    def rate(kind: str, c: float) -> float:
-        own = [(x / t, 1 - c * y / t) for each, x, y, t in rows if each == kind]
-        squares = sum(x * x for x, _ in own)
-        return sum(x * rest for x, rest in own) / squares if squares else 0.0
+    def row(each: Timing) -> list[float]:
+        own = [(each.weights + each.output_weights) * (each.kind == kind) for kind in kinds]
+        return [*own, each.rows, each.layers]
 
-    # residuals are a + c·b in c: eliminate the rates and solve for c
-    top = bottom = 0.0
-    for kind in kinds:
-        own = [(x / t, y / t) for each, x, y, t in rows if each == kind]
-        squares = sum(x * x for x, _ in own)
-        if not squares:
-            continue
-        ones, layers = sum(x for x, _ in own) / squares, sum(x * y for x, y in own) / squares
-        for x, y in own:
-            left, with_c = 1 - x * ones, y - x * layers
-            top, bottom = top + left * with_c, bottom + with_c * with_c
-    c = max(0.0, top / bottom) if bottom > 1e-12 else 0.0
-    largest = min((t / y for _, _, y, t in rows if y), default=0.0)
-    c = min(c, 0.9 * largest)
-    return [max(rate(kind, c), 0.0) for kind in kinds], c
+    known = [each for each in timings if each.write_s > 0]
+    if not known:
+        return [0.0] * len(kinds), 0.0, 0.0
+    whole = numpy.array([[number / each.write_s for number in row(each)] for each in known]).reshape(len(known), -1)
+    found: list[tuple[float, list[float]]] = []
+    for left_out in ((), (len(kinds),), (len(kinds) + 1,), (len(kinds), len(kinds) + 1)):
+        kept = [column for column in range(len(kinds) + 2) if column not in left_out]
+        scale = numpy.abs(whole[:, kept]).max(axis=0, initial=1e-300)  # weights are millions, layers a few
+        solution = numpy.linalg.lstsq(whole[:, kept] / scale, numpy.ones(len(known)), rcond=1e-9)[0] / scale
+        if (solution >= 0).all():
+            far = float(((whole[:, kept] @ solution - 1) ** 2).sum())
+            every = numpy.zeros(len(kinds) + 2)
+            every[kept] = solution
+            found.append((far, every.tolist()))
+    rates = min(found)[1]  # without p and c it is a slope for each kind, and that is never negative
+    return rates[:-2], rates[-2], rates[-1]

@@ -22,7 +22,8 @@ from localai.probes.source import Source
 
 MEASURED = "measured"
 ATTEMPTS = 3
-METHOD = 1  # another way of measuring makes the kept figures those of another machine
+AGAIN_AFTER_S = 3600  # what was measured on a machine that stays busy is tried again once an hour
+METHOD = 2  # another way of measuring makes the kept figures those of another machine
 _LARGEST_FILE_BYTES = 1_000_000
 _MOST_MACHINES = 50
 
@@ -47,14 +48,15 @@ def measured(machine: Machine, announce: Callable[[str], None], again: bool = Fa
 
     `announce` is told before it begins. Where memory is too short to measure, the figures stay as they are, and
     `announce` is told so if measuring was asked for (`again`). What was first measured while other programs had the
-    processor is measured again the next times, at most `ATTEMPTS` in all, and the best is kept.
+    processor is measured again the next times, `ATTEMPTS` in all and then once an hour, and the best is kept.
     """
     name = identity(machine)
     before = _read(_file()).get(name)
     before = before if isinstance(before, dict) else {}
     given = before.get("attempts")
     attempts = given if isinstance(given, int) else ATTEMPTS
-    if not again and machine.bandwidth.source == MEASURED and attempts >= ATTEMPTS:
+    now = int(time.time())
+    if not again and machine.bandwidth.source == MEASURED and attempts >= ATTEMPTS and not _due(before, now):
         return machine
     cores = machine.cpu.physical_cores or max(1, machine.cpu.logical_cores // 2)
     l3_bytes = bandwidth.l3_bytes(Source())
@@ -71,8 +73,14 @@ def measured(machine: Machine, announce: Callable[[str], None], again: bool = Fa
         for each in figures:
             figures[each] = max(figures[each] or 0, _positive(before.get(each)) or 0) or None
         figures["attempts"] = ATTEMPTS if found.quiet else (attempts + 1 if before else 1)
-    _keep(name, {**figures, "measured_at": int(time.time())})
+    _keep(name, {**figures, "quiet": again or found.quiet, "measured_at": now})
     return _with(machine, figures)
+
+
+def _due(kept: dict[str, Any], now: int) -> bool:
+    """Whether what was measured on a busy machine is old enough to be tried again."""
+    at = kept.get("measured_at")
+    return kept.get("quiet") is False and isinstance(at, int) and not 0 <= now - at < AGAIN_AFTER_S
 
 
 def identity(machine: Machine) -> str:

@@ -59,6 +59,7 @@ class Run:
     predicted_bytes: int | None
     peak_bytes: int | None
     busy: bool  # other programs had the processor, too: not what the machine can do
+    usual: bool  # loaded with llama.cpp's own or tuned settings, which are what is predicted
 
 
 def kind_of(weights: Weights) -> str:
@@ -144,7 +145,7 @@ def corrections(machine: Machine, calibrated_at: int) -> tuple[Correction, ...]:
     """Measured over expected speed of each model in its latest runs here, predicted by the present calibration."""
     by_model: dict[tuple[str, str, int], list[Run]] = {}
     for each in runs(machine):
-        if each.calibrated_at == calibrated_at and not each.busy:
+        if each.calibrated_at == calibrated_at and each.usual and not each.busy:
             by_model.setdefault((each.architecture, each.kind, each.params), []).append(each)
     found = []
     for (architecture, kind, params), all_of_it in by_model.items():

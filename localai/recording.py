@@ -9,9 +9,10 @@ import contextlib
 from dataclasses import replace
 
 from localai import measurement, past_runs, speed, tuning
+from localai.buffers import UBATCH
 from localai.domain.generation import AnswerEnd
 from localai.domain.plan import Placement, SpeedRange
-from localai.domain.rates import Job
+from localai.domain.rates import Job, Setting
 from localai.loading import Prepared
 from localai.past_runs import Run
 
@@ -64,6 +65,16 @@ def keep_bench(prepared: Prepared, prompt_tps: float, decode_tps: float, tokens:
     _keep(prepared, "bench", Job(tokens, 0), Job(0, written), prompt_tps, decode_tps)
 
 
+def usual(prepared: Prepared) -> bool:
+    """Whether a plan's settings are llama.cpp's own or tuned ones: of others no speed is predicted."""
+    facts, plan = prepared.facts, prepared.plan
+    setting = tuning.setting_of(plan)
+    if facts is None or setting == Setting(True, True, speed.cores(facts.machine), UBATCH, "f16"):
+        return facts is not None
+    known = tuning.found_for(facts.machine, facts.shape, facts.weights, plan.placement is Placement.GPU)
+    return known is not None and any(each.setting == setting for each in known.settings)
+
+
 def _keep(
     prepared: Prepared, command: str, reading: Job, writing: Job, prompt_tps: float | None, decode_tps: float | None
 ) -> None:
@@ -99,5 +110,6 @@ def _keep(
                 predicted_bytes=plan.memory.total_bytes,
                 peak_bytes=past_runs.peak_bytes(),
                 busy=past_runs.busy(speed.cores(facts.machine)),
+                usual=usual(prepared),
             )
         )

@@ -59,7 +59,8 @@ def decode_s(shape: Shape, weights: Weights, calibration: Calibration, split: Sp
         layers = shape.n_layers * share
         each = rates.layer_s if not shape.expert_count else rates.expert_layer_s or 2 * rates.layer_s
         matrices = sum(count * _rate(rates.decode, kind) for kind, count in weights.layer_kinds)
-        total += layers * each + share * matrices * (1 - moved if on_gpu else 1)
+        total += layers * each + share * weights.rows * rates.row_s
+        total += share * matrices * (1 - moved if on_gpu else 1)
         heads, kv_heads = attention_cells(shape, depth)
         total += share * (heads * rates.attention_decode_s + kv_heads * rates.cache_decode_s)
         total += share * weights.output_kind[1] * _rate(rates.decode, weights.output_kind[0])
@@ -74,15 +75,15 @@ def prompt_s(
     shape: Shape, weights: Weights, calibration: Calibration, split: Split, tokens: int = UBATCH, depth: int = 0
 ) -> float:
     """Seconds to read a prompt of so many tokens, with `depth` in the cache before."""
-    every_weight = max(1, sum(count for _, count in weights.layer_kinds))
-    share_of_experts = weights.expert_weights / every_weight
+    every_weight = max(1, sum(count for _, count in weights.prompt_kinds))
+    share_of_experts = weights.expert_weights / max(1, sum(count for _, count in weights.layer_kinds))
     total = 0.0
     # on a GPU also the weights in RAM are multiplied there, once they have come over the bus
     for rates, share in [(calibration.gpu, 1.0)] if split.gpu_share and calibration.gpu else [(calibration.cpu, 1.0)]:
         slower = 1 + share_of_experts * ((rates.expert_prompt or 1.5) - 1) if shape.expert_count else 1.0
-        matrices = sum(count * _rate(rates.prompt, kind) for kind, count in weights.layer_kinds)
-        row = sum(count * _rate(rates.rows, kind) for kind, count in weights.layer_kinds) / every_weight
-        total += share * tokens * (matrices * slower + weights.layer_rows * row)
+        matrices = sum(count * _rate(rates.prompt, kind) for kind, count in weights.prompt_kinds)
+        row = sum(count * _rate(rates.rows, kind) for kind, count in weights.prompt_kinds) / every_weight
+        total += share * tokens * (matrices * slower + weights.prompt_rows * row)
         total += share * tokens * attention_cells(shape, depth + tokens / 2)[0] * rates.attention_prompt_s
         total += weights.output_kind[1] * _rate(rates.decode, weights.output_kind[0])
     if split.gpu_share and (split.gpu_share < 1 or split.cpu_experts):

@@ -333,6 +333,7 @@ def device_rates(found: DeviceRates) -> Json:
             for kind, _ in found.decode
         ],
         "layer_us": round(found.layer_s * 1e6, 2),
+        "row_ns": round(found.row_s * 1e9, 2),
         "expert_layer_us": None if found.expert_layer_s is None else round(found.expert_layer_s * 1e6, 2),
     }
 

@@ -147,8 +147,9 @@ def weights(header: Header) -> Weights:
     layers, of_experts = [0] * reading.n_layers, [0] * reading.n_layers
     tied = not any(tensor.name == "output.weight" for tensor in header.tensors)
     kinds: dict[str, float] = {}
+    of_prompt: dict[str, float] = {}
     output_kind = ("", 0)
-    expert_weights = rows = 0.0
+    expert_weights = rows = prompt_rows = 0.0
     for tensor in header.tensors:
         total += tensor.size_bytes
         layer = layer_of(tensor)
@@ -165,11 +166,15 @@ def weights(header: Header) -> Weights:
             output = tensor.size_bytes
         used = reading.share_used(tensor)
         read += tensor.size_bytes * used
+        of_token = tensor.elements / max(1, tensor.dimensions[0]) * used if len(tensor.dimensions) > 1 else 0
+        rows += of_token
         if tensor.name in ("token_embd.weight", "output.weight"):
             output_kind = (tensor.type, tensor.elements)
         elif len(tensor.dimensions) > 1:
             kinds[tensor.type] = kinds.get(tensor.type, 0) + tensor.elements * used
-            rows += tensor.elements / max(1, tensor.dimensions[0]) * used
+            if layer != reading.n_trunk - 1 or ".ffn_" not in tensor.name:
+                of_prompt[tensor.type] = of_prompt.get(tensor.type, 0) + tensor.elements * used
+                prompt_rows += of_token
             expert_weights += tensor.elements * used if is_of_experts(tensor) else 0
     return Weights(
         total,
@@ -179,8 +184,14 @@ def weights(header: Header) -> Weights:
         tied_bytes,
         tuple(layers),
         tuple(of_experts),
-        tuple((kind, round(count)) for kind, count in sorted(kinds.items())),
+        _counted(kinds),
         output_kind,
         round(expert_weights),
+        _counted(of_prompt),
+        round(prompt_rows),
         round(rows),
     )
+
+
+def _counted(kinds: dict[str, float]) -> tuple[tuple[str, int], ...]:
+    return tuple((kind, round(count)) for kind, count in sorted(kinds.items()))

@@ -47,6 +47,7 @@ def projector_bytes(model: CatalogModel) -> int:
 
 
 _ROW = 1.25  # length of an average row over the model's width: 1.25 in Qwen3 0.6B, 1.24 in Llama 3.1 8B
+_FEED_FORWARD = 0.75  # of a layer's weights: 0.60 in Qwen3 0.6B, 0.81 in Llama 3.1 8B
 
 
 def _weights(embedding: int, output: int, rest: int, shape: Shape, quant: str) -> Weights:
@@ -55,6 +56,7 @@ def _weights(embedding: int, output: int, rest: int, shape: Shape, quant: str) -
     vocabulary = (shape.vocab_size or 0) * (shape.embedding_length or 0)
     active = max(0, (shape.active_params or shape.params) - vocabulary * (2 if output else 1))
     body = rest * 8 / max(1, shape.params - vocabulary * (2 if output else 1))
+    of_prompt = active - round(active * _FEED_FORWARD / max(1, shape.n_layers))  # all but the last feed-forward
     return Weights(
         total,
         round(min(read, rest + (output or embedding))),
@@ -62,10 +64,10 @@ def _weights(embedding: int, output: int, rest: int, shape: Shape, quant: str) -
         output,
         layer_kinds=_kinds(quant, active, body),
         output_kind=("Q8_0" if _digit(quant) == 8 else "F16" if "16" in quant or "32" in quant else "Q6_K", vocabulary),
-        layer_rows=round(
-            active / (1.25 * (shape.embedding_length or 2048))
-        ),  # rows are as long as the model is wide, or more
         expert_weights=active // 2 if shape.expert_count or shape.active_params else 0,
+        prompt_kinds=_kinds(quant, of_prompt, body),
+        prompt_rows=round(of_prompt / (_ROW * (shape.embedding_length or 2048))),
+        rows=round(active / (_ROW * (shape.embedding_length or 2048))) + (shape.vocab_size or 0),
     )
 
 

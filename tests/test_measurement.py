@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,6 +84,22 @@ def test_a_busy_machine_is_measured_again_a_few_times_and_the_best_is_kept(measu
         found = measurement.measured(measurement.recalled(MACHINE), measuring.said.append)
     assert len(measuring.calls) == measurement.ATTEMPTS == 3
     assert (found.bandwidth.gbps, found.compute.gflops) == (30, 90)
+
+
+def test_a_machine_that_stays_busy_is_tried_again_once_an_hour(
+    measuring: Measuring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1_000_000.0
+    monkeypatch.setattr("localai.measurement.time.time", lambda: now)
+    measuring.answer = Measured(20, 90, quiet=False)
+    for _ in range(5):
+        measurement.measured(measurement.recalled(MACHINE), measuring.said.append)
+    now += measurement.AGAIN_AFTER_S
+    measuring.answer = Measured(41.52, 230.06)
+    for _ in range(2):
+        found = measurement.measured(measurement.recalled(MACHINE), measuring.said.append)
+    assert len(measuring.calls) == measurement.ATTEMPTS + 1
+    assert figures(found) == FIGURES
 
 
 def test_once_it_is_quiet_it_is_measured_no_more(measuring: Measuring) -> None:
@@ -176,6 +193,24 @@ def test_reading_and_multiplying_here(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.gflops is not None
     assert 0.1 < found.gbps < 100_000
     assert 0.1 < found.gflops < 1_000_000
+
+
+@pytest.mark.parametrize(("others", "idle", "quiet"), [(0.0, 0.0, True), (9.0, 0.0, False), (9.0, 20.0, False)])
+def test_what_others_took_of_the_processor_counts_as_ours(
+    others: float, idle: float, quiet: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two products of a second each, in which this process had one processor: the whole machine, or what was left."""
+    seconds, ours = iter((0.0, 0.0, 1.0, 1.0, 2.0, 2.0)), iter((0.0, 2.0))
+    cpu = namedtuple("cpu", "user system idle guest")
+    readings = iter((cpu(100.0, 1.0, 50.0, 7.0), cpu(102.0 + others, 1.0, 50.0 + idle, 9.0)))
+    monkeypatch.setattr(bandwidth.time, "perf_counter", lambda: next(seconds))
+    monkeypatch.setattr(bandwidth.time, "process_time", lambda: next(ours))
+    monkeypatch.setattr("psutil.cpu_times", lambda: next(readings))
+    monkeypatch.setattr(bandwidth, "MATRIX", 8)
+    gflops, alone = bandwidth._multiply()
+    whole = 2 * 8**3 / 1e9
+    assert alone is quiet
+    assert gflops == pytest.approx(whole * (2 + others) / 2 if not idle else whole)
 
 
 def test_every_core_reads_its_own_part_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:

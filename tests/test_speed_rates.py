@@ -27,19 +27,25 @@ TRUE = DeviceRates(
     prompt=(("F16", 7e-12), ("Q4_K", 5.8e-12), ("Q6_K", 6e-12), ("Q8_0", 8e-12)),
     rows=(("F16", 2e-9), ("Q4_K", 3e-9), ("Q6_K", 3e-9), ("Q8_0", 5e-9)),
     layer_s=3e-5,
+    row_s=4e-9,
     attention_decode_s=1.3e-10,
     cache_decode_s=8e-11,
     attention_prompt_s=4e-11,
 )
 
 
-def timing(kind: str, layers: int, width: int, noise: float = 0.0, seed: int = 0) -> Timing:
+def timing(kind: str, layers: int, width: int, noise: float = 0.0, seed: int = 0, vocabulary: int = 256) -> Timing:
     """What a machine of the rates `TRUE` would take for a model of that kind."""
-    weights, output, tokens, depth = layers * 11 * width * width, 256 * width, 256, 1024
+    weights, output, tokens, depth = layers * 11 * width * width, vocabulary * width, 256, 1024
+    read_weights = weights - 9 * width * width  # without the last layer's feed-forward
     heads, kv = layers * width * 2, layers * width // (2 if width < 1024 else 4)
     decode, prompt, row = (dict(each)[kind] for each in (TRUE.decode, TRUE.prompt, TRUE.rows))
-    write = (weights + output) * decode + layers * TRUE.layer_s
-    read = tokens * (weights * prompt + 11 * layers * width * row) + tokens**2 / 2 * heads * TRUE.attention_prompt_s
+    rows = 11 * layers * width + vocabulary
+    write = (weights + output) * decode + rows * TRUE.row_s + layers * TRUE.layer_s
+    read = (
+        tokens * (read_weights * prompt + (11 * layers - 7) * width * row)
+        + tokens**2 / 2 * heads * TRUE.attention_prompt_s
+    )
     deep_write = write + depth * (heads * TRUE.attention_decode_s + kv * TRUE.cache_decode_s)
     deep_read = read + tokens * depth * heads * TRUE.attention_prompt_s
     off = random.Random(seed)
@@ -49,7 +55,19 @@ def timing(kind: str, layers: int, width: int, noise: float = 0.0, seed: int = 0
 
     deep = (depth, heard(deep_write), heard(deep_read))
     return Timing(
-        kind, layers, 11 * layers * width, heads, kv, weights, output, tokens, heard(write), heard(read), deep
+        kind,
+        layers,
+        rows,
+        (11 * layers - 7) * width,
+        heads,
+        kv,
+        weights,
+        read_weights,
+        output,
+        tokens,
+        heard(write),
+        heard(read),
+        deep,
     )
 
 
@@ -61,20 +79,24 @@ def timings(noise: float = 0.0) -> list[Timing]:
     ]
 
 
+def output(kind: str, noise: float = 0.0) -> Timing:
+    return timing(kind, 1, 768, noise, 99, vocabulary=120_000)
+
+
 def near(one: float, other: float, share: float) -> bool:
     return abs(one / other - 1) <= share
 
 
 def test_the_rates_behind_timings_are_found_again() -> None:
-    found = fitting.fit(timings())
+    found = fitting.fit(timings(), outputs=[output("Q6_K"), output("Q8_0")])
     for name in ("decode", "prompt", "rows"):
         assert dict(getattr(found, name)) == pytest.approx(dict(getattr(TRUE, name)), rel=1e-3)
-    for name in ("layer_s", "attention_decode_s", "cache_decode_s", "attention_prompt_s"):
+    for name in ("layer_s", "row_s", "attention_decode_s", "cache_decode_s", "attention_prompt_s"):
         assert getattr(found, name) == pytest.approx(getattr(TRUE, name), rel=1e-2)
 
 
 def test_noise_of_two_per_cent_moves_the_weights_rates_by_few() -> None:
-    found = fitting.fit(timings(noise=0.02))
+    found = fitting.fit(timings(noise=0.02), outputs=[output("Q6_K", 0.02), output("Q8_0", 0.02)])
     assert all(near(dict(found.decode)[kind], rate, 0.06) for kind, rate in TRUE.decode)
     assert all(near(dict(found.prompt)[kind], rate, 0.10) for kind, rate in TRUE.prompt)
 
@@ -87,7 +109,7 @@ def test_whatever_is_measured_no_rate_is_negative(seconds: list[tuple[float, flo
     ]
     found = fitting.fit(strange)
     numbers = [rate for name in ("decode", "prompt", "rows") for _, rate in getattr(found, name)]
-    numbers += [found.layer_s, found.attention_decode_s, found.cache_decode_s, found.attention_prompt_s]
+    numbers += [found.layer_s, found.row_s, found.attention_decode_s, found.cache_decode_s, found.attention_prompt_s]
     assert all(0 <= number < 1e3 for number in numbers)
 
 
@@ -99,7 +121,7 @@ def test_nothing_to_fit_is_an_error() -> None:
 def test_a_mixture_of_experts_has_a_layer_of_its_own() -> None:
     one = timing("Q4_K", 8, 1024)
     slow = replace(one, write_s=one.write_s + 8 * 9e-5, read_s=one.read_s * 2)
-    found = fitting.fit(timings(), slow)
+    found = fitting.fit(timings(), slow, [output("Q6_K"), output("Q8_0")])
     assert found.expert_layer_s == pytest.approx(TRUE.layer_s + 9e-5, rel=0.02)
     assert found.expert_prompt is not None
     assert 1.5 < found.expert_prompt < 3
@@ -133,6 +155,7 @@ def test_a_prediction_adds_up(models: dict[str, tuple[Shape, Weights]]) -> None:
     shape, weights = models["qwen3-0.6b"]
     kinds = dict(weights.layer_kinds)
     seconds = sum(kinds[kind] * dict(TRUE.decode)[kind] for kind in ("Q4_K", "Q6_K"))
+    seconds += (28 * (2048 + 1024 * 4 + 3072 * 2) + 151936) * TRUE.row_s
     seconds += kinds.get("F32", 0) * 9e-11 * 2 + 28 * TRUE.layer_s + 151936 * 1024 * 3.4e-11
     seconds += 100 * 28 * (16 * 256 * TRUE.attention_decode_s + 8 * 256 * TRUE.cache_decode_s)
     found = speed.decode_speed(shape, weights, calibrated(), depth=100)
@@ -140,6 +163,17 @@ def test_a_prediction_adds_up(models: dict[str, tuple[Shape, Weights]]) -> None:
     assert found.basis == "calibrated"
     assert found.low == pytest.approx(found.mid / 1.15)
     assert found.high == pytest.approx(found.mid * 1.15)
+
+
+def test_a_prompt_leaves_out_the_last_layers_feed_forward(models: dict[str, tuple[Shape, Weights]]) -> None:
+    """llama.cpp computes it for the last token alone (with few layers it is much of the model)."""
+    _, weights = models["qwen3-0.6b"]
+    feed_forward = 3 * 1024 * 3072
+    in_layers, in_prompts = (
+        sum(n for kind, n in each if kind != "F32") for each in (weights.layer_kinds, weights.prompt_kinds)
+    )
+    assert in_layers - in_prompts == feed_forward
+    assert weights.rows - weights.prompt_rows == 2 * 3072 + 1024 + 151936
 
 
 def test_ranges_are_wider_where_less_was_measured(models: dict[str, tuple[Shape, Weights]]) -> None:
@@ -301,7 +335,8 @@ def run(measured: float, said: float = 100.0, **more: object) -> Run:
         "params": 600, "placement": "cpu", "setting": "", "depth": 0, "prompt_tokens": 100, "answer_tokens": 100,
         "predicted_prompt_tps": None, "measured_prompt_tps": None, "predicted_decode_tps": said,
         "measured_decode_tps": measured, "expected_prompt_tps": None, "expected_decode_tps": said,
-        "basis": "calibrated", "calibrated_at": 1, "predicted_bytes": 1, "peak_bytes": 2, "busy": False, **more,
+        "basis": "calibrated", "calibrated_at": 1, "predicted_bytes": 1, "peak_bytes": 2, "busy": False,
+        "usual": True, **more,
     }  # fmt: skip
     return Run(**values)  # type: ignore[arg-type]
 

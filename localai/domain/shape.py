@@ -54,4 +54,7 @@ class Weights:
     layer_kinds: tuple[tuple[str, int], ...] = field(default=(), compare=False)
     output_kind: tuple[str, int] = field(default=("", 0), compare=False)
     expert_weights: int = field(default=0, compare=False)  # the part of `layer_kinds` that is routed experts
-    layer_rows: int = field(default=0, compare=False)  # rows of those matrices
+    # what every token of a prompt is multiplied with: the last layer's feed-forward is computed for the last token only
+    prompt_kinds: tuple[tuple[str, int], ...] = field(default=(), compare=False)
+    prompt_rows: int = field(default=0, compare=False)  # rows of those matrices
+    rows: int = field(default=0, compare=False)  # rows of all matrices that a token is multiplied with

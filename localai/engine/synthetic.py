@@ -24,7 +24,10 @@ _STRING, _UINT32, _FLOAT32 = 8, 4, 6  # enum gguf_metadata_value_type
 
 @dataclass(frozen=True, slots=True)
 class Synthetic:
-    """A model: `kind` is the type of all its matrices. With `experts` each layer has so many, `used` for a token."""
+    """A model: `kind` is the type of all its matrices. With `experts` each layer has so many, `used` for a token.
+
+    `tied`: the output is the embedding.
+    """
 
     kind: str
     layers: int
@@ -36,6 +39,7 @@ class Synthetic:
     heads: int = 16
     kv_heads: int = 8
     head_length: int = 64
+    tied: bool = False
 
     @property
     def architecture(self) -> str:
@@ -52,7 +56,8 @@ class Synthetic:
         of_heads, kv = self.heads * self.head_length, self.kv_heads * self.head_length
         yield "token_embd.weight", self.kind, (d, self.vocabulary)
         yield "output_norm.weight", "F32", (d,)
-        yield "output.weight", self.kind, (d, self.vocabulary)
+        if not self.tied:
+            yield "output.weight", self.kind, (d, self.vocabulary)
         for i in range(self.layers):
             yield f"blk.{i}.attn_norm.weight", "F32", (d,)
             yield f"blk.{i}.attn_q.weight", self.kind, (d, of_heads)

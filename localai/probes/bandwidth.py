@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from localai.domain.units import MIB
 from localai.probes import apple, chips
@@ -46,7 +47,8 @@ def measure(cores: int, available_bytes: int, l3_bytes: int | None) -> Measured:
     size = buffer_bytes(available_bytes, l3_bytes)
     try:
         gbps, quiet = _read(threads, size) if size is not None else (None, True)
-        return Measured(gbps, _multiply(), quiet)
+        gflops, alone = _multiply()
+        return Measured(gbps, gflops, quiet and alone)
     except (ImportError, MemoryError, RuntimeError):
         return Measured(None, None)
 
@@ -85,18 +87,38 @@ def _read(threads: int, size: int) -> tuple[float, bool]:
     return threads * words * 4 / seconds / 1e9, share >= QUIET_SHARE
 
 
-def _multiply() -> float:
-    """The best of several products of two matrices of 32-bit floats; numpy's BLAS brings its own threads."""
+def _multiply() -> tuple[float, bool]:
+    """The best of several products of two matrices of 32-bit floats; numpy's BLAS brings its own threads.
+
+    Returns 10^9 floating-point operations per second, and whether other programs left the processor to it. Where they
+    wanted all of it, the average is taken for what the share that was left would do with the whole.
+    """
     import numpy
+    import psutil
 
     values = numpy.random.default_rng(0).random((MATRIX, MATRIX), dtype=numpy.float32)
     result = numpy.empty_like(values)
+    before, ours = psutil.cpu_times(), time.process_time()
     began, taken = time.perf_counter(), list[float]()
     while len(taken) < 2 or time.perf_counter() - began < COMPUTE_SECONDS:
         start = time.perf_counter()
         numpy.matmul(values, values, out=result)
         taken.append(time.perf_counter() - start)
-    return 2 * MATRIX**3 / max(min(taken), 1e-9) / 1e9
+    ours, after = time.process_time() - ours, psutil.cpu_times()
+    busy, idle = _between(before, after)
+    share = ours / max(busy, ours, 1e-9)
+    seconds = min(taken)
+    if share < QUIET_SHARE and idle < (1 - QUIET_SHARE) * busy:
+        seconds = min(seconds, sum(taken) / len(taken) * share)
+    return 2 * MATRIX**3 / max(seconds, 1e-9) / 1e9, share >= QUIET_SHARE
+
+
+def _between(before: Any, after: Any) -> tuple[float, float]:
+    """Seconds that all the system's processors worked and were idle, from two readings of psutil's `cpu_times`."""
+    idle = sum(getattr(after, name, 0.0) - getattr(before, name, 0.0) for name in ("idle", "iowait"))
+    counted_twice = ("guest", "guest_nice", "idle", "iowait")  # a guest's time is in user's, too
+    names = [name for name in after._fields if name not in counted_twice]
+    return sum(getattr(after, name) - getattr(before, name) for name in names), idle
 
 
 class _Team:
