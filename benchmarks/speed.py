@@ -7,9 +7,11 @@
 
 Each row is measured in llama.cpp itself (bare `llama_decode` calls), the best of 3; beside it stand the
 prediction of the calibrated machine, the range without calibration, and what two naive rules give: memory bandwidth
-over file size + 20 %, and over parameters × bits; for prompts the measured matrix product over 2 × parameters. Models
-are made once, in --cache (a temporary folder), and removed again unless --keep. On a machine that others use too,
---busy takes one thread and the processor's own time of it, for calibration and measurement alike.
+over file size + 20 %, and over parameters × bits; for prompts the measured matrix product over 2 × parameters. The
+machine is measured and calibrated anew before each model, since the memory of a virtual machine is as quick as its
+neighbours let it be: nearly twice as quick in one quarter of an hour as in another. Models are made once, in --cache (a
+temporary folder), and removed again unless --keep. On a machine that others use too, --busy takes one thread and the
+processor's own time of it, for calibration and measurement alike.
 """
 
 from __future__ import annotations
@@ -81,11 +83,14 @@ def plan(context: int, setting: Setting) -> Plan:
 def rows(machine: Machine, cache: Path, names: Sequence[str], keep: bool, clock: Callable[[], float]) -> Iterator[Row]:
     """Every model at every quantization: a prompt, and decoding at two depths."""
     default = Setting(True, True, speed.cores(machine), UBATCH, "f16")
-    without = replace(machine, experience=Experience())
-    gbps = (machine.bandwidth.gbps or 0) * 1e9
     for name in names:
-        for quant in QUANTIZATIONS:
-            path = random_models.kept(cache, name, quant)
+        files = {quant: random_models.kept(cache, name, quant) for quant in QUANTIZATIONS}
+        without = replace(measurement.measured(machine, say, again=True), experience=Experience())
+        if clock is thread_time:
+            without = replace(without, compute=Compute(None, "not measured"))
+        machine = replace(without, experience=Experience(calibrating.calibrate(without, say, clock=clock)))
+        gbps = (machine.bandwidth.gbps or 0) * 1e9
+        for quant, path in files.items():
             header = gguf.read_header(path)
             shape, weights = shapes.shape(header), shapes.weights(header)
             read, write, deep = measured(path, plan(2048, default), clock)
@@ -264,11 +269,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
-    machine = measurement.measured(hardware.detect(), say)
+    machine = hardware.detect()
     clock = perf_counter
     if options.busy:
         clock = thread_time
-        machine = replace(machine, cpu=replace(machine.cpu, usable_cores=1), compute=Compute(None, "not measured"))
+        machine = replace(machine, cpu=replace(machine.cpu, usable_cores=1))
     where = f"{machine.cpu.name}, {speed.cores(machine)} threads, llama-cpp-python {machine.engine.version}"
     if options.tuning:
         cells = list(tuned(machine, options.cache, options.pairs, options.keep))
@@ -276,8 +281,6 @@ def main() -> None:
         command, title = "python benchmarks/speed.py --tuning --write", "What tuning is worth"
         name = "tuning"
     else:
-        calibration = calibrating.calibrate(machine, say, clock=clock)
-        machine = replace(machine, experience=Experience(calibration))
         found = []
         for row in until_interrupted(rows(machine, options.cache, options.models.split(","), options.keep, clock)):
             found.append(row)
