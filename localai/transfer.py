@@ -10,12 +10,11 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from localai import lanes as parallel
+from localai import locks
 from localai import source as http_source
 from localai.errors import HashMismatch, NetworkError
 from localai.lanes import Lanes, NoRanges
@@ -76,8 +75,7 @@ def download(
     patience = patience or Patience()
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        held = _hold(lock, on_wait)
+        held = locks.hold(lock, on_wait)
     except OSError as error:
         raise disk_error(error, destination) from error
     with held:
@@ -99,26 +97,6 @@ def download(
                     "they were thrown away; pull again to fetch the file anew",
                 )
             partial.publish()
-
-
-def _hold(lock: Path, on_wait: Callable[[], None]) -> AbstractContextManager[Any]:
-    """The held lock; leaving it as a context releases it."""
-    import filelock
-
-    try:
-        return _acquired(filelock.FileLock(lock), on_wait)
-    except NotImplementedError:  # a file system without flock, some network disks
-        return _acquired(filelock.SoftFileLock(lock), on_wait)
-
-
-def _acquired(held: Any, on_wait: Callable[[], None]) -> AbstractContextManager[Any]:
-    import filelock
-
-    try:
-        return held.acquire(timeout=0)  # type: ignore[no-any-return]
-    except filelock.Timeout:
-        on_wait()
-        return held.acquire()  # type: ignore[no-any-return]
 
 
 def _is_there(
@@ -150,6 +128,7 @@ class _Transfer:
     single_bps: float | None = None  # of one connection, once measured; several are tried from then on
     trials: int = 0  # of several connections; no more of them after `Lanes.failures`
     reported: float = 0.0
+    doubts: int = 0  # answers in a row that do not go with what is there
 
     def run(self) -> None:
         """Raises NetworkError once nothing more came for too many tries, and what `Source.open` raises."""
@@ -256,8 +235,7 @@ class _Transfer:
     def _accept(self, response: http.client.HTTPResponse) -> None:
         """Put the partial file where the response's bytes start, and refuse lengths that cannot be right."""
         if response.status == 416:
-            self.partial.restart(None)
-            raise Interrupted("the server does not have the range that is missing")
+            raise self._doubted("the server does not have the range that is missing")
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise Interrupted("the server sent compressed bytes that were not asked for")
         if response.status == 206:
@@ -266,8 +244,8 @@ class _Transfer:
             )
             expected = {str(self.size_bytes), "*"}
             if said is None or int(said[1]) != self.partial.position or said[3] not in expected:
-                self.partial.restart(None)
-                raise Interrupted("the server sent another range than the one asked for")
+                raise self._doubted("the server sent another range than the one asked for")
+            self.doubts = 0
             if self.partial.position == 0:  # the first part of a very large file
                 self.partial.restart(response.headers.get("ETag"))
             return
@@ -275,6 +253,14 @@ class _Transfer:
         if length.isdecimal() and int(length) != self.size_bytes:
             raise Interrupted(f"the server announces {int(length)} bytes where the Hub said {self.size_bytes}")
         self.partial.restart(response.headers.get("ETag"))
+
+    def _doubted(self, reason: str) -> Interrupted:
+        """What to raise for an answer that does not go with the bytes here; these go only where it is given again."""
+        self.doubts += 1
+        if self.doubts > 1:
+            self.doubts = 0
+            self.partial.restart(None)
+        return Interrupted(reason)
 
 
 class _Rate:

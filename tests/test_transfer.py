@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
@@ -17,7 +18,7 @@ import pytest
 from hub_on_loopback import HubOnLoopback, running
 from waiting import wait_for
 
-from localai import partial, source, transfer
+from localai import locks, partial, source, transfer
 from localai.errors import AccessDenied, DoesNotFit, HashMismatch, LocalaiError, NetworkError, NotFound
 from localai.transfer import Patience, download
 
@@ -446,3 +447,35 @@ def test_of_two_at_once_one_waits_and_finds_the_file(hub: HubOnLoopback, blob: P
         assert first.stdout.readline() == "done\n"
     assert is_right(blob)
     assert len(hub.downloads()) == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX locks")
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_disk_without_locks(
+    hub: HubOnLoopback, get: Get, blob: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locks.hold(blob.parent / "other"):
+        with pytest.raises(TimeoutError):
+            locks.hold(blob.parent / "other", patience_s=0)
+        with locks.if_free(blob.parent / "other") as free:
+            assert not free
+    get(hub)
+    assert is_right(blob)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("fault", [{"status": 416}, {"content_range": "bytes 7-99/100"}], ids=str)
+def test_one_wrong_answer_costs_no_byte_that_is_here(
+    hub: HubOnLoopback, get: Get, blob: Path, fault: dict[str, Any], times: int
+) -> None:
+    hub.fault(drop_at=2_000_000)
+    hub.fault(**fault, times=times)
+    get(hub)
+    assert is_right(blob)
+    assert hub.downloads()[-1].range == ("bytes=2000000-" if times == 1 else None)
