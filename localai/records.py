@@ -13,7 +13,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -33,10 +33,14 @@ NOTES = (_CHECK, _FACTS)  # what is of no use without its record
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One entry of the index; `fault` is what the last verification found wrong, None where all was well."""
+    """One entry of the index; `fault` is what the last verification found wrong, None where all was well.
+
+    `damaged` are the SHA-256 of the files that it found so.
+    """
 
     model: InstalledModel
     fault: str | None = None
+    damaged: frozenset[str] = frozenset()
 
 
 def folder() -> Path:
@@ -62,12 +66,16 @@ def prepare() -> None:
 
 def save(model: InstalledModel) -> None:
     """Write one model's record, replacing an older one of the same file. Raises LocalaiError, DoesNotFit."""
-    path = folder() / (_slug(model) + _RECORD)
+    path, earlier = folder() / (_slug(model) + _RECORD), folder() / (_stem(model) + _RECORD)
     try:
         settings.private_folder(path.parent)
         settings.write_atomically(path, json.dumps(_as_json(model), indent=1).encode())
         # Only now: until the new record is there, what was found wrong with the old one still holds.
         path.with_suffix(_CHECK).unlink(missing_ok=True)
+        if earlier != path:
+            with suppress(FileNotFoundError):
+                os.replace(earlier.with_suffix(_USED), path.with_suffix(_USED))
+            _unlink(earlier)
     except OSError as error:
         raise disk_error(error, path) from error
     with suppress(OSError):  # a network disk that cannot sync a folder still has the record
@@ -128,25 +136,39 @@ def _checked(model: InstalledModel, path: str) -> Record:
     """The record with what its last verification found; a note about other bytes is not heeded."""
     try:
         raw = _json_of(path)
-        fault, at = raw.get("fault"), raw.get("checked_at")
-        if raw.get("sha256") != _hashes(model) or not isinstance(at, str):
-            return Record(model)
     except (OSError, ValueError):
         return Record(model)
+    fault, at, hashes = raw.get("fault"), _moment(raw.get("checked_at")), _hashes(model)
+    if raw.get("sha256") != hashes or at is None:
+        return Record(model)
     if fault is not None:
-        return Record(model, str(fault))
+        named = raw.get("damaged")
+        damaged = {each for each in hashes if each in named} if isinstance(named, list) else set()
+        return Record(model, str(fault), frozenset(damaged or hashes))
     return Record(replace(model, verified_at=max(model.verified_at or "", at)))
 
 
-def note_check(model: InstalledModel, fault: str | None) -> bool:
-    """Note what a verification found: with a fault the model is listed no more. False where the disk takes no note."""
-    note = {"sha256": _hashes(model), "checked_at": now(), "fault": fault}
+def note_check(model: InstalledModel, fault: str | None, damaged: Sequence[str] = ()) -> bool:
+    """Note what a verification found: with a fault the model is listed no more. False where the disk takes no note.
+
+    `damaged` are the SHA-256 of the files that the fault concerns; none named: it may be any.
+    """
+    note = {"sha256": _hashes(model), "checked_at": now(), "fault": fault, "damaged": list(damaged)}
     return _write_beside(model, _CHECK, note)
 
 
 def now() -> str:
     """This moment, ISO 8601 in UTC, as records keep it."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _moment(value: Any) -> str | None:
+    """A date as `now` gives it; None for what is none: not known, so that whoever goes by it looks again."""
+    try:
+        known = isinstance(value, str) and datetime.fromisoformat(value).tzinfo is not None
+    except ValueError:
+        return None
+    return value if known else None
 
 
 def _hashes(model: InstalledModel) -> list[str]:
@@ -158,11 +180,15 @@ def facts(model: InstalledModel, folder_name: str | None = None) -> dict[str, An
 
     `folder_name` is `folder()`, for callers that ask about thousands.
     """
-    try:
-        raw = _json_of(f"{folder() if folder_name is None else folder_name}{os.sep}{_slug(model)}{_FACTS}")
-    except (OSError, ValueError):
-        return None
-    return raw if raw.get("sha256") == _hashes(model) else None
+    place = folder() if folder_name is None else folder_name
+    for slug in (_slug(model), *([_folded_slug(model)] if model.repo is None else [])):
+        try:
+            raw = _json_of(f"{place}{os.sep}{slug}{_FACTS}")
+        except (OSError, ValueError):
+            continue
+        if raw.get("sha256") == _hashes(model):
+            return raw
+    return None
 
 
 def keep_facts(model: InstalledModel, content: dict[str, Any]) -> bool:
@@ -171,7 +197,7 @@ def keep_facts(model: InstalledModel, content: dict[str, Any]) -> bool:
 
 
 def _write_beside(model: InstalledModel, suffix: str, content: dict[str, Any]) -> bool:
-    path = folder() / (_slug(model) + suffix)
+    path = folder() / (_stem(model) + suffix)
     try:
         if not path.with_suffix(_RECORD).exists():  # removed meanwhile, or the embedded model: nothing to lie beside
             return False
@@ -183,25 +209,29 @@ def _write_beside(model: InstalledModel, suffix: str, content: dict[str, Any]) -
 
 def forget(model: InstalledModel) -> None:
     """Remove one model's record. Raises LocalaiError."""
-    path = folder() / (_slug(model) + _RECORD)
+    path = folder() / (_stem(model) + _RECORD)
     try:
-        for suffix in (_RECORD, _USED, *NOTES):
-            path.with_suffix(suffix).unlink(missing_ok=True)
+        _unlink(path)
     except OSError as error:
         raise disk_error(error, path) from error
+
+
+def _unlink(record: Path) -> None:
+    for suffix in (_RECORD, _USED, *NOTES):
+        record.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def touch(model: InstalledModel) -> None:
     """Note that the model is used now; a disk that does not take the note is no reason to fail."""
     with suppress(OSError):
-        path = settings.private_folder(folder()) / (_slug(model) + _USED)
+        path = settings.private_folder(folder()) / (_stem(model) + _USED)
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
         os.utime(path)
 
 
 def last_used_at(model: InstalledModel) -> str | None:
     """When `touch` last noted the model, ISO 8601 in UTC."""
-    return _used_at(folder() / (_slug(model) + _USED))
+    return _used_at(folder() / (_stem(model) + _USED))
 
 
 def _used_at(path: os.DirEntry[str] | Path) -> str | None:
@@ -212,10 +242,55 @@ def _used_at(path: os.DirEntry[str] | Path) -> str | None:
 
 
 def _slug(model: InstalledModel) -> str:
-    """A file name that is safe whatever the model is called, and that one repository's file always gets."""
-    identity = "\0".join((model.source, model.repo or str(model.path), model.files[0].name)).casefold()
+    """A file name that is safe whatever the model is called, and that one repository's file always gets.
+
+    Of a file that is from no repository the path counts, with its case: two names can differ by that alone.
+    """
+    return _folded_slug(model) if model.repo is not None else _named(model, _identity(model) + "\0with its case")
+
+
+def _folded_slug(model: InstalledModel) -> str:
+    """That of a repository's file; earlier versions took it for every file."""
+    return _named(model, _identity(model).casefold())
+
+
+def _identity(model: InstalledModel) -> str:
+    return "\0".join((model.source, model.repo or str(model.path), model.files[0].name))
+
+
+def _named(model: InstalledModel, identity: str) -> str:
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", model.model)[:60].strip(".-")
     return f"{readable}-{hashlib.sha256(identity.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
+
+
+def _stem(model: InstalledModel) -> str:
+    """The slug under which the model's record is, be it that of an earlier version; that of a new one where none is."""
+    slug, folded = _slug(model), _folded_slug(model)
+    if slug == folded or (folder() / (slug + _RECORD)).exists():
+        return slug
+    same = (other := _at(folded)) is not None and other.path == model.path
+    return folded if same else slug
+
+
+def _at(stem: str) -> InstalledModel | None:
+    try:
+        return _read(str(folder() / (stem + _RECORD)))
+    except (OSError, ValueError):
+        return None
+
+
+def replaced_by(model: InstalledModel) -> InstalledModel | None:
+    """The model whose record `save` would replace by this one's, None where there is none that can be read."""
+    return _at(_stem(model))
+
+
+def disk_of(model: InstalledModel) -> int | None:
+    """The device that the model's files were on when it was recorded; None where that is not known."""
+    try:
+        found = _json_of(str(folder() / (_stem(model) + _RECORD))).get("device")
+    except (OSError, ValueError):
+        return None
+    return found if type(found) is int else None
 
 
 def _as_json(model: InstalledModel) -> dict[str, Any]:
@@ -228,9 +303,18 @@ def _as_json(model: InstalledModel) -> dict[str, Any]:
         "quantization": model.quantization,
         "source": model.source,
         "verified_at": model.verified_at,
+        "device": device_of(model.path),
         "files": [_file_as_json(file) for file in model.files],
         "projector": _file_as_json(model.projector) if model.projector else None,
     }
+
+
+def device_of(path: Path) -> int | None:
+    """The device that a file or folder is on, None where it is not there or may not be asked about."""
+    try:
+        return path.stat().st_dev
+    except OSError:
+        return None
 
 
 def _file_as_json(file: InstalledFile) -> dict[str, Any]:
@@ -254,7 +338,7 @@ def _read(path: str) -> InstalledModel:
         quantization=_text(raw, "quantization"),
         files=tuple(_file(file) for file in files),
         projector=_file(projector) if projector is not None else None,
-        verified_at=_text_or_none(raw, "verified_at"),
+        verified_at=_moment(raw.get("verified_at")),
         source=_text(raw, "source"),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from localai import aliases, catalog, naming, quantization
 from localai.catalog import CatalogModel
 from localai.domain.files import InstalledModel
 from localai.errors import UsageError
+
+_COMMIT = re.compile(r"[0-9a-f]{7,40}")  # or its beginning, as Git shortens it
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +69,14 @@ def selected(models: Iterable[InstalledModel], wanted: Meaning) -> list[Installe
         if (
             wanted.selector is None or selects(wanted.selector, model.quantization, [file.name for file in model.files])
         )
-        and (wanted.revision is None or (model.commit or "").startswith(wanted.revision))
+        and (wanted.revision is None or _is_at(model, wanted.revision))
     ]
+
+
+def _is_at(model: InstalledModel, revision: str) -> bool:
+    """Whether a model was pulled as that branch or tag, or is of the commit that begins so."""
+    is_commit = _COMMIT.fullmatch(revision) and (model.commit or "").startswith(revision)
+    return bool(is_commit) or revision == model.revision
 
 
 def selects(selector: str, quant: str, names: Sequence[str]) -> bool:

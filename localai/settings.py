@@ -35,7 +35,7 @@ class Folders:
 def folders(environ: Mapping[str, str] = os.environ) -> Folders:
     """The folders by the platform's custom, or all three under `LOCALAI_HOME` where that is set."""
     if home := environ.get("LOCALAI_HOME"):
-        root = Path(home).expanduser().absolute()
+        root = Path(os.path.abspath(os.path.expanduser(home)))
         return Folders(root / "config", root / "data", root / "cache")
     import platformdirs
 
@@ -66,11 +66,15 @@ def private_folder(path: Path) -> Path:
 def hub_cache(environ: Mapping[str, str] = os.environ) -> Path:
     """The Hugging Face cache, found by huggingface_hub's own rules without importing it."""
     if explicit := environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE"):
-        return Path(os.path.expandvars(explicit)).expanduser()
+        return _expanded(explicit)
     if home := environ.get("HF_HOME"):
-        return Path(os.path.expandvars(home)).expanduser() / "hub"
+        return _expanded(home) / "hub"
     base = environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.path.expandvars(base)).expanduser() / "huggingface" / "hub"
+    return _expanded(base) / "huggingface" / "hub"
+
+
+def _expanded(text: str) -> Path:
+    return Path(os.path.expanduser(os.path.expandvars(text)))  # Path's own way raises for a user whom nobody knows
 
 
 # ---------------------------------------------------------------------------------------------------- the keys
@@ -244,10 +248,13 @@ def store(name: str, text: str | None, environ: Mapping[str, str] = os.environ) 
     return path
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` (mode 0600) so that a reader, or a crash, sees the old or the new, never a part."""
+def write_atomically(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Replace `path` by `content` so that a reader, or a crash, sees the old or the new, never a part.
+
+    `mode` is what the umask leaves of it.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(content)

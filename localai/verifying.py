@@ -35,12 +35,13 @@ class ModelCheck:
         return all(each.problem is None for each in self.files)
 
 
-def to_check(name: str | None) -> tuple[InstalledModel, ...]:
+def to_check(name: str | None, on_damaged: Callable[[str], None] = lambda line: None) -> tuple[InstalledModel, ...]:
     """What `localai verify [NAME]` checks: every model of the index, or those that NAME means, sound or not.
 
+    `on_damaged` is told which records cannot be read where all are meant, one line each.
     Raises NotFound for a name that is none of them, UsageError.
     """
-    models = library.recorded()
+    models = library.recorded(on_damaged if name is None else lambda line: None)
     if name is None:
         return tuple(sorted(models, key=lambda model: (model.model, model.quantization)))
     chosen = library.named(name, models)
@@ -112,7 +113,8 @@ def _note(check: ModelCheck) -> None:
     elif not problems:
         records.note_check(check.model, None)
     elif any(problem != _MISSING for problem in problems):
-        records.note_check(check.model, "the last verification found it damaged")
+        damaged = [each.file.sha256 for each in check.files if each.problem is not None]
+        records.note_check(check.model, "the last verification found it damaged", damaged)
 
 
 def remedy(model: InstalledModel, checks: Sequence[FileCheck]) -> str:

@@ -14,8 +14,10 @@ from conftest import Cli
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from small_models import sha256 as hash_of
+from test_library import machine
 
-from localai import records
+from localai import embedded, pulling, records
 from localai.domain.files import InstalledFile, InstalledModel
 from localai.errors import LocalaiError
 
@@ -276,3 +278,53 @@ def test_a_read_only_disk_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -
     records.touch(model())
     assert not records.note_check(model(), "x")
     assert [each.model for each in records.load()] == ["qwen3-4b"]
+
+
+# ---------------------------------------------------------------------------------------- names, dates, earlier records
+
+
+def at(path: str) -> InstalledModel:
+    file = InstalledFile(Path(path).name, Path(path).absolute(), 7, "a" * 64)
+    return InstalledModel("m", None, None, "Q4_0", (file,), None, "2026-11-21T00:00:00Z", "file")
+
+
+def test_paths_that_differ_in_case_alone_are_two_models() -> None:
+    both = (at("/Shelf/model.gguf"), at("/shelf/model.gguf"))
+    for each in both:
+        records.save(each)
+    assert records.load() == both
+    records.forget(both[0])
+    assert records.load() == both[1:]
+
+
+def test_a_record_under_the_name_that_an_earlier_version_gave_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    old, other = at("/Shelf/model.gguf"), at("/shelf/model.gguf")
+    with monkeypatch.context() as patched:
+        patched.setattr(records, "_slug", records._folded_slug)
+        records.save(old)
+        records.touch(old)
+        records.keep_facts(old, {"a": 1})
+    assert records.facts(old) == {"sha256": ["a" * 64], "a": 1}
+    used = records.last_used_at(old)
+    assert records.note_check(old, "damaged")
+    assert records.load() == ()
+    records.save(other)  # whose name was the same
+    records.save(old)
+    assert {(each.path, each.last_used_at) for each in records.load()} == {(old.path, used), (other.path, None)}
+    assert len(list(records.folder().glob("*.json"))) == 2
+    records.forget(old)
+    assert records.load() == (other,)
+
+
+@pytest.mark.parametrize("date", ["yesterday", "", "2026-11-21T00:00:00", "2026-13-01T00:00:00Z", 7, {}, "9" * 400])
+@pytest.mark.parametrize("where", ["record", "check"])
+def test_a_damaged_date_is_not_known(tmp_path: Path, date: object, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "find", lambda: None)
+    saved = replace(model(), files=(InstalledFile("m.gguf", tmp_path / "m.gguf", 7, hash_of(bytes(7))),))
+    saved.path.write_bytes(bytes(7))
+    records.save(saved)
+    records.note_check(saved, None)
+    key, suffix = ("verified_at", "json") if where == "record" else ("checked_at", "check")
+    (path,) = records.folder().glob(f"*.{suffix}")
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: date}))
+    assert pulling.plan_pull("Qwen/x", machine()).already_installed is not None  # hashed again where it is not known

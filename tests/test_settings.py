@@ -130,3 +130,12 @@ def test_a_broken_config_file_is_named_and_can_be_found(cli: Cli) -> None:
     assert str(path) in result.stderr
     assert "Traceback" not in result.stderr
     assert cli("config", "path").returncode == 0
+
+
+@pytest.mark.parametrize("home", ["../x", "a/../x", "~nobody9/../x"])
+def test_a_home_has_one_name(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = settings.folders({"LOCALAI_HOME": home}).data
+    assert data.is_absolute()
+    assert ".." not in data.parts
+    assert settings.hub_cache({"HF_HOME": "~nobody9"}) == Path("~nobody9/hub")

@@ -39,7 +39,7 @@ def paths(room: Room, typed: str) -> list[str]:
     folder, base = os.path.split(typed)
     found: list[str] = []
     try:
-        with os.scandir(Path(folder or ".").expanduser()) as entries:
+        with os.scandir(os.path.expanduser(folder or ".")) as entries:
             for entry in entries:
                 if entry.name.startswith(base) and (base or not entry.name.startswith(".")):
                     found.append(os.path.join(folder, entry.name) + (os.sep if entry.is_dir() else ""))
@@ -65,6 +65,6 @@ def given_paths(argument: str) -> list[Path]:
 
 def _path(text: str) -> Path:
     try:
-        return Path(text).expanduser()
+        return Path(os.path.expanduser(text))
     except RuntimeError:
         return Path(text)
