@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from hub_on_loopback import Fault, HubOnLoopback, running
 
-from localai import embedded, library
+from localai import embedded, library, removing
 
 KEPT_LISTED = 6  # more models than these are removed again, the oldest first
 HURRIED = (
@@ -164,7 +164,7 @@ class Soak:
             del self.expected[repo]
             for model in library.installed():
                 if model.repo == repo:
-                    library.remove(model)
+                    removing.remove(model)
             del self.allowed[repo], self.hub.repos[repo]
 
     def report(self) -> int:

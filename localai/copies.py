@@ -6,15 +6,16 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from enum import StrEnum
 from pathlib import Path
 from stat import S_ISLNK
+from typing import Any
 
-from localai import naming, settings
+from localai import locks, naming, settings
 from localai.domain.units import MIB
 from localai.errors import DoesNotFit, HashMismatch, LocalaiError, UsageError
-from localai.partial import CHUNK_BYTES, disk_error, sync_folder
+from localai.partial import CHUNK_BYTES, disk_error, partial_path, sync_folder
 
 _RESERVE_BYTES = 256 * MIB  # what a system needs to stay usable
 _PART = ".part"
@@ -31,6 +32,24 @@ class How(StrEnum):
 def folder() -> Path:
     """Where they are: a folder for each model, so that shards lie side by side."""
     return settings.folders().data / "files"
+
+
+def held(model_sha256: str) -> AbstractContextManager[Any]:
+    """Held while a model's files are put there and until they are recorded; `prune` leaves them alone meanwhile.
+
+    Waits for another process that puts the same there. Raises DoesNotFit, LocalaiError.
+    """
+    lock = lock_of(folder() / model_sha256[:16] / "any")
+    try:
+        settings.private_folder(folder())
+        return locks.hold(lock)
+    except OSError as error:
+        raise disk_error(error, lock) from error
+
+
+def lock_of(path: Path) -> Path:
+    """The lock of the model that one of our files belongs to."""
+    return path.parent.with_name(f"{path.parent.name}.lock")
 
 
 def is_ours(path: Path) -> bool:
@@ -51,13 +70,28 @@ def destination(name: str, sha256: str, model_sha256: str) -> Path:
     return folder() / model_sha256[:16] / base
 
 
+def carried(repo: str, name: str) -> str:
+    """Where a folder that is carried holds a repository's file: its path in there."""
+    return f"models/{repo}/{name}"
+
+
+def bytes_carried(target: Path, size_bytes: int) -> int:
+    """How many bytes of a file that is to be at `target` are there already, going by sizes alone."""
+    for path in (target, partial_path(target)):
+        with suppress(OSError):
+            size = path.stat().st_size
+            if size == size_bytes or (path != target and size < size_bytes):
+                return size
+    return 0
+
+
 def check_room(target: Path, needed_bytes: int, hint: str) -> None:
     """Raises DoesNotFit, with the hint, where a copy of that many bytes would fill the disk of `target`."""
     parent = target.absolute()
-    while not parent.exists():
+    while not os.path.exists(parent):
         parent = parent.parent
     free = shutil.disk_usage(parent).free
-    if free - needed_bytes < _RESERVE_BYTES:
+    if free - needed_bytes < (_RESERVE_BYTES if needed_bytes else 0):
         raise DoesNotFit(
             f"the copy takes {needed_bytes / 1e9:.1f} GB, and the disk of {parent} has {free / 1e9:.1f} GB free",
             hint,
@@ -149,11 +183,12 @@ def discard(path: Path) -> int:
         raise disk_error(error, path) from error
     with suppress(OSError):
         path.parent.rmdir()
+        lock_of(path).unlink(missing_ok=True)
     return stat.st_size if stat.st_nlink == 1 and not S_ISLNK(stat.st_mode) else 0
 
 
 def everything() -> Iterator[Path]:
-    """Every file in the folder, finished or not."""
+    """Every file of the models' folders, finished or not."""
     for root, _, names in os.walk(folder()):
-        for name in names:
-            yield Path(root, name)
+        if Path(root) != folder():  # there are the locks
+            yield from (Path(root, name) for name in names)

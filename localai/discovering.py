@@ -18,13 +18,14 @@ TOOLS = ("ollama", "lmstudio", "llama.cpp", "hf")
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A model whose header was read and found good; its files are not hashed yet."""
+    """A model whose header was read and found good; its files are not hashed yet. `named`: by the user."""
 
     found: FoundModel
     model: str
     quantization: str
     projector: FoundFile | None
     size_bytes: int
+    named: bool = False
 
     @property
     def files(self) -> tuple[FoundFile, ...]:
@@ -49,18 +50,30 @@ def discover_path(path: Path, name: str | None = None) -> Discovery:
 
     Raises NotFound for what is not there, EngineError for a file that is no model, UsageError.
     """
-    path = Path(os.path.abspath(path.expanduser()))
+    path = Path(os.path.abspath(os.path.expanduser(path)))
     if os.path.isdir(path):
         discovery = _looked_into(folders.find(path, "file", lambda file: folders.name_of(file.name)))
     elif os.path.isfile(path):
         discovery = _file(path)
+    elif _is_closed(path):
+        raise LocalaiError(f"may not read {path}", "check the permissions of that file and of the folders it is in")
     else:
         raise NotFound(f"there is no file or folder {path}", "give the path of a .gguf file or of a folder of them")
     if name is None:
         return discovery
     if len(discovery.candidates) != 1:
         raise UsageError(f"--name is for one model, and {len(discovery.candidates)} are in {path}", "leave it out")
-    return replace(discovery, candidates=(replace(discovery.candidates[0], model=check_model_name(name)),))
+    return replace(discovery, candidates=(replace(discovery.candidates[0], model=check_model_name(name), named=True),))
+
+
+def _is_closed(path: Path) -> bool:
+    try:
+        path.stat()
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        pass
+    return False
 
 
 def check_model_name(name: str) -> str:

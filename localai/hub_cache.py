@@ -23,6 +23,19 @@ def _folder(repo: str) -> Path:
     return settings.hub_cache() / f"models--{repo.replace('/', '--')}"
 
 
+def folder_of(path: Path) -> Path | None:
+    """The folder of the repository, in whatever cache, that a pointer belongs to; None for any other path."""
+    for parent in path.parents:
+        if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
+            return parent.parent
+    return None
+
+
+def gate(folder: Path) -> Path:
+    """The lock of a repository's folder, held by what adds pointers to it or takes blobs away."""
+    return folder.parent / ".locks" / folder.name / "localai.lock"
+
+
 def blob_path(repo: str, sha256: str) -> Path:
     """Where the cache keeps the bytes with this SHA-256."""
     return _folder(repo) / "blobs" / sha256
@@ -30,15 +43,26 @@ def blob_path(repo: str, sha256: str) -> Path:
 
 def lock_path(repo: str, sha256: str) -> Path:
     """The lock that huggingface_hub itself holds while it downloads this blob, so that no two tools do at once."""
-    return settings.hub_cache() / ".locks" / _folder(repo).name / f"{sha256}.lock"
+    return lock_in(_folder(repo), sha256)
 
 
-def bytes_at_hand(repo: str, commit: str, file: RemoteFile) -> int:
-    """How many bytes of a file need not be fetched, going by sizes alone."""
+def lock_in(folder: Path, sha256: str) -> Path:
+    """The same for the folder of a repository, in whatever cache."""
+    return folder.parent / ".locks" / folder.name / f"{sha256}.lock"
+
+
+def repository_folder(repo: str) -> Path:
+    """The absolute path of a repository's folder in the cache."""
+    return Path(os.path.abspath(_folder(repo)))
+
+
+def bytes_at_hand(repo: str, commit: str, file: RemoteFile, damaged: bool = False) -> int:
+    """How many bytes of a file need not be fetched, going by sizes alone; of a `damaged` one only a new beginning."""
     if file.sha256 is None:
         return 0
     blob = blob_path(repo, file.sha256)
-    for path in (blob, pointer_path(repo, commit, file.name), partial_path(blob)):
+    whole: tuple[Path, ...] = () if damaged else (blob, pointer_path(repo, commit, file.name))
+    for path in (*whole, partial_path(blob)):
         with suppress(OSError):
             size = path.stat().st_size
             if size == file.size_bytes or (path == partial_path(blob) and size < file.size_bytes):
@@ -68,12 +92,16 @@ def pointer_path(repo: str, commit: str, name: str) -> Path:
 
 
 def remember_revision(repo: str, commit: str, revision: str) -> None:
-    """Note that this branch or tag was at `commit`, as the cache's own tools do; a commit needs no note."""
+    """Note that this branch or tag was at `commit`, as the cache's own tools do; a commit needs no note.
+
+    It helps other tools only, so a disk that does not take it is no reason to fail.
+    """
     if _COMMIT.fullmatch(revision):
         return
     ref = _folder(repo) / "refs" / naming.check_revision(revision)
-    ref.parent.mkdir(parents=True, exist_ok=True)
-    replace_whole(ref, commit.encode("ascii"))
+    with suppress(OSError):
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        replace_whole(ref, commit.encode("ascii"))
 
 
 def unlink(repo: str, commit: str, name: str, path: Path) -> int:
@@ -110,17 +138,27 @@ def _unlink(folder: Path, snapshot: Path, path: Path) -> int:
             blob.unlink(missing_ok=True)
     _remove_empty_folders(path.parent, snapshot.parent)
     if not snapshot.exists():
-        _forget_revisions(folder / "refs", snapshot.name)
+        _forget_revisions(folder, snapshot.name)
     return freed
 
 
 def _is_needed(snapshots: Path, blob: Path) -> bool:
+    return blob in _pointers(snapshots).values()
+
+
+def pointers(folder: Path) -> dict[Path, Path]:
+    """Every pointer of a repository's folder and where it leads in one step, to itself where it is the file."""
+    return _pointers(folder / "snapshots")
+
+
+def _pointers(snapshots: Path) -> dict[Path, Path]:
+    found = {}
     for root, _, names in os.walk(snapshots):
         for name in names:
-            path = os.path.join(root, name)
-            if os.path.islink(path) and os.path.normpath(os.path.join(root, os.readlink(path))) == str(blob):
-                return True
-    return False
+            path = Path(root, name)
+            with suppress(OSError):
+                found[path] = Path(os.path.normpath(path.parent / os.readlink(path))) if path.is_symlink() else path
+    return found
 
 
 def _remove_empty_folders(folder: Path, stop: Path) -> None:
@@ -130,48 +168,34 @@ def _remove_empty_folders(folder: Path, stop: Path) -> None:
             folder = folder.parent
 
 
-def _forget_revisions(refs: Path, commit: str) -> None:
+def _forget_revisions(folder: Path, commit: str) -> None:
     """Drop the branch names that lead to a snapshot that is gone; the cache's own tools call that corrupt."""
-    for root, _, names in os.walk(refs):
-        for name in names:
-            ref = Path(root, name)
-            with suppress(OSError):
-                if ref.read_bytes().strip() == commit.encode():
-                    ref.unlink()
+    for name in refs_to(folder, commit):
+        with suppress(OSError):
+            (folder / "refs" / name).unlink()
 
 
-def unused_revisions(repo: str, used: Collection[str]) -> list[tuple[Path, int]]:
-    """Snapshots of GGUF files alone that no branch or tag leads to and whose commit is not `used`; with the bytes each
-    alone takes on the disk.
-    """
-    folder = _folder(repo)
-    snapshots = {path.name: path for path in sorted((folder / "snapshots").glob("*")) if _COMMIT.fullmatch(path.name)}
-    kept = {*used, *_named_commits(folder / "refs")}
-    blobs = {commit: _blobs(path) for commit, path in snapshots.items()}
-    found = []
-    for commit, path in snapshots.items():
-        mine = blobs[commit]
-        if commit in kept or not mine or not all(name.lower().endswith(".gguf") for name in mine):
-            continue
-        others = {blob for other, theirs in blobs.items() if other != commit for blob in theirs.values()}
-        alone = {blob for blob in mine.values() if blob not in others}
-        found.append((path, sum(blob.stat().st_size for blob in alone if blob.is_file())))
-    return found
+def freed_by(folder: Path, gone: Collection[Path]) -> int:
+    """The bytes on the disk that no pointer but those leads to."""
+    led = pointers(folder)
+    others = {blob for path, blob in led.items() if path not in gone}
+    return sum(_size(blob) for blob in {led[path] for path in gone if path in led} - others)
 
 
-def _blobs(snapshot: Path) -> dict[str, Path]:
-    """Where the files of a snapshot lead, by name."""
-    return {
-        (path := Path(root, name)).relative_to(snapshot).as_posix(): path.resolve()
-        for root, _, names in os.walk(snapshot)
-        for name in names
-    }
+def _size(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return 0
 
 
-def _named_commits(refs: Path) -> set[str]:
-    found = set()
+def refs_to(folder: Path, commit: str) -> set[str]:
+    """The branches and tags that lead to a commit."""
+    refs, found = folder / "refs", set()
     for root, _, names in os.walk(refs):
         for name in names:
             with suppress(OSError):
-                found.add(Path(root, name).read_bytes()[:100].strip().decode("ascii", "replace"))
+                path = Path(root, name)
+                if path.read_bytes()[:100].strip() == commit.encode():
+                    found.add(path.relative_to(refs).as_posix())
     return found

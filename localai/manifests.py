@@ -206,7 +206,7 @@ def plan_pull(pinned: Pinned, machine: Machine, reserved_bytes: int = 0, disk: P
     """
     hashes = {file.sha256 for file in pinned.all_files}
     for model in library.installed():
-        if hashes <= {file.sha256 for file in library.files(model)}:
+        if hashes <= {file.sha256 for file in library.files(model)} and pulling.is_sound(model):
             return pulling.nothing_to_do(model)
     if pinned.repo is None or pinned.commit is None:
         raise UsageError(

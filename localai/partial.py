@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
 import queue
+import secrets
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,13 +24,18 @@ _BUFFERS = 4  # of CHUNK_BYTES each, between the network and the hash: this boun
 # used for long; a virtual machine must first get that from its host. Writes of 1 MB took it two to five times as long.
 _WRITE_BYTES = 32 << 10
 _SYNC_BYTES = 128 << 20  # what a power loss can cost at most, besides what is on its way to the disk
-_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 def disk_error(error: OSError, path: Path) -> LocalaiError:
     """The error to raise for what the disk refused: DoesNotFit when it is full, else LocalaiError with the reason."""
+    if error.errno == errno.EFBIG:
+        return DoesNotFit(
+            f"the file system of {path.parent}, or a limit of this session, takes no file that large",
+            "FAT32 ends at 4 GiB: format that disk as exFAT, take another one, or a model in smaller parts",
+        )
     if error.errno in _FULL:
         return DoesNotFit(f"the disk is full: {path.parent}", "free some space and pull again; it goes on from there")
     if error.errno in _FORBIDDEN:
@@ -263,9 +270,8 @@ def _state_path(destination: Path) -> Path:
 def discard_partial(destination: Path) -> None:
     """Remove what an unfinished download of this blob left, if anything."""
     partial_path(destination).unlink(missing_ok=True)
-    state = _state_path(destination)
-    state.unlink(missing_ok=True)
-    state.with_name(f"{state.name}.new").unlink(missing_ok=True)
+    for state in destination.parent.glob(f"{glob.escape(_state_path(destination).name)}*"):
+        state.unlink(missing_ok=True)
 
 
 def _read_state(path: Path) -> tuple[str | None, str | None, int]:
@@ -301,14 +307,17 @@ def replace_whole(path: Path, content: bytes) -> None:
 
     For what may be lost in a power loss; what is there already, a planted link included, is replaced. Raises OSError.
     """
-    temporary = path.with_name(f"{path.name}.new")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _NO_FOLLOW, 0o666)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o666)
     try:
-        os.write(descriptor, content)
-    finally:
-        os.close(descriptor)
-    os.replace(temporary, path)
+        try:
+            os.write(descriptor, content)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -6,24 +6,41 @@ sticks are pulled out, and hashed as it is copied: a model is listed only when e
 
 from __future__ import annotations
 
+import glob
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 
-from localai import copies, gguf, hub, hub_cache, inventory, library, manifests, pulling, records, settings, transfer
+from localai import (
+    copies,
+    gguf,
+    hub,
+    hub_cache,
+    inventory,
+    library,
+    locks,
+    manifests,
+    pulling,
+    records,
+    settings,
+    transfer,
+)
 from localai.copies import How
 from localai.domain.files import InstalledFile, InstalledModel, RemoteFile
 from localai.errors import HashMismatch, LocalaiError, NotFound, UsageError
 from localai.foreign.found import LeftOut
 from localai.importing import Duplicate, Outcome
 from localai.manifests import Pinned, PinnedFile
-from localai.partial import disk_error, sha256_of
+from localai.partial import disk_error, sha256_of, sync_folder
 from localai.pulling import PullPlan
 
 MANIFEST = "localai-manifest.json"
+_LONGEST_NAME_BYTES = 255  # of one folder, on nearly every file system
 
 
 # ------------------------------------------------------------------------------------------------------ writing
@@ -42,17 +59,56 @@ def pack(
     """
     pinned = _located(_pinned(plan))
     sources = _sources(plan)
-    here = sum(file.size_bytes for file in pinned.all_files if _size(folder / str(file.path)) == file.size_bytes)
+    targets = {file.name: _place(folder, file) for file in pinned.all_files}
+    here = sum(copies.bytes_carried(targets[file.name], file.size_bytes) for file in pinned.all_files)
     copies.check_room(folder, pinned.size_bytes - here, "free some space there, or take another disk or model")
     done = 0
     for file in pinned.all_files:
-        report = _offset(progress, done)
-        target = folder / str(file.path)
+        report, target = _offset(progress, done), targets[file.name]
         if not _copied(sources.get(file.name), target, file, report):
             _downloaded(plan, file, target, report, on_retry, patience)
         done += file.size_bytes
         progress(done)
     return pinned
+
+
+@contextmanager
+def writing(folder: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """No other process of ours writes into a folder to carry meanwhile; waits for one that does.
+
+    Raises UsageError for what cannot be a folder, DoesNotFit, LocalaiError.
+    """
+    if any(len(os.fsencode(part)) > _LONGEST_NAME_BYTES for part in folder.parts):
+        raise UsageError(f"{str(folder)[:80]}… is too long a name for a folder", "give the path of a disk or stick")
+    lock = folder / ".localai.lock"
+    try:
+        held = locks.hold(lock, on_wait)
+    except OSError as error:
+        raise disk_error(error, lock) from error
+    with held:
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                lock.unlink()
+
+
+def _place(folder: Path, file: PinnedFile) -> Path:
+    """Where a file is to be, cleared of what copies that were cut off left, and of links.
+
+    Raises UsageError where a link would lead out of the folder, LocalaiError.
+    """
+    target = folder / str(file.path)
+    if not Path(os.path.realpath(target.parent)).is_relative_to(os.path.realpath(folder)):
+        raise UsageError(f"{target.parent} leads out of {folder}", "remove that link, or give another folder")
+    try:
+        if target.is_symlink():
+            target.unlink()
+        for part in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise disk_error(error, target) from error
+    return target
 
 
 def _offset(progress: Callable[[int], None], before: int) -> Callable[[int], None]:
@@ -74,12 +130,14 @@ def _pinned_file(file: RemoteFile) -> PinnedFile:
 
 def _located(pinned: Pinned) -> Pinned:
     """The same with a place for each file: by repository, so that no two models' files meet."""
-    base = f"models/{pinned.repo}" if pinned.repo else "models/local/" + re.sub(r"[^\w.-]+", "-", pinned.model)[:80]
+    readable = re.sub(r"[^A-Za-z0-9_-]+", "-", pinned.model)[:60].strip("-")
+    local = f"models/local/{pinned.files[0].sha256[:16]}-{readable}".rstrip("-")  # two can have one name
 
     def located(file: PinnedFile) -> PinnedFile:
+        if pinned.repo:
+            return replace(file, path=copies.carried(pinned.repo, file.name))
         target = copies.destination(file.name, file.sha256, file.sha256)  # for its safe name
-        name = file.name if pinned.repo else target.name
-        return replace(file, path=f"{base}/{name}")
+        return replace(file, path=f"{local}/{target.name}")
 
     projector = located(pinned.projector) if pinned.projector else None
     return replace(pinned, files=tuple(located(file) for file in pinned.files), projector=projector)
@@ -108,8 +166,6 @@ def _copied(source: Path | None, target: Path, file: PinnedFile, progress: Calla
     try:
         if _size(target) == file.size_bytes and sha256_of(target, progress) == file.sha256:
             return True
-        for part in target.parent.glob(f".{target.name}.*.part") if target.parent.is_dir() else ():
-            part.unlink(missing_ok=True)  # of a copy that was cut off
     except OSError as error:
         raise disk_error(error, target) from error
     with suppress(HashMismatch):  # damaged here: the Hub has the right bytes
@@ -135,18 +191,26 @@ def _downloaded(
 def describe(folder: Path, pinned: Sequence[Pinned]) -> Path:
     """Write the folder's manifest, what it named before included, once every file is there. Raises LocalaiError."""
     path = folder / MANIFEST
-    paths = {file.path for each in pinned for file in each.all_files}
-    before = (
-        [each for each in manifests.read(path) if not paths & {file.path for file in each.all_files}]
-        if (path.exists())
-        else []
-    )
+    before = manifests.read(path) if os.path.exists(path) else ()
+    kept = [each for each in before if not any(_replaces(new, each) for new in pinned)]
     try:
-        content = json.dumps(manifests.as_json([*before, *pinned]), indent=1, ensure_ascii=False)
-        settings.write_atomically(path, content.encode())
+        content = json.dumps(manifests.as_json([*kept, *pinned]), indent=1, ensure_ascii=False)
+        settings.write_atomically(path, content.encode(), mode=0o666)  # it is for others to read
+        with suppress(OSError):  # not every stick can
+            sync_folder(folder)
     except OSError as error:
         raise disk_error(error, path) from error
     return path
+
+
+def _replaces(new: Pinned, old: Pinned) -> bool:
+    """Whether the folder no longer holds the old one: its model's files are the new one's, or a file has other bytes.
+
+    A projector belongs to several models of a repository.
+    """
+    hashes = {file.path: file.sha256 for file in new.all_files}
+    same = {file.path for file in new.files} & {file.path for file in old.files}
+    return bool(same) or any(hashes.get(file.path, file.sha256) != file.sha256 for file in old.all_files)
 
 
 # ---------------------------------------------------------------------------------------------------- taking in
@@ -154,7 +218,7 @@ def describe(folder: Path, pinned: Sequence[Pinned]) -> Path:
 
 def read(folder: Path) -> tuple[Pinned, ...] | None:
     """What a carried folder holds, None where it is a plain folder. Raises UsageError for an unsound manifest."""
-    if not (folder / MANIFEST).is_file():
+    if not os.path.isfile(folder / MANIFEST):
         return None
     pinned = manifests.read(folder / MANIFEST)
     if any(file.path is None for each in pinned for file in each.all_files):
@@ -163,6 +227,17 @@ def read(folder: Path) -> tuple[Pinned, ...] | None:
             f"pull what it pins: localai pull --manifest {MANIFEST}",
         )
     return pinned
+
+
+def named(pinned: Sequence[Pinned], name: str) -> tuple[Pinned, ...]:
+    """The one model of a carried folder under another name. Raises UsageError where there are several or it is here."""
+    if len(pinned) != 1:
+        raise UsageError(f"--name is for one model, and {len(pinned)} are in that folder", "leave it out")
+    same = _installed().get(tuple(file.sha256 for file in pinned[0].files))
+    if same is not None and same.model.casefold() != name.casefold():
+        hint = f"localai alias {quote(name)} {quote(same.model)}"
+        raise UsageError(f"that model is here already, as {same.model}", hint)
+    return (replace(pinned[0], model=name),)
 
 
 def preview(folder: Path, pinned: Sequence[Pinned]) -> Iterator[Pinned | Duplicate]:
@@ -215,17 +290,22 @@ def take(
 
 
 def _taken(folder: Path, pinned: Pinned, how: How, progress: Callable[[int], None]) -> InstalledModel:
-    placed, done = [], 0
-    for file in pinned.all_files:
-        source = _inside(folder, str(file.path))
-        target = copies.destination(file.name, file.sha256, pinned.files[0].sha256)
-        if how is How.COPY:
-            copies.copy(source, target, file.sha256, _offset(progress, done))
-        else:
-            _checked(source, file, _offset(progress, done))
-            copies.link(source, target)
-        placed.append(InstalledFile(file.name, target, file.size_bytes, file.sha256))
-        done += file.size_bytes
+    with copies.held(pinned.files[0].sha256):
+        placed, done = [], 0
+        for file in pinned.all_files:
+            source = _inside(folder, str(file.path))
+            target = copies.destination(file.name, file.sha256, pinned.files[0].sha256)
+            if how is How.COPY:
+                copies.copy(source, target, file.sha256, _offset(progress, done))
+            else:
+                _checked(source, file, _offset(progress, done))
+                copies.link(source, target)
+            placed.append(InstalledFile(file.name, target, file.size_bytes, file.sha256))
+            done += file.size_bytes
+        return _recorded(pinned, placed)
+
+
+def _recorded(pinned: Pinned, placed: Sequence[InstalledFile]) -> InstalledModel:
     try:
         gguf.read_model([each.path for each in placed[: len(pinned.files)]])
     except LocalaiError:

@@ -1,6 +1,8 @@
-"""What can go from the disk: our own leftovers, and revisions of our models that nothing uses any more.
+"""What can go from the disk: our own leftovers, and what our pulls brought that no model uses any more.
 
-What other programs left unfinished is theirs to clear away, and stays.
+What other programs left or hold is theirs to clear away, and stays: of a cache that is shared, only what is claimed
+(`claims`) goes. Where the index cannot be read whole, nothing is offered that a model may need. What is offered is
+looked at again before it goes, with what keeps other processes from it held: a prompt can wait for long.
 """
 
 from __future__ import annotations
@@ -8,18 +10,21 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from localai import aliases, copies, hub_cache, library, records, settings
+from localai import aliases, claims, copies, hub_cache, library, locks, records, settings
+from localai.claims import Claim
 from localai.domain.files import InstalledModel
 from localai.partial import disk_error
+from localai.removing import place_of, places
 
 IDLE_SECONDS = 3600  # what was written to more recently may belong to a process at work
-_PARTIAL = re.compile(r"([0-9a-f]{64})\.localai\.[a-z.]+")
+_PARTIAL = re.compile(r"([0-9a-f]{64})\.localai\.[a-z0-9.]+")
+_NOTE = re.compile(r".+\.[0-9]+\.[0-9a-f]{8}\.new")  # of a branch, half written
 
 
 class Kind(StrEnum):
@@ -34,53 +39,75 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """Something that can go. `size_bytes` is what that frees; `model` the model of a record."""
+    """Something that can go. `size_bytes` is what that frees; `model` that of a record, `claim` whose part it is."""
 
     kind: Kind
     path: Path
     size_bytes: int
     model: InstalledModel | None = None
+    claim: Claim | None = None
 
 
-def find(idle_seconds: float = IDLE_SECONDS) -> tuple[Leftover, ...]:
-    """Everything that can go now; a download that another process is at is left alone. Changes nothing."""
-    known = [record.model for record in records.read_all()]
+def find(
+    idle_seconds: float = IDLE_SECONDS, on_fault: Callable[[str], None] = lambda line: None
+) -> tuple[Leftover, ...]:
+    """Everything that can go now; what another process is at is left alone. Changes nothing.
+
+    `on_fault` is told, one line each, what of the index cannot be read: then no copy and no revision is among them.
+    """
+    known = _known(on_fault)
     return (
         *_partials(),
-        *_revisions(known),
-        *_copies(known, idle_seconds),
+        *(_claimed(known) if known is not None else ()),
+        *(_copies(known, idle_seconds) if known is not None else ()),
         *_temporaries(idle_seconds),
-        *_gone(known),
+        *_gone(known or ()),
     )
 
 
-def remove(leftovers: Sequence[Leftover]) -> tuple[Leftover, ...]:
+def remove(leftovers: Sequence[Leftover], idle_seconds: float = IDLE_SECONDS) -> tuple[Leftover, ...]:
     """Remove them; returns those that went, with the bytes that were freed. Raises LocalaiError."""
     gone = []
     for each in leftovers:
         try:
-            freed = _remove(each)
+            freed = _remove(each, idle_seconds)
         except OSError as error:
             raise disk_error(error, each.path) from error
         if freed is not None:
-            gone.append(Leftover(each.kind, each.path, freed, each.model))
+            gone.append(Leftover(each.kind, each.path, freed, each.model, each.claim))
     return tuple(gone)
 
 
-def _remove(leftover: Leftover) -> int | None:
-    """The bytes freed; None for what is in use after all."""
+def _remove(leftover: Leftover, idle_seconds: float) -> int | None:
+    """The bytes freed; None for what is in use after all, or is gone already."""
+    if leftover.claim is not None:
+        return _remove_claimed(leftover, leftover.claim)
     match leftover.kind:
         case Kind.PARTIAL:
             return _remove_partial(leftover)
-        case Kind.REVISION:
-            return _remove_revision(leftover.path)
         case Kind.COPY:
-            return copies.discard(leftover.path)
+            with locks.if_free(copies.lock_of(leftover.path)) as free:
+                known = _known() if free else None
+                is_needed = known is None or place_of(leftover.path) in places(known)
+                return None if is_needed else copies.discard(leftover.path)
         case Kind.RECORD if leftover.model is not None:
+            if not _is_gone(leftover.model):
+                return None
             records.forget(leftover.model)
             return leftover.size_bytes
+    if _idle_size(leftover.path, idle_seconds) is None:
+        return None
     leftover.path.unlink(missing_ok=True)
     return leftover.size_bytes
+
+
+def _known(on_fault: Callable[[str], None] = lambda line: None) -> list[InstalledModel] | None:
+    """Every model of the index; None where something of it cannot be read."""
+    faults: list[str] = []
+    known = [record.model for record in records.read_all(faults.append)]
+    for line in faults:
+        on_fault(line)
+    return None if faults else known
 
 
 # --------------------------------------------------------------------------------------------- unfinished downloads
@@ -89,42 +116,17 @@ def _remove(leftover: Leftover) -> int | None:
 def _partials() -> Iterator[Leftover]:
     for path in sorted(settings.hub_cache().glob("models--*/blobs/*.localai.*")):
         if _PARTIAL.fullmatch(path.name):
-            with _held(path) as free, suppress(FileNotFoundError):
+            with locks.if_free(_lock_of(path), make=False) as free, suppress(FileNotFoundError):
                 if free:
                     yield Leftover(Kind.PARTIAL, path, path.lstat().st_size)
 
 
 def _lock_of(partial: Path) -> Path:
-    sha256 = partial.name.partition(".")[0]
-    return settings.hub_cache() / ".locks" / partial.parent.parent.name / f"{sha256}.lock"
-
-
-@contextmanager
-def _held(partial: Path) -> Iterator[bool]:
-    """Whether no other process is at this download; none can begin while this is entered."""
-    lock = _lock_of(partial)
-    if not lock.exists():
-        yield True
-        return
-    import filelock
-
-    held = filelock.FileLock(lock)
-    try:
-        held.acquire(timeout=0)
-    except filelock.Timeout:
-        yield False
-        return
-    except (OSError, NotImplementedError):  # no such locks on this disk: a soft one is a file that is there
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        held.release()
+    return hub_cache.lock_in(partial.parent.parent, partial.name.partition(".")[0])
 
 
 def _remove_partial(leftover: Leftover) -> int | None:
-    with _held(leftover.path) as free:
+    with locks.if_free(_lock_of(leftover.path), make=False) as free:
         if not free:
             return None
         leftover.path.unlink(missing_ok=True)
@@ -135,50 +137,80 @@ def _remove_partial(leftover: Leftover) -> int | None:
     return leftover.size_bytes
 
 
-# ------------------------------------------------------------------------------------------------- unused revisions
+# ----------------------------------------------------------------------------------------------- what pulls brought
 
 
-def _revisions(known: Sequence[InstalledModel]) -> Iterator[Leftover]:
-    """Snapshots of repositories that we pull from, which no branch leads to and no model of ours is of."""
-    repos: dict[str, set[str]] = {}
-    for model in known:
-        if model.source == "hub" and model.repo is not None:
-            repos.setdefault(model.repo, set())
-    for model in known:
-        if model.repo in repos and model.commit is not None:
-            repos[model.repo].add(model.commit)
-    for repo, used in sorted(repos.items()):
-        for snapshot, freed in hub_cache.unused_revisions(repo, used):
-            yield Leftover(Kind.REVISION, snapshot, freed)
+def _claimed(known: Sequence[InstalledModel]) -> Iterator[Leftover]:
+    needed = places(known)
+    for claim in claims.read_all():
+        with claims.if_idle(claim, make=False) as idle:
+            if idle:
+                yield from _parts(claim, needed)
 
 
-def _remove_revision(snapshot: Path) -> int:
-    repo = snapshot.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
-    freed = 0
-    for root, _, names in os.walk(snapshot):
-        for name in names:
-            path = Path(root, name)
-            freed += hub_cache.unlink(repo, snapshot.name, path.relative_to(snapshot).as_posix(), path)
-    return freed
+def _parts(claim: Claim, needed: set[Path]) -> Iterator[Leftover]:
+    """What of a claim no model uses: pointers, unless others note the revision, and blobs that nothing leads to."""
+    led = hub_cache.pointers(claim.folder)
+    if (unused := _unused(claim, led, needed)) and hub_cache.refs_to(claim.folder, claim.commit) <= claim.refs:
+        yield Leftover(Kind.REVISION, claim.snapshot, hub_cache.freed_by(claim.folder, unused), claim=claim)
+    for blob in claim.whole_blobs():
+        if blob not in led.values() and place_of(blob) not in needed:
+            yield Leftover(Kind.PARTIAL, blob, blob.stat().st_size, claim=claim)
+    if claim.is_void():
+        note = claims.path_of(claim)
+        yield Leftover(Kind.TEMPORARY, note, note.stat().st_size, claim=claim)
+
+
+def _unused(claim: Claim, led: dict[Path, Path], needed: set[Path]) -> list[Path]:
+    return [
+        path
+        for path in claim.pointers()
+        if path in led and place_of(path) not in needed and place_of(led[path]) not in needed
+    ]
+
+
+def _remove_claimed(leftover: Leftover, claim: Claim) -> int | None:
+    with claims.if_idle(claim) as idle:
+        known = _known() if idle else None
+        if known is None or (leftover.kind, leftover.path) not in {
+            (each.kind, each.path) for each in _parts(claim, places(known))
+        }:
+            return None
+        freed = leftover.size_bytes
+        if leftover.kind is Kind.REVISION:
+            repo = claim.folder.name.removeprefix("models--").replace("--", "/", 1)
+            freed = 0
+            for path in _unused(claim, hub_cache.pointers(claim.folder), places(known)):
+                name = path.relative_to(claim.snapshot).as_posix()
+                freed += hub_cache.unlink(repo, claim.commit, name, path)
+        elif leftover.kind is Kind.PARTIAL:
+            leftover.path.unlink(missing_ok=True)
+        claims.settle(claim)
+        return freed
 
 
 # ----------------------------------------------------------------------------------------------- in our own folders
 
 
 def _copies(known: Sequence[InstalledModel], idle_seconds: float) -> Iterator[Leftover]:
-    needed = {file.path for model in known for file in library.files(model)}
+    needed = places(known)
     for path in sorted(copies.everything()):
-        if path not in needed and (size := _idle_size(path, idle_seconds)) is not None:
-            yield Leftover(Kind.COPY, path, size)
+        if place_of(path) not in needed and (size := _idle_size(path, idle_seconds)) is not None:
+            with locks.if_free(copies.lock_of(path), make=False) as free:
+                if free:
+                    yield Leftover(Kind.COPY, path, size)
 
 
 def _temporaries(idle_seconds: float) -> Iterator[Leftover]:
     """What a process that was killed in the middle of a write left, and notes about models that are gone."""
     own = settings.folders()
-    for folder in (own.config, own.data, records.folder(), aliases.folder()):
+    for folder in (own.config, own.data, records.folder(), aliases.folder(), claims.folder()):
         for path in sorted(folder.glob(".*.tmp")):
             if (size := _idle_size(path, idle_seconds)) is not None:
                 yield Leftover(Kind.TEMPORARY, path, size)
+    for path in sorted(settings.hub_cache().glob("models--*/refs/**/*.new")):
+        if _NOTE.fullmatch(path.name) and (size := _idle_size(path, idle_seconds)) is not None:
+            yield Leftover(Kind.TEMPORARY, path, size)
     for path in sorted(records.folder().glob("[!.]*")):
         alone = path.suffix in records.NOTES and not path.with_suffix(".json").exists()
         if alone and (size := _idle_size(path, idle_seconds)) is not None:
@@ -195,11 +227,28 @@ def _idle_size(path: Path, idle_seconds: float) -> int | None:
 
 
 def _gone(known: Sequence[InstalledModel]) -> Iterator[Leftover]:
-    """Records of models whose files are all gone, unless it is their disk that is."""
     for model in known:
-        files = library.files(model)
-        if any(os.path.lexists(file.path) for file in files):
-            continue
-        place = settings.hub_cache() if model.source == "hub" else model.path.parent
-        if place.is_dir():
+        if _is_gone(model):
             yield Leftover(Kind.RECORD, model.path, 0, model)
+
+
+def _is_gone(model: InstalledModel) -> bool:
+    """Whether a model's files were all removed, and are not only out of reach: their disk away, their folder closed."""
+    for file in library.files(model):
+        try:
+            file.path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:
+            pass
+        return False
+    folder = hub_cache.folder_of(model.path)
+    # The cache itself, since its tools take away a repository with its folder.
+    place = folder.parent if folder is not None else model.path.parent
+    device, known = records.device_of(place), records.disk_of(model)
+    if known is not None:
+        return device == known
+    try:  # a record of an earlier version: an empty folder may be where a disk was
+        return bool(os.listdir(place))
+    except OSError:
+        return False

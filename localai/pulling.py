@@ -6,17 +6,22 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from localai import (
     catalog,
     choosing,
+    claims,
+    copies,
     hub,
     hub_cache,
     inventory,
     library,
+    locks,
     naming,
     quantization,
     records,
@@ -29,6 +34,7 @@ from localai.domain.machine import Machine
 from localai.domain.plan import Plan
 from localai.domain.units import GIB, MIB
 from localai.errors import DoesNotFit, HashMismatch, LocalaiError, NotFound, UsageError
+from localai.partial import disk_error
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DISK_RESERVE_BYTES = 256 * MIB  # what a system needs to stay usable
@@ -38,7 +44,8 @@ _DISK_RESERVE_BYTES = 256 * MIB  # what a system needs to stay usable
 class PullPlan:
     """What a pull would do. With `already_installed` there is nothing to do and nothing was asked of the Hub.
 
-    `files` is everything to have on the disk, `download_bytes` its size, `already_bytes` what of it is here.
+    `files` is everything to have on the disk, `download_bytes` its size, `already_bytes` what of it need not be
+    fetched, `needed_bytes` what it takes on the disk (that of another folder, where that is meant).
     `plan` None: nothing is known to plan with. `why` says how the quantization was chosen, "" where the user chose it.
     """
 
@@ -51,6 +58,7 @@ class PullPlan:
     files: tuple[RemoteFile, ...]
     download_bytes: int
     already_bytes: int
+    needed_bytes: int
     free_bytes_after: int | None
     plan: Plan | None
     already_installed: InstalledModel | None
@@ -73,7 +81,7 @@ def plan_pull(text: str, machine: Machine, reserved_bytes: int = 0, disk: Path |
     """
     wanted = library.meaning(text)
     models = library.installed(wanted=wanted)
-    here = [model for model in library.selected(library.matching(wanted, models), wanted) if _is_sound(model)]
+    here = [model for model in library.selected(library.matching(wanted, models), wanted) if is_sound(model)]
     if here:
         return nothing_to_do(max(here, key=lambda model: (model.last_used_at or "", model.size_bytes)))
     if wanted.repo is None:
@@ -83,7 +91,7 @@ def plan_pull(text: str, machine: Machine, reserved_bytes: int = 0, disk: Path |
     return planned(wanted.model, found, wanted.revision, choice, reserved_bytes, projector_of(found), disk)
 
 
-def _is_sound(model: InstalledModel) -> bool:
+def is_sound(model: InstalledModel) -> bool:
     """Whether a model is still what was verified: one whose files were written to since is hashed again.
 
     The index then knows of a fault, and the pull mends it.
@@ -151,7 +159,13 @@ def planned(
                 f"the Hub gives no SHA-256 for {file.name}, so it cannot be verified", "take another file"
             )
     total = sum(file.size_bytes for file in files)
-    already = sum(hub_cache.bytes_at_hand(found.repo, found.commit, file) for file in files)
+    damaged = {sha256 for each in records.read_all() if each.model.repo == found.repo for sha256 in each.damaged}
+    cached = [hub_cache.bytes_at_hand(found.repo, found.commit, file, file.sha256 in damaged) for file in files]
+    there = [
+        cache if disk is None else copies.bytes_carried(disk / copies.carried(found.repo, file.name), file.size_bytes)
+        for cache, file in zip(cached, files, strict=True)
+    ]
+    already, needed = sum(map(max, cached, there)), total - sum(there)
     if found.gated and already < total and hub.token() is None:
         raise hub.gated(found.repo)
     return PullPlan(
@@ -164,7 +178,8 @@ def planned(
         files=files,
         download_bytes=total,
         already_bytes=already,
-        free_bytes_after=_checked_disk(variant, total - already, reserved_bytes, disk or settings.hub_cache()),
+        needed_bytes=needed,
+        free_bytes_after=_checked_disk(variant, needed, reserved_bytes, disk or settings.hub_cache()),
         plan=choice.plan,
         already_installed=None,
         why=choice.why,
@@ -185,6 +200,7 @@ def nothing_to_do(model: InstalledModel) -> PullPlan:
         files=remote,
         download_bytes=model.size_bytes,
         already_bytes=model.size_bytes,
+        needed_bytes=0,
         free_bytes_after=None,
         plan=None,
         already_installed=model,
@@ -206,7 +222,7 @@ def _warnings(choice: choosing.Choice) -> tuple[str, ...]:
 def _checked_disk(variant: Variant, missing_bytes: int, reserved_bytes: int, folder: Path) -> int:
     """Free bytes after the download. Raises DoesNotFit where too little would be left."""
     folder = folder.absolute()
-    while not folder.exists():
+    while not os.path.exists(folder):
         folder = folder.parent
     after = shutil.disk_usage(folder).free - reserved_bytes - missing_bytes
     if after < (_DISK_RESERVE_BYTES if missing_bytes else 0):
@@ -234,11 +250,38 @@ def pull(
         return plan.already_installed
     hub.require_online(f"pulling {plan.model}")
     records.prepare()
-    done = 0
-    for file in plan.files:
-        _fetch(plan, file, lambda so_far, before=done: progress(before + so_far), on_retry, patience)  # type: ignore[misc]
-        done += file.size_bytes
-        progress(done)
+    with _gate(plan, on_retry):
+        claim = claims.stake(plan.repo, plan.commit, plan.revision, plan.files)
+    model = None
+    while model is None:
+        done = 0
+        for file in plan.files:
+            _fetch(plan, file, lambda so_far, before=done: progress(before + so_far), on_retry, patience)  # type: ignore[misc]
+            done += file.size_bytes
+            progress(done)
+        with _gate(plan, on_retry):
+            # What another process took away while this one was at the next file is fetched again.
+            if all(hub_cache.bytes_at_hand(plan.repo, plan.commit, file) == file.size_bytes for file in plan.files):
+                model = _listed(plan, claim, on_retry)
+    try:
+        inventory.read_facts(model)  # kept, so that `list` need not read the header
+    except LocalaiError as error:
+        on_retry(f"warning: every byte is the Hub's, but no model to run: {error.message}")
+    return model
+
+
+def _gate(plan: PullPlan, on_retry: Callable[[str], None]) -> AbstractContextManager[Any]:
+    """Held, no other process adds pointers to the repository in the cache or takes blobs away."""
+    gate = hub_cache.gate(hub_cache.repository_folder(plan.repo))
+    try:
+        return locks.hold(gate, lambda: on_retry(f"another process is at {plan.repo}; waiting for it"))
+    except OSError as error:
+        raise disk_error(error, gate) from error
+
+
+def _listed(plan: PullPlan, claim: claims.Claim, on_retry: Callable[[str], None]) -> InstalledModel:
+    """The model, its files shown in the cache and recorded; all of them are there and verified."""
+    claims.add(claim)  # again: it may have been let go while nothing of it was there
     paths = {file.name: hub.link(plan.repo, plan.commit, file, plan.revision, on_retry) for file in plan.files}
     known = catalog.by_repo(plan.repo)
     model = InstalledModel(
@@ -252,11 +295,10 @@ def pull(
         source="hub",
         revision=plan.revision,
     )
+    before = records.replaced_by(model)
+    if before is not None and before.commit != model.commit:
+        claims.adopt(before)
     records.save(model)
-    try:
-        inventory.read_facts(model)  # kept, so that `list` need not read the header
-    except LocalaiError as error:
-        on_retry(f"warning: every byte is the Hub's, but no model to run: {error.message}")
     return model
 
 

@@ -34,6 +34,7 @@ class Repo:
     sizes: dict[str, int] = field(default_factory=dict)
     etags: dict[str, str] = field(default_factory=dict)
     earlier: dict[str, dict[str, bytes]] = field(default_factory=dict)  # the files of older commits, which stay
+    tags: dict[str, str] = field(default_factory=dict)  # and their commits
     downloads: int = 1
 
     def replace(self, files: dict[str, bytes], commit: str) -> None:
@@ -244,6 +245,7 @@ class _Handler(BaseHTTPRequestHandler):
         if repo.token is not None and not repo.gated and self.headers.get("Authorization") != f"Bearer {repo.token}":
             self.refuse(401, "RepoNotFound")
             return
+        revision = repo.tags.get(revision, revision)
         if revision in repo.earlier:
             repo = Repo(repo.earlier[revision], revision)
         elif revision and revision not in {"main", repo.commit}:

@@ -10,7 +10,7 @@ import pytest
 from conftest import Cli
 from small_models import hub_snapshot, model_bytes, ollama_store, projector_bytes, sha256, shard_bytes
 
-from localai import catalog, copies, discovering, embedded, importing, library, records
+from localai import boundary, catalog, copies, discovering, embedded, importing, library, records, removing
 from localai.copies import How
 from localai.domain.files import InstalledModel
 from localai.errors import DoesNotFit, LocalaiError, NotFound, UsageError
@@ -55,7 +55,7 @@ def test_by_reference_hashed_and_listed(shelf: Path) -> None:
     assert library.installed() == (model,)
     assert library.find("mein modell").model == model
     assert library.find("Mein Modell:q4_0").model == model
-    assert library.remove(model) == 0
+    assert removing.remove(model) == 0
     assert path.exists()
 
 
@@ -66,7 +66,7 @@ def test_a_copy_and_a_link_are_removed_with_the_model(shelf: Path, how: How) -> 
     model = model_of(taken(shelf, how)[0])
     assert copies.is_ours(model.path)
     assert model.path.read_bytes() == model_bytes()
-    assert library.remove(model) == (len(model_bytes()) if how is How.COPY else 0)
+    assert removing.remove(model) == (len(model_bytes()) if how is How.COPY else 0)
     assert list(copies.everything()) == []
     assert tree(shelf) == before
 
@@ -79,7 +79,7 @@ def test_a_link_across_disks_is_symbolic(shelf: Path, monkeypatch: pytest.Monkey
     (shelf / "m-Q4_0.gguf").write_bytes(model_bytes())
     model = model_of(taken(shelf, How.LINK)[0])
     assert model.path.is_symlink()
-    assert library.remove(model) == 0
+    assert removing.remove(model) == 0
     assert (shelf / "m-Q4_0.gguf").exists()
 
 
@@ -182,7 +182,7 @@ def test_from_the_hub_cache_by_reference_with_commit_and_hash(tmp_path: Path) ->
     (model,) = (model_of(each) for each in importing.take(discovering.discover_tools(["hf"])))
     assert (model.repo, model.commit, model.source) == ("o/m-GGUF", COMMIT, "hf")
     assert library.find("o/m-GGUF:q4_0").model == model
-    assert library.remove(model) == 0  # what another program downloaded stays
+    assert removing.remove(model) == 0  # what another program downloaded stays
     assert (snapshot / "m-Q4_0.gguf").exists()
 
 
@@ -246,10 +246,10 @@ def test_a_removal_that_was_cut_off_can_be_done_again(shelf: Path, monkeypatch: 
     with monkeypatch.context() as patched:
         patched.setattr(copies, "discard", killed)
         with pytest.raises(KeyboardInterrupt):
-            library.remove(model)
+            removing.remove(model)
     assert library.installed() == ()
     assert library.to_remove("big") == model
-    assert library.remove(model) == model.files[1].size_bytes
+    assert removing.remove(model) == model.files[1].size_bytes
     assert records.read_all() == ()
     assert list(copies.everything()) == []
 
@@ -310,3 +310,37 @@ def test_the_command_by_hand(cli: Cli, shelf: Path) -> None:
     assert gone.returncode == 0
     assert "stays where it is" in gone.stderr
     assert "\x1b" not in gone.stderr
+
+
+def test_a_folder_of_models_that_are_here_needs_no_room(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (shelf / "m-Q4_0.gguf").write_bytes(model_bytes())
+    taken(shelf, How.COPY)
+    usage = copies.shutil.disk_usage("/")
+    monkeypatch.setattr(copies.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    assert [type(each) for each in taken(shelf, How.COPY)] == [Duplicate]
+    (shelf / "n-Q4_0.gguf").write_bytes(model_bytes("other"))  # as large, and new
+    with pytest.raises(DoesNotFit):
+        taken(shelf / "n-Q4_0.gguf", How.COPY)
+    assert len(list(copies.everything())) == 1
+
+
+@pytest.mark.parametrize("how", [How.COPY, How.LINK])
+def test_a_model_held_by_reference_can_be_taken_in(shelf: Path, how: How) -> None:
+    (shelf / "m-Q4_0.gguf").write_bytes(model_bytes())
+    taken(shelf, name="mine")
+    placed = model_of(taken(shelf, how)[0])
+    assert (placed.model, copies.is_ours(placed.path)) == ("mine", True)
+    assert library.installed() == (placed,)
+    assert [type(each) for each in taken(shelf, how)] == [Duplicate]
+    (shelf / "m-Q4_0.gguf").unlink()
+    assert library.find("mine").path.read_bytes() == model_bytes()
+
+
+def test_a_name_for_what_is_here_under_another_is_refused(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (shelf / "m-Q4_0.gguf").write_bytes(model_bytes())
+    taken(shelf)
+    for more in ([], ["--dry-run"], ["--copy"]):
+        code = boundary.run(["import", str(shelf), "--name", "mine", *more])
+        assert code == (0 if more == ["--copy"] else 2)  # which takes it in anew, under that name
+        assert ("localai alias mine m" in capsys.readouterr().err) == (code == 2)
+    assert [model.model for model in library.installed()] == ["mine"]

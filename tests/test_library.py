@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from hub_on_loopback import COMMIT, HubOnLoopback, running
 
-from localai import embedded, hub_cache, library, naming, partial, pulling, records, settings
+from localai import embedded, hub_cache, library, naming, partial, pulling, records, removing, settings
 from localai.domain.files import InstalledFile, InstalledModel
 from localai.domain.machine import Bandwidth, Cpu, Disk, EngineInfo, Machine, SystemMemory
 from localai.domain.units import GIB
@@ -168,7 +168,7 @@ def test_shards_and_projector_come_together(hub: HubOnLoopback) -> None:
     assert model.projector is not None
     assert model.projector.name == "mmproj-big-F16.gguf"
     assert (model.model, model.size_bytes) == ("o/big-GGUF", 1_501_000)
-    assert library.remove(model) == 1_501_000
+    assert removing.remove(model) == 1_501_000
     assert library.installed() == ()
 
 
@@ -357,7 +357,7 @@ def test_no_name_means_the_configured_the_last_used_or_the_best(monkeypatch: pyt
 def test_listing_and_removing_import_no_hub_client() -> None:
     install("a")
     script = (
-        "import sys; from localai import library; library.remove(library.find('a').model);"
+        "import sys; from localai import library, removing; removing.remove(library.find('a').model);"
         "print('huggingface_hub' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -370,7 +370,7 @@ def test_listing_and_removing_import_no_hub_client() -> None:
 def test_removing_frees_the_blob(hub: HubOnLoopback) -> None:
     model = pull("qwen3-0.6b")
     blob = model.path.resolve()
-    assert library.remove(model) == len(CONTENT)
+    assert removing.remove(model) == len(CONTENT)
     assert not blob.exists()
     assert library.installed() == ()
     assert pull("qwen3-0.6b").path.read_bytes() == CONTENT
@@ -379,14 +379,14 @@ def test_removing_frees_the_blob(hub: HubOnLoopback) -> None:
 def test_a_projector_that_another_model_needs_stays(hub: HubOnLoopback) -> None:
     hub.add("o/m", {"m-Q4_0.gguf": b"four", "m-Q8_0.gguf": b"eight", "mmproj-F16.gguf": b"eyes"})
     small, large = pull("o/m:q4_0"), pull("o/m:q8_0")
-    assert library.remove(small) == 4
+    assert removing.remove(small) == 4
     assert library.installed() == (large,)
-    assert library.remove(large) == 9
+    assert removing.remove(large) == 9
 
 
 def test_a_file_that_is_only_recorded_stays() -> None:
     model = install("mine")
-    assert library.remove(model) == 0
+    assert removing.remove(model) == 0
     assert model.path.exists()
     assert library.installed() == ()
 
@@ -428,7 +428,7 @@ def test_the_embedded_model_is_listed_and_hashed_once(package: Path, monkeypatch
     assert library.find("smollm2:135m").path == package
     assert pulling.plan_pull("smollm2-135m", machine()).already_installed is not None
     with pytest.raises(UsageError, match="read-only"):
-        library.remove(model)
+        removing.remove(model)
 
 
 @pytest.mark.parametrize("content", [b"GGUF tinY", b"GGUF", b""])

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +20,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_models import model_bytes, projector_bytes, sha256, shard_bytes
 from test_library import QUICK, machine
+from test_transfer import wait_for
 
-from localai import copies, embedded, library, manifests, portable, pulling, settings
+from localai import (
+    boundary,
+    copies,
+    discovering,
+    embedded,
+    importing,
+    library,
+    manifests,
+    portable,
+    pulling,
+    removing,
+    settings,
+)
 from localai.domain.files import InstalledModel
 from localai.errors import DoesNotFit, HashMismatch, LocalaiError, NotFound, UsageError
 from localai.importing import Duplicate
@@ -208,7 +225,7 @@ def test_a_stick_from_the_hub_to_a_machine_without_network(
     assert library.find(f"{REPO}:q4_0").model == model
     assert pulling.plan_pull(REPO, machine()).already_installed == model
     assert manifests.pins([REPO])[0][0].commit == COMMIT
-    assert library.remove(model) == model.size_bytes
+    assert removing.remove(model) == model.size_bytes
 
 
 def test_what_is_installed_is_copied_and_not_fetched(hub: HubOnLoopback, tmp_path: Path, other_machine: Any) -> None:
@@ -309,3 +326,162 @@ def test_the_commands_for_a_stick(cli: Cli, hub: HubOnLoopback, tmp_path: Path, 
     damaged = cli("import", "stick")
     assert damaged.returncode == 5
     assert "left out" in damaged.stdout
+
+
+def test_models_of_one_repository_share_their_projector_on_a_stick(
+    hub: HubOnLoopback, tmp_path: Path, other_machine: Any
+) -> None:
+    stick = tmp_path / "stick"
+    hub.add("o/eyes", {f"e-{quant}.gguf": model_bytes(quant) for quant in ("Q4_0", "Q8_0")} | {"mmproj-F16.gguf": b"1"})
+    for quant in ("Q4_0", "Q8_0", "Q4_0"):
+        pack(f"o/eyes:{quant}", stick)
+    assert [each.quantization for each in portable.read(stick) or ()] == ["Q8_0", "Q4_0"]
+    hub.repos["o/eyes"].replace({"e-Q4_0.gguf": model_bytes("new"), "mmproj-F16.gguf": b"2"}, "b" * 40)
+    pack("o/eyes:Q4_0", stick)  # the projector has other bytes now, so the other model is no longer whole
+    assert [each.commit for each in portable.read(stick) or ()] == ["b" * 40]
+    other_machine()
+    assert [model.model for model in take(stick)] == ["o/eyes"]
+
+
+def test_two_processes_that_write_into_one_folder(hub: HubOnLoopback, tmp_path: Path) -> None:
+    gate = threading.Event()
+    hub.add("o/other", {"other-Q4_0.gguf": model_bytes("other")})
+    hub.fault(gate=gate)
+    command = [sys.executable, "-m", "localai", "pull", "--to", str(tmp_path / "stick")]
+    with subprocess.Popen([*command, REPO], stderr=subprocess.PIPE, text=True) as first:
+        assert first.stderr is not None
+        assert any("m-Q4_0" in line for line in iter(first.stderr.readline, ""))
+        wait_for((tmp_path / "stick" / ".localai.lock").exists)
+        with subprocess.Popen([*command, "o/other"], stderr=subprocess.PIPE, text=True) as second:
+            assert second.stderr is not None
+            assert any("waiting for it" in line for line in iter(second.stderr.readline, ""))
+            gate.set()
+            second.communicate()
+        first.communicate()
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert [each.model for each in portable.read(tmp_path / "stick") or ()] == [REPO, "o/other"]
+    assert sorted(path.name for path in (tmp_path / "stick").iterdir()) == ["localai-manifest.json", "models"]
+
+
+@pytest.mark.parametrize("name", ["x.", "con.x", "模型" * 40, "../x", " "])
+def test_local_models_of_one_name_lie_apart_on_a_stick(tmp_path: Path, other_machine: Any, name: str) -> None:
+    models = []
+    for quant in ("q4", "q8"):
+        (tmp_path / quant).mkdir()
+        (tmp_path / quant / "model.gguf").write_bytes(model_bytes(quant))
+        (model,) = importing.take(discovering.discover_path(tmp_path / quant))
+        assert isinstance(model, InstalledModel)
+        models.append(replace(model, model=name))
+    for model in models:
+        pinned = portable.pack(pulling.nothing_to_do(model), tmp_path / "stick")
+        portable.describe(tmp_path / "stick", [replace(pinned, model="m")])
+    other_machine()
+    assert {each.files[0].sha256 for each in take(tmp_path / "stick")} == {each.files[0].sha256 for each in models}
+
+
+def test_what_a_folder_holds_already_needs_no_room(
+    hub: HubOnLoopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stick = tmp_path / "stick"
+    pinned = pack(REPO, stick)
+    file = stick / str(pinned.files[0].path)
+    stale = file.with_name(f".{file.name}.123.part")
+    stale.write_bytes(b"half")
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(copies.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    command = ["pull", "--to", str(stick), REPO]
+    assert boundary.run(command) == 0
+    assert not stale.exists()
+    file.unlink()
+    assert boundary.run(command) == 4
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
+def test_everybody_may_read_a_sticks_manifest(hub: HubOnLoopback, tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        pack(REPO, tmp_path / "stick")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "stick" / portable.MANIFEST).stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs symbolic links")
+def test_a_link_in_a_folder_to_carry_is_not_written_through(
+    hub: HubOnLoopback, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outside, stick = tmp_path / "outside", tmp_path / "stick"
+    outside.mkdir()
+    stick.mkdir()
+    (stick / "models").symlink_to(outside)
+    assert boundary.run(["pull", "--to", str(stick), REPO]) == 2
+    assert "leads out of" in capsys.readouterr().err
+    assert list(outside.iterdir()) == []
+    (stick / "models").unlink()
+    target = stick / "models" / REPO / NAME
+    target.parent.mkdir(parents=True)
+    (outside / "same").write_bytes(CONTENT)
+    target.symlink_to(outside / "same")
+    assert boundary.run(["pull", "--to", str(stick), REPO]) == 0
+    assert not target.is_symlink()
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_manifest_does_not_believe_a_file_that_was_changed(hub: HubOnLoopback, tmp_path: Path) -> None:
+    model = pull()
+    (tmp_path / "team.json").write_text(json.dumps(manifests.as_json([manifests.pin(model)])))
+    model.path.resolve().write_bytes(CONTENT[:-1] + b"x")
+    os.utime(model.path.resolve(), (4_000_000_000, 4_000_000_000))
+    assert boundary.run(["pull", "--manifest", str(tmp_path / "team.json")]) == 0
+    assert model.path.read_bytes() == CONTENT
+
+
+def test_a_name_for_what_a_stick_brings(hub: HubOnLoopback, tmp_path: Path, other_machine: Any) -> None:
+    stick = str(tmp_path / "stick")
+    pack(REPO, tmp_path / "stick")
+    other_machine()
+    assert boundary.run(["import", stick, "--name", "mine"]) == 0
+    assert library.find("mine").path.read_bytes() == CONTENT
+    assert boundary.run(["import", stick, "--name", "yours"]) == 2
+    assert boundary.run(["import", stick, "--name", "mine"]) == 0
+    hub.add("o/other", {"other-Q4_0.gguf": model_bytes("other")})
+    pack("o/other", tmp_path / "stick")
+    assert boundary.run(["import", stick, "--name", "mine"]) == 2
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["import", LONG], 3),
+        (["import", "~nobody9/x"], 3),
+        (["pull", "--to", LONG, REPO], 2),
+        (["pull", "--to", "~nobody9/x", REPO], 0),
+        (["pull", "--manifest", LONG], 2),
+        (["pull", "--manifest", "~nobody9/x"], 2),
+    ],
+)
+def test_paths_that_cannot_be(
+    hub: HubOnLoopback,
+    tmp_path: Path,
+    arguments: list[str],
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert boundary.run(arguments) == code
+    told = capsys.readouterr().err
+    assert "Traceback" not in told
+    assert "unexpected" not in told
+
+
+def test_a_file_in_a_folder_that_is_closed(cli: Cli, tmp_path: Path, bound_by_permissions: list[str]) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed" / "x.gguf").write_bytes(CONTENT)
+    (tmp_path / "closed").chmod(0)
+    done = cli("import", "closed/x.gguf", under=bound_by_permissions)
+    (tmp_path / "closed").chmod(0o700)
+    assert (done.returncode, "error: may not read" in done.stderr) == (1, True)

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import filelock
 import pytest
 from conftest import Cli
 from hub_on_loopback import COMMIT, HubOnLoopback, running
-from small_models import hub_snapshot, model_bytes, sha256
+from small_models import hub_snapshot, model_bytes, sha256, shard_bytes
 from test_library import machine
 
-from localai import copies, discovering, embedded, hub_cache, importing, library, pruning, pulling, records, settings
+from localai import (
+    boundary,
+    claims,
+    copies,
+    discovering,
+    embedded,
+    hub_cache,
+    importing,
+    library,
+    pruning,
+    pulling,
+    records,
+    removing,
+    settings,
+)
 from localai.copies import How
 from localai.domain.files import InstalledModel
 from localai.pruning import Kind
@@ -112,7 +129,195 @@ def test_revisions_of_others_stay(hub: HubOnLoopback) -> None:
     pull()
     hub_snapshot(cache, REPO, "3" * 40, {"config.json": b"{}", "x.gguf": model_bytes("y")}, ref=None)
     hub_snapshot(cache, REPO, "4" * 40, {"z-Q4_0.gguf": model_bytes("z")}, ref="v1")
+    hub_snapshot(cache, REPO, "5" * 40, {"p-Q4_0.gguf": model_bytes("p")}, ref=None)  # hf download --revision COMMIT
     assert pruning.find(0) == ()
+
+
+def test_revisions_that_no_branch_leads_to_any_more(hub: HubOnLoopback, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two tags pulled one after the other, and an update whose model was then removed: all of it is ours."""
+    repo = hub.repos[REPO]
+    repo.replace({NAME: model_bytes("v2")}, NEWER)
+    repo.replace({NAME: model_bytes("v3")}, "3" * 40)
+    repo.tags = {"v1": COMMIT, "v2": NEWER}
+    for revision in ("@v1", "@v2", "@main"):
+        assert boundary.run(["pull", f"{REPO}{revision}", "--yes"]) == 0
+    repo.replace({NAME: model_bytes("v4")}, "4" * 40)
+    assert boundary.run(["pull", "--update", "--yes"]) == 0
+    assert boundary.run(["rm", REPO, "--yes"]) == 0
+    capsys.readouterr()
+    assert boundary.run(["prune", "--yes", "--json"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert [each["kind"] for each in done["removed"]] == ["revision"] * 3
+    assert done["freed_bytes"] == sum(len(model_bytes(name)) for name in ("old", "v2", "v3"))
+    assert list(settings.hub_cache().glob("models--*/blobs/*")) == []
+    assert list(claims.folder().iterdir()) == []
+
+
+def test_what_an_earlier_version_pulled_is_ours_when_it_is_replaced(hub: HubOnLoopback) -> None:
+    old = pull()
+    shutil.rmtree(claims.folder())
+    hub.repos[REPO].replace({NAME: model_bytes("newer")}, NEWER)
+    plan = pulling.plan_update(old, machine())
+    assert plan is not None
+    pulling.pull(plan)
+    assert [each.path.name for each in pruning.find()] == [COMMIT]
+
+
+def test_what_another_program_pinned_before_us_stays(hub: HubOnLoopback) -> None:
+    snapshot = hub_snapshot(settings.hub_cache(), REPO, COMMIT, {NAME: model_bytes("old")}, ref=None)
+    old = pull()
+    hub.repos[REPO].replace({NAME: model_bytes("newer")}, NEWER)
+    plan = pulling.plan_update(old, machine())
+    assert plan is not None
+    removing.remove(pulling.pull(plan))
+    assert pruning.find(0) == ()
+    assert (snapshot / NAME).exists()
+
+
+def cut_off(hub: HubOnLoopback, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A pull of two shards that ended when the first was whole; its blob."""
+    hub.add("o/big", {f"big-Q4_0-0000{number}-of-00002.gguf": shard_bytes(number - 1) for number in (1, 2)})
+    download = pulling.download
+
+    def killed(plan: pulling.PullPlan, name: str, *rest: Any) -> None:
+        if "00002-of" in name:
+            raise KeyboardInterrupt
+        download(plan, name, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pulling, "download", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pulling.pull(pulling.plan_pull("o/big", machine()))
+    return hub_cache.blob_path("o/big", sha256(shard_bytes(0)))
+
+
+def test_a_whole_shard_of_a_pull_that_was_cut_off(hub: HubOnLoopback, monkeypatch: pytest.MonkeyPatch) -> None:
+    blob = cut_off(hub, monkeypatch)
+    theirs = blob.with_name(sha256(b"theirs"))
+    theirs.write_bytes(b"theirs")
+    with filelock.FileLock(hub_cache.lock_path("o/big", sha256(shard_bytes(1)))):  # a pull that is at the second one
+        assert pruning.find() == ()
+    (found,) = pruning.find()
+    assert (found.kind, found.path, found.size_bytes) == (Kind.PARTIAL, blob, len(shard_bytes(0)))
+    model = pulling.pull(pulling.plan_pull("o/big", machine()))
+    assert pruning.remove([found]) == ()  # it was taken up while the user thought about it
+    assert pruning.find(0) == ()
+    removing.remove(model)
+    cut_off(hub, monkeypatch)
+    assert sum(each.size_bytes for each in pruning.remove(pruning.find())) == len(shard_bytes(0))
+    assert [path.name for path in blob.parent.iterdir()] == [theirs.name]
+
+
+def test_what_is_found_is_looked_at_again_before_it_goes(hub: HubOnLoopback) -> None:
+    old = pull()
+    hub.repos[REPO].replace({NAME: model_bytes("newer")}, NEWER)
+    plan = pulling.plan_update(old, machine())
+    assert plan is not None
+    pulling.pull(plan)
+    (found,) = pruning.find()
+    again = pulling.pull(pulling.plan_pull(f"{REPO}@{COMMIT}", machine()))
+    assert pruning.remove([found]) == ()
+    assert again.path.read_bytes() == model_bytes("old")
+
+
+@pytest.mark.parametrize("text", [REPO, f"{REPO}@{COMMIT}"])
+def test_a_model_that_is_being_listed_is_left_alone(
+    hub: HubOnLoopback, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prune in the moment between the first pointer and the record, which has no branch where a commit is pulled."""
+    save, found = records.save, []
+
+    def pruned(model: InstalledModel) -> None:
+        found.append(pruning.find(0))
+        snapshot = pruning.Leftover(Kind.REVISION, model.path.parent, 0, claim=claims.of(model))
+        assert pruning.remove([snapshot], 0) == ()
+        save(model)
+
+    monkeypatch.setattr(records, "save", pruned)
+    model = pulling.pull(pulling.plan_pull(text, machine()))
+    assert found == [()]
+    assert model.path.read_bytes() == model_bytes("old")
+
+
+def test_a_blob_that_is_taken_away_during_a_pull_is_fetched_again(
+    hub: HubOnLoopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = cut_off(hub, monkeypatch)
+    download, taken = pulling.download, []
+
+    def thief(plan: pulling.PullPlan, name: str, *rest: Any) -> None:
+        download(plan, name, *rest)
+        if "00002-of" in name and not taken:
+            taken.append(blob.unlink())
+
+    monkeypatch.setattr(pulling, "download", thief)
+    model = pulling.pull(pulling.plan_pull("o/big", machine()))
+    assert [file.path.read_bytes() for file in model.files] == [shard_bytes(0), shard_bytes(1)]
+    assert len(hub.downloads()) == 3
+
+
+@pytest.mark.parametrize("harm", [b"{", b'{"schema_version": 2}', None])
+def test_an_index_that_cannot_be_read_keeps_what_models_may_need(
+    hub: HubOnLoopback,
+    cli: Cli,
+    tmp_path: Path,
+    harm: bytes | None,
+    bound_by_permissions: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "m-Q4_0.gguf").write_bytes(model_bytes())
+    (copy,) = importing.take(discovering.discover_path(tmp_path / "m-Q4_0.gguf"), How.COPY)
+    assert isinstance(copy, InstalledModel)
+    for path in copies.everything():
+        os.utime(path, (0, 0))
+    (record,) = records.folder().glob("*.json")
+    content = record.read_bytes()
+    if harm is None:
+        record.chmod(0)
+    else:
+        record.write_bytes(harm)
+    pull()
+    if harm is None:
+        done = cli("prune", "--yes", under=bound_by_permissions)
+        code, told = done.returncode, done.stderr
+    else:
+        code, told = boundary.run(["prune", "--yes"]), capsys.readouterr().err
+        assert boundary.run(["rm", "qwen3-0.6b", "--yes"]) == 1
+        assert record.name in capsys.readouterr().err
+    assert (code, "copies and revisions stay" in told) == (0, True)
+    record.chmod(0o600)
+    record.write_bytes(content)
+    assert copy.path.read_bytes() == model_bytes()
+    assert boundary.run(["rm", "qwen3-0.6b", "--yes"]) == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs symbolic links")
+def test_a_home_by_another_name_has_the_same_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m-Q4_0.gguf").write_bytes(model_bytes())
+    list(importing.take(discovering.discover_path(tmp_path / "m-Q4_0.gguf"), How.COPY))
+    (tmp_path / "link").symlink_to(tmp_path / "localai")
+    monkeypatch.setenv("LOCALAI_HOME", str(tmp_path / "link"))
+    assert pruning.find(0) == ()
+
+
+def test_an_import_in_progress_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long ago its first shard was written."""
+    for number in (1, 2):
+        (tmp_path / f"big-Q4_0-0000{number}-of-00002.gguf").write_bytes(shard_bytes(number - 1))
+    save, found = records.save, []
+
+    def pruned(model: InstalledModel) -> None:
+        found.append(pruning.find(0))
+        assert pruning.remove([pruning.Leftover(Kind.COPY, model.path, 1)], 0) == ()
+        save(model)
+
+    monkeypatch.setattr(records, "save", pruned)
+    (model,) = importing.take(discovering.discover_path(tmp_path), How.COPY)
+    assert isinstance(model, InstalledModel)
+    assert found == [()]
+    stale = pruning.Leftover(Kind.COPY, model.path, 1)
+    assert pruning.remove([stale], 0) == ()  # recorded since it was found
+    assert library.installed() == (model,)
 
 
 def test_a_copy_that_was_cut_off_before_it_was_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +347,7 @@ def test_what_a_killed_write_left(tmp_path: Path) -> None:
     (records.folder() / "x-0123.facts").write_bytes(b"{}")
     (records.folder() / "unreadable.json").write_bytes(b"{")
     assert kinds() == [Kind.TEMPORARY, Kind.TEMPORARY]
-    pruning.remove(pruning.find(0))
+    pruning.remove(pruning.find(0), 0)
     assert [path.name for path in records.folder().iterdir()] == ["unreadable.json"]  # told by list, never removed
 
 
@@ -158,6 +363,42 @@ def test_records_of_models_that_are_gone_but_not_those_whose_disk_is(tmp_path: P
     pruning.remove([found])
     (tmp_path / "unplugged").rename(tmp_path / "stick")
     assert [model.model for model in library.installed()] == ["stick"]
+
+
+@pytest.mark.parametrize("why", ["another disk", "an earlier record", "another cache", "closed"])
+def test_models_that_are_only_out_of_reach_are_not_forgotten(
+    hub: HubOnLoopback,
+    cli: Cli,
+    tmp_path: Path,
+    why: str,
+    bound_by_permissions: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shelf, away = tmp_path / "shelf", tmp_path / "away"
+    shelf.mkdir()
+    if why == "another cache":
+        pull()
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "other"))
+        (tmp_path / "hf").rename(away)
+        settings.hub_cache().mkdir(parents=True)
+    else:
+        (shelf / "m-Q4_0.gguf").write_bytes(model_bytes())
+        list(importing.take(discovering.discover_path(shelf)))
+        (record,) = records.folder().glob("*.json")
+        raw = json.loads(record.read_text())
+        if why == "closed":
+            shelf.chmod(0)
+        else:  # the folder where the disk was is there, and empty
+            (shelf / "m-Q4_0.gguf").rename(away)
+            raw["device"] += 1
+            if why == "an earlier record":
+                del raw["device"]
+        record.write_text(json.dumps(raw))
+    if why == "closed":
+        assert cli("prune", "--yes", under=bound_by_permissions).returncode == 0
+        shelf.chmod(0o700)
+    assert boundary.run(["prune", "--yes"]) == 0
+    assert len(records.read_all()) == 1
 
 
 def test_the_command(cli: Cli) -> None:

@@ -28,9 +28,11 @@ from hub_on_loopback import COMMIT, Fault, HubOnLoopback, running
 from small_models import model_bytes
 from waiting import wait_for
 
-from localai import boundary, embedded, hardware, hub_cache, library, partial, settings, transfer
+from localai import boundary, claims, embedded, hardware, hub_cache, library, partial, removing, settings, transfer
+from localai.commands import pull as command
 from localai.domain.machine import Machine
 from localai.domain.units import GIB
+from localai.errors import NotFound
 
 REPO, NAME = "o/m-GGUF", "m-Q4_0.gguf"
 CONTENT = b"GGUF" + random.Random(3).randbytes(1_500_000)
@@ -305,6 +307,7 @@ def test_a_disk_that_fails_at_the_end(
 
     with monkeypatch.context() as patch:
         patch.setattr(partial.PartialFile, "_write_state", lambda *_: None)
+        patch.setattr(claims, "add", lambda claim: claim)
         patch.setattr(partial.os, step, fail)
         assert (pull().code, listed()) == (1, [])
     assert (pull().code, listed()) == (0, [CONTENT])
@@ -312,11 +315,12 @@ def test_a_disk_that_fails_at_the_end(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs ulimit as Linux has it")
-def test_a_full_disk_for_real(hub: HubOnLoopback, cli: Cli) -> None:
+def test_a_file_system_that_takes_no_file_so_large(hub: HubOnLoopback, cli: Cli) -> None:
     limited = ["sh", "-c", 'ulimit -f 1024; exec "$@"', "-", sys.executable, "-m", "localai", "pull", REPO]
     result = subprocess.run(limited, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert result.returncode == 4, result.stderr
-    assert "error: the disk is full" in result.stderr
+    assert "takes no file that large" in result.stderr
+    assert "exFAT" in result.stderr.splitlines()[-1]
     kept = partial.partial_path(blob()).stat().st_size
     assert kept > 500_000
     assert library.installed() == ()
@@ -571,8 +575,6 @@ def test_the_sum_of_several_must_fit_the_disk(hub: HubOnLoopback, pull: Pull, mo
 def test_size_alone_never_asks_without_a_terminal(
     hub: HubOnLoopback, pull: Pull, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from localai.commands import pull as command
-
     monkeypatch.setattr(command, "ASK_OVER_BYTES", 1000)
     assert pull().code == 0
 
@@ -596,6 +598,25 @@ def test_a_terminal_is_asked_about_what_is_large(hub: HubOnLoopback, answer: str
     terminal.close()
     assert terminal.exitstatus == (code if code is not None else {"Y/n": 3, "y/N": 1}[default])
     assert [seen.range is None for seen in hub.requests()[1:]] == [False, *([True] * (terminal.exitstatus == 3))]
+
+
+@pytest.mark.parametrize(("answer", "code"), [("", 1), ("y", 3)])
+def test_a_terminal_is_asked_about_what_does_not_fit(hub: HubOnLoopback, answer: str, code: int) -> None:
+    pexpect = pytest.importorskip("pexpect")
+    size = hardware.detect(engine=False).memory.total_bytes + 2 * GIB
+    if shutil.disk_usage(settings.hub_cache().parent.parent).free < size + GIB:
+        pytest.skip("needs the room that it will not use")
+    hub.repos[REPO].sizes[NAME] = size
+    hub.fault(status=404, times=2)  # no header for the plan, and saying yes fails soon
+    terminal = pexpect.spawn(
+        sys.executable, ["-m", "localai", "pull", REPO], encoding="utf-8", timeout=60, dimensions=(24, 200)
+    )
+    terminal.expect(r"It will not run here: it needs about .* GiB of memory.*Download .* all the same\?.*\[y/N\]")
+    assert hub.downloads() == []
+    terminal.send(answer + "\r")
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert (terminal.exitstatus, listed()) == (code, [])
 
 
 def test_a_plan_goes_by_the_files_own_header(hub: HubOnLoopback, pull: Pull, monkeypatch: Any) -> None:
@@ -625,7 +646,7 @@ def test_what_is_no_model_is_told_before_and_after(hub: HubOnLoopback, pull: Pul
     assert result.code == 0
     assert "warning: every byte is the Hub's, but no model to run" in result.err
     assert listed() == [CONTENT]
-    library.remove(library.installed()[0])
+    removing.remove(library.installed()[0])
     monkeypatch.setattr(choosing, "WORTH_READING_BYTES", 1000)
     told = pull().err
     assert "it can be downloaded, but not run" in told[: told.index("100%")]
@@ -820,3 +841,55 @@ def test_end_of_input_at_a_question_is_no(hub: HubOnLoopback, pull: Pull, monkey
     monkeypatch.setattr(render, "is_terminal", lambda stream: True)
     monkeypatch.setattr(render, "ask", lambda question: None)
     assert render.confirmed("Download 5 GB?") is False
+
+
+def test_mending_a_large_model_is_asked_for_and_needs_its_room(
+    hub: HubOnLoopback, pull: Pull, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pull().code == 0
+    path = hub_cache.blob_path(REPO, SHA256)
+    path.write_bytes(b"GGUF" + bytes(len(CONTENT) - 4))
+    os.utime(path, (4_000_000_000, 4_000_000_000))
+    usage = shutil.disk_usage("/")
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda _: usage._replace(free=256 * 2**20 + 1000))
+        assert pull().code == 4
+    asked: list[str] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "ASK_OVER_BYTES", 1000)
+        patched.setattr(command.render, "confirmed", lambda question, default: bool(asked.append(question)))
+        assert pull().code == 1
+    assert "Download 1.5 MB?" in asked
+    assert (pull().code, listed()) == (0, [CONTENT])
+
+
+def test_a_model_is_called_by_the_revision_it_was_pulled_as(hub: HubOnLoopback, pull: Pull) -> None:
+    hub.repos[REPO].replace({NAME: NEWER}, NEW_COMMIT)
+    hub.repos[REPO].tags["v1.0"] = COMMIT
+    assert pull(f"{REPO}@v1.0").code == 0
+    before = len(hub.requests())
+    for name in ("v1.0", COMMIT, COMMIT[:7]):
+        assert library.find(f"{REPO}@{name}").path.read_bytes() == CONTENT
+    assert "already installed" in pull(f"{REPO}@v1.0").err
+    assert len(hub.requests()) == before
+    for name in ("v1", COMMIT[:1], COMMIT[:6], "main"):
+        with pytest.raises(NotFound):
+            library.find(f"{REPO}@{name}")
+
+
+def test_a_branch_that_cannot_be_noted_is_no_reason_to_fail(
+    hub: HubOnLoopback, pull: Pull, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refs = settings.hub_cache() / "models--o--m-GGUF" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main.new").write_text("half of another process's note")
+    replace_whole = hub_cache.replace_whole
+
+    def racing(path: Path, content: bytes) -> None:
+        replace_whole(path, content)
+        raise FileNotFoundError(errno.ENOENT, "taken by another process", str(path))
+
+    monkeypatch.setattr(hub_cache, "replace_whole", racing)
+    assert (pull().code, listed()) == (0, [CONTENT])
+    assert (refs / "main").read_text() == COMMIT
+    assert (refs / "main.new").exists()  # and theirs was not touched

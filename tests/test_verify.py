@@ -214,3 +214,15 @@ def test_what_cannot_be_verified(cli: Cli, tmp_path: Path) -> None:
     done = cli("verify", "x.gguf")
     assert done.returncode == 3
     assert "localai import x.gguf" in done.stderr
+
+
+def test_a_record_that_cannot_be_read_is_told(cli: Cli, tmp_path: Path) -> None:
+    imported(tmp_path)
+    (record,) = records.folder().glob("*.json")
+    record.write_bytes(b"{")
+    done = cli("verify")
+    assert done.returncode == 1
+    assert record.name in done.stdout
+    as_json = cli("verify", "--json")
+    report = json.loads(as_json.stdout)
+    assert (as_json.returncode, report["ok"], len(report["unreadable"])) == (1, False, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,8 +36,9 @@ def verify(
     """Hash installed models again; exit 1 if any byte is not the one that was downloaded."""
     from localai import verifying
 
-    models = verifying.to_check(model)
-    if not models and not as_json:
+    unreadable: list[str] = []
+    models = verifying.to_check(model, unreadable.append)
+    if not models and not unreadable and not as_json:
         render.note("no models are installed, so there is nothing to verify")
         return
     checks = []
@@ -51,8 +53,16 @@ def verify(
         progress.end()
     wrong = [check for check in checks if not check.sound]
     if as_json:
-        render.json_object({"ok": not wrong, "models": [schema.model_check(check) for check in checks]})
-        raise typer.Exit(ExitCode.FAILURE if wrong else ExitCode.DONE)
+        rows = [schema.model_check(check) for check in checks]
+        render.json_object({"ok": not wrong and not unreadable, "models": rows, "unreadable": unreadable})
+        raise typer.Exit(ExitCode.FAILURE if wrong or unreadable else ExitCode.DONE)
+    for line in unreadable:
+        render.out(f"DAMAGED  {line}")
+    if unreadable:
+        raise CheckFailed(
+            f"{len(unreadable)} records of models cannot be read",
+            "localai doctor says how to remove them; then pull or import their models again",
+        )
     if wrong:
         raise CheckFailed(f"{len(wrong)} of {len(checks)} models are damaged", str(wrong[0].remedy))
 
@@ -71,7 +81,10 @@ def prune(dry_run: DryRunFlag = False, yes: YesFlag = False, as_json: JsonFlag =
     """Remove unfinished downloads, unused revisions and other leftovers of localai's own."""
     from localai import pruning
 
-    found = pruning.find()
+    faults: list[str] = []
+    found = pruning.find(on_fault=faults.append)
+    for line in faults:
+        render.note(f"{line}; until that is mended, copies and revisions stay")
     total = sum(each.size_bytes for each in found)
     if not as_json:
         for each in found:
@@ -119,21 +132,24 @@ def import_models(
     as_json: JsonFlag = False,
 ) -> None:
     """Take in models that are on this disk already, every byte hashed; nothing is moved, by default nothing copied."""
-    from localai import portable
+    from localai import discovering, portable
     from localai.copies import How
 
     if (path is None) == (not tools) or (link and copy) or (name is not None and path is None):
         raise UsageError("import takes either a PATH or --from, and either --link or --copy", "localai import --help")
     how = How.LINK if link else How.COPY if copy else None
     report = Report(dry_run, as_json)
-    carried = portable.read(path.expanduser()) if path else None
+    path = Path(os.path.expanduser(path)) if path else None
+    carried = portable.read(path) if path else None
+    if carried is not None and name is not None:
+        carried = portable.named(carried, discovering.check_model_name(name))
     if path is not None and carried is not None:
         total = sum(each.size_bytes for each in carried)
         with report.progress(total) as progress:
             if dry_run:
-                report.add_all(portable.preview(path.expanduser(), carried))
+                report.add_all(portable.preview(path, carried))
             else:
-                report.add_all(portable.take(path.expanduser(), carried, how or How.COPY, progress))
+                report.add_all(portable.take(path, carried, how or How.COPY, progress))
     else:
         discovered(report, path, tools or [], name, how or How.REFERENCE)
     report.end()

@@ -88,7 +88,7 @@ def params(billions: float | None) -> str:
 
 def remove(model: InstalledName, yes: YesFlag = False, as_json: JsonFlag = False) -> None:
     """Remove a model from this disk; files that were only imported stay where they are."""
-    from localai import library
+    from localai import library, removing
 
     found = library.to_remove(model)
     if not yes and not found.read_only:
@@ -98,7 +98,7 @@ def remove(model: InstalledName, yes: YesFlag = False, as_json: JsonFlag = False
             raise UsageError("cannot ask whether to remove it: there is no terminal", f"localai rm --yes {model}")
         if not answer:
             raise typer.Exit(1)
-    freed = library.remove(found)
+    freed = removing.remove(found)
     if as_json:
         render.json_object({"removed": schema.installed_model(found), "freed_bytes": freed})
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -55,6 +56,7 @@ def pull(
     if update and (manifest is not None or to is not None):
         raise UsageError("--update goes with neither --manifest nor --to", "localai pull --help")
     session = Session(yes, alone=len(models or []) == 1 and not update and manifest is None)
+    to = Path(os.path.expanduser(to)) if to is not None else None
     wanted = _updates(session, models) if update else _named(models or [], to)
     wanted += _pinned(manifest, to) if manifest is not None else []
     content = session.pack(wanted, to) if to is not None else schema.installed_models(session.pull(wanted))
@@ -77,7 +79,7 @@ def _named(names: Iterable[str], disk: Path | None = None) -> list[Wanted]:
 def _pinned(manifest: Path, disk: Path | None) -> list[Wanted]:
     from localai import manifests
 
-    pinned = manifests.read(manifest.expanduser())
+    pinned = manifests.read(Path(os.path.expanduser(manifest)))
     return [(each.model, partial(manifests.plan_pull, each, disk=disk)) for each in pinned]
 
 
@@ -122,12 +124,14 @@ class Session:
         """The same into a folder to carry, which is complete when its manifest is written. Returns the manifest."""
         from localai import manifests, portable
 
-        folder, packed = folder.expanduser(), []
-        for name, plan in self.agreed(wanted, elsewhere=True):
-            with self.attempt(name), downloading(plan) as progress:
-                packed.append(portable.pack(plan, folder, progress, on_retry=render.note))
+        packed = []
+        if plans := self.agreed(wanted, elsewhere=True):
+            with portable.writing(folder, lambda: render.note(f"another process writes into {folder}; waiting for it")):
+                for name, plan in plans:
+                    with self.attempt(name), downloading(plan) as progress:
+                        packed.append(portable.pack(plan, folder, progress, on_retry=render.note))
+                path = portable.describe(folder, packed) if packed else None
         if packed:
-            path = portable.describe(folder, packed)
             render.note(f"{path} names {len(packed)} models; on the other machine: localai import {folder}")
         return {"folder": str(folder), "models": manifests.as_json(packed)["models"]}
 
@@ -149,7 +153,7 @@ class Session:
                     show_plan(plan)
                     agree(plan, self._yes)
                 plans.append((name, plan))
-                reserved += plan.missing_bytes
+                reserved += plan.needed_bytes
         return plans
 
     @contextmanager
