@@ -200,7 +200,7 @@ def _tensor(reader: Reader, name: str, number: int, dimensions: tuple[int, ...],
     elements = 1
     for dimension in dimensions:
         elements *= dimension
-        if elements >= 2**63:
+        if not 0 < elements < 2**63:  # llama.cpp divides by some
             raise reader.error(f"the tensor {shown(name)} has impossible dimensions")
     if (dimensions[0] if dimensions else 1) % kind.block:
         raise reader.error(f"the tensor {shown(name)} has rows that are no multiple of its block of {kind.block}")

@@ -49,6 +49,19 @@ class Found:
     why: str | None = None
 
     @property
+    def paths(self) -> tuple[Path, ...]:
+        """Its files in order: of a model in shards all that are here, also where one was given by its path."""
+        if self.model is not None:
+            return tuple(file.path for file in self.model.files)
+        try:
+            here = set(os.listdir(self.path.parent))
+        except OSError:
+            here = set()
+        return tuple(self.path.with_name(name) for name in naming.shards(self.path.name) if name in here) or (
+            self.path,
+        )
+
+    @property
     def lasting_name(self) -> str:
         """The MODEL argument that leads here again: the quantization is part of it, a file's is its path."""
         return str(self.path) if self.model is None else f"{self.model.model}:{self.model.quantization}"
@@ -118,7 +131,11 @@ def find(text: str | None = None) -> Found:
     models = installed()
     if (path := _path_of(text)) is not None:
         same = named(str(path), models)
-        return Found(same[0], same[0].path, same[0].model) if same else Found(None, path, path.stem)
+        if same:
+            return Found(same[0], same[0].path, same[0].model)
+        first = path.with_name(naming.shards(path.name)[0])  # the shard that llama.cpp is given
+        path = first if first.is_file() else path
+        return Found(None, path, path.stem)
     if chosen := named(text, models):
         return _best_of(chosen)
     raise missing(text, models)

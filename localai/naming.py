@@ -207,6 +207,14 @@ def variants(files: Iterable[RemoteFile]) -> tuple[Variant, ...]:
     return tuple(sorted(whole, key=lambda variant: variant.files[0].name))
 
 
+def shards(name: str) -> tuple[str, ...]:
+    """The names of all the shards that a file of that name is one of, in order; its own where it is none."""
+    if (shard := _SHARD.fullmatch(name)) is None:
+        return (name,)
+    total, suffix = shard["total"], name[-5:]
+    return tuple(f"{shard['stem']}-{index:05}-of-{total}{suffix}" for index in range(1, int(total) + 1)) or (name,)
+
+
 def _quantization(name: str) -> str:
     """From the file's own name, else from its folder's."""
     folder, _, base = name.rpartition("/")

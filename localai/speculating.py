@@ -43,7 +43,7 @@ def with_rows(plan: Plan, shape: Shape) -> Plan:
 
 def draft(found: library.Found, large: Plan, machine: Machine) -> Draft:
     """Plan the draft model beside the large one. Raises EngineError for a file that is no model, DoesNotFit."""
-    header = gguf.read_model([file.path for file in found.model.files] if found.model else [found.path])
+    header = gguf.read_model(found.paths)
     shape, weights = shapes.shape(header), shapes.weights(header)
     plan = estimate.plan(
         shape, weights, _beside(large, machine), context=large.context, threads=large.threads, kv_type="f16"

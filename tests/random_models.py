@@ -68,19 +68,38 @@ def write(
     context: int = 4096,
     template: str = TEMPLATE,
     spells_bytes: bool = True,
+    shards: int = 1,
 ) -> Path:
-    """A file of that shape. Without `spells_bytes` its vocabulary has no bytes: it cannot write every character."""
+    """A file of that shape, or the first of so many.
+
+    Without `spells_bytes` its vocabulary has no bytes: it cannot write every character.
+    """
     table = model_headers.tensors(model, quantization)
     metadata = model_headers.metadata(model) | {f"{model.architecture}.context_length": context}
     metadata |= _vocabulary(model.vocabulary, spells_bytes) | {"tokenizer.chat_template": template}
-    path = folder / f"{model.name}-{quantization}.gguf"
+    name = f"{model.name}-{quantization}"
+    names = (
+        [f"{name}-{number + 1:05}-of-{shards:05}.gguf" for number in range(shards)] if shards > 1 else [f"{name}.gguf"]
+    )
     random = np.random.default_rng(seed)
-    with path.open("wb") as stream:
-        stream.write(gguf_bytes(metadata, table, data=False))
-        for name, kind, dimensions in table:
-            content = _weights(random, name, kind, dimensions)
-            stream.write(content + b"\0" * (-len(content) % 32))
-    return path
+    for number, part in enumerate(names):
+        own = table[number * len(table) // shards : (number + 1) * len(table) // shards]
+        split = {"split.no": _short(number), "split.count": _short(shards), "split.tensors.count": _signed(len(table))}
+        facts = (metadata if number == 0 else {}) | (split if shards > 1 else {})
+        with (folder / part).open("wb") as stream:
+            stream.write(gguf_bytes(facts, own, data=False))
+            for name, kind, dimensions in own:
+                content = _weights(random, name, kind, dimensions)
+                stream.write(content + b"\0" * (-len(content) % 32))
+    return folder / names[0]
+
+
+def _short(number: int) -> Typed:
+    return Typed(2, struct.pack("<H", number))
+
+
+def _signed(number: int) -> Typed:
+    return Typed(5, struct.pack("<i", number))
 
 
 def kept(folder: Path, name: str, quantization: str) -> Path:

@@ -207,6 +207,7 @@ HOSTILE: list[tuple[str, bytes, str]] = [
     ("five dimensions", gguf_bytes(META, [("a", "F32", (1, 1, 1, 1, 1))]), "5 dimensions"),
     ("2^62 dimensions", preamble(1, 0) + text("a") + struct.pack("<I", 2**31), "dimensions"),
     ("a 2^64 product", gguf_bytes(META, [("a", "F32", (2**32, 2**32))], data=False), "impossible dimensions"),
+    ("a dimension of nothing", gguf_bytes(META, [("a", "F32", (4, 0, 2))]), "impossible dimensions"),
     ("half a block", gguf_bytes(META, [("a", "Q4_K", (255, 2))]), "no multiple of its block"),
     (
         "an unknown tensor type",

@@ -224,7 +224,7 @@ def listed(model: InstalledModel) -> Json:
 
 
 def listed_file(found: library.Found) -> Json:
-    size = found.path.stat().st_size if found.path.exists() else 0
+    size = sum(path.stat().st_size for path in found.paths if path.exists())
     return {
         "name": found.name,
         "model": found.name,
@@ -253,7 +253,7 @@ def held(each: Held) -> Json:
 
 def shown(found: library.Found) -> Json:
     model = found.model
-    header = gguf.read_model([file.path for file in model.files] if model else [found.path])
+    header = gguf.read_model(found.paths)
     known = catalog.resolve_name(model.model) if model else None
     simple = {
         key: value
