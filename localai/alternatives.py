@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from localai import catalog, estimate, library, quantization
@@ -41,53 +42,63 @@ class Alternatives:
 
 
 def find(
+    again: Callable[..., Plan],
+    refused: Plan,
     shape: Shape,
     weights: Weights,
     machine: Machine,
-    refused: Plan,
     *,
     known: catalog.CatalogModel | None = None,
     quant: str | None = None,
-    asked_gpu_layers: int | None = None,
+    context: int | None = None,
+    gpu_layers: int | None = None,
+    measured: estimate.Measure | None = None,
 ) -> Alternatives:
-    """What would fit instead of `refused`, the plan of `shape` and `weights` that does not."""
-    context = refused.context
-    kv_type = gpu_layers = None
-    if asked_gpu_layers:
-        free = estimate.plan(shape, weights, machine, context=context)
-        gpu_layers = free.gpu_layers if free.fits else None
-    elif refused.kv_type in ("f32", "f16", "bf16"):
-        small = estimate.plan(shape, weights, machine, context=context, kv_type=estimate.SMALL_KV_TYPE)
-        kv_type = estimate.SMALL_KV_TYPE if small.fits and estimate.can_shrink_cache(shape) else None
-    model, installed = another_model(machine)
+    """What would fit instead of `refused`, the plan of `shape` and `weights` that does not.
+
+    `again` plans the same job with everything else that was asked for, as `estimate.plan` does, but for the arguments
+    that it is given: so what is offered fits when it is asked for. `context` and `gpu_layers` are those that the user
+    asked for; `measured` has the last word, and is asked little, since that takes long.
+    """
+
+    def nearly(**change: object) -> bool:
+        return again(**change).fits
+
+    def fits(**change: object) -> bool:
+        return nearly(**change) and (measured is None or again(**change, measured=measured).fits)
+
+    free = again(gpu_layers=None).gpu_layers if gpu_layers else None
+    smaller = refused.kv_type in ("f32", "f16", "bf16") and estimate.can_shrink_cache(shape)
+    model, installed = another_model(machine, context, known.id if known else None)
     return Alternatives(
-        context=_longest_context(shape, weights, machine, context),
-        kv_type=kv_type,
-        gpu_layers=gpu_layers,
-        quantization=_other_quantization(shape, machine, known, quant, weights),
+        context=_longest_context(nearly, fits, refused.context, shape.context_length),
+        kv_type=estimate.SMALL_KV_TYPE if smaller and fits(kv_type=estimate.SMALL_KV_TYPE) else None,
+        gpu_layers=free if free is not None and fits(gpu_layers=free) else None,
+        quantization=_other_quantization(fits, known, quant, weights),
         model=model,
         installed=installed,
     )
 
 
-def _longest_context(shape: Shape, weights: Weights, machine: Machine, refused: int) -> int | None:
-    """The most tokens under `refused` that fit, in whole steps of 256, found by halving; None where 512 do not."""
+def _longest_context(
+    nearly: Callable[..., bool], fits: Callable[..., bool], refused: int, own: int | None
+) -> int | None:
+    """The most tokens under `refused` that fit, in whole steps of 256, found by halving; None where 512 do not.
 
-    def fits(steps: int) -> bool:
-        return estimate.plan(shape, weights, machine, context=steps * CONTEXT_STEP).fits
-
-    own = shape.context_length or refused
-    low, high = SMALLEST_USEFUL // CONTEXT_STEP, min(refused - 1, own) // CONTEXT_STEP
-    if high < low or not fits(low):
-        return None
+    Where only `nearly` says so, a sixteenth less is tried.
+    """
+    least = SMALLEST_USEFUL // CONTEXT_STEP
+    low, high = least, min(refused - 1, own or refused) // CONTEXT_STEP
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low * CONTEXT_STEP
+        low, high = (middle, high) if nearly(context=middle * CONTEXT_STEP) else (low, middle - 1)
+    while high >= least and not fits(context=high * CONTEXT_STEP):
+        high = min(high - 1, high * 15 // 16)
+    return high * CONTEXT_STEP if high >= least else None
 
 
 def _other_quantization(
-    shape: Shape, machine: Machine, known: catalog.CatalogModel | None, quant: str | None, weights: Weights
+    fits: Callable[..., bool], known: catalog.CatalogModel | None, quant: str | None, weights: Weights
 ) -> str | None:
     """The best quantization of at least 4 bits that the catalog knows of the same model, that is smaller and fits."""
     fitting = []
@@ -95,16 +106,20 @@ def _other_quantization(
         if quantization.is_low_bit(file.quantization) or file.quantization == quant:
             continue
         smaller = estimate.weights_from_catalog(known, file.quantization) if known else weights
-        if smaller.total_bytes < weights.total_bytes and estimate.plan(shape, smaller, machine).fits:
+        if smaller.total_bytes < weights.total_bytes and fits(weights=smaller):
             fitting.append((smaller.total_bytes, file.quantization))
     return max(fitting)[1] if fitting else None
 
 
-def another_model(machine: Machine) -> tuple[str | None, bool]:
-    """The best model of the catalog for this machine, or an installed one nearly as good; and whether it is here."""
+def another_model(machine: Machine, context: int | None = None, but: str | None = None) -> tuple[str | None, bool]:
+    """The best model of the catalog for this machine, or an installed one nearly as good; and whether it is here.
+
+    It holds `context` tokens, where so many are asked for, and is not the model `but`.
+    """
     from localai import recommend
 
-    rows = recommend.rank(machine, catalog.load(), limit=1000)
+    models = [model for model in catalog.load() if model.id != but]
+    rows = recommend.rank(machine, models, context=context, limit=1000)
     here = {model.model for model in library.installed()}
     if not rows:
         return None, False

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from localai import catalog, estimate, gguf, hardware, library, naming, quantization, shapes, sizes
+from localai import aliases, catalog, estimate, gguf, hardware, library, naming, quantization, shapes, sizes
 from localai.buffers import UBATCH
+from localai.domain.files import InstalledModel
 from localai.domain.machine import Machine
 from localai.domain.plan import Plan
 from localai.domain.shape import Shape, Weights
@@ -17,6 +19,8 @@ from localai.errors import AccessDenied, LocalaiError, NetworkError, NotFound
 if TYPE_CHECKING:
     from localai import remote  # brings HTTP: `run` imports this module for `size_note`, and must not pay for it
     from localai.alternatives import Alternatives
+
+_HUB_SECONDS = 3.0  # to wait for the list of what else a repository holds, where one of its files is here
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,9 @@ def size_note(params: int) -> str | None:
 
 
 def card(name: str, context: int | None = None, kv_type: str | None = None) -> Card:
-    """The card of an installed model, a .gguf file, or a model of the Hub; a connection is opened for the last only.
+    """The card of an installed model, a .gguf file, or a model of the Hub.
+
+    A connection is opened for the last, and to list what else the repository of an installed one holds.
 
     Where the Hub cannot be asked, a model of the catalog is described by the catalog's facts, with a `warning`.
     Raises NotFound for a name that is none of these, EngineError for a file that is no model, NetworkError and
@@ -80,13 +86,13 @@ def card(name: str, context: int | None = None, kv_type: str | None = None) -> C
     try:
         found = library.find(name)
     except NotFound as error:
-        if naming.parse(name).kind is naming.Kind.PATH:
+        if naming.parse(aliases.expand(name)).kind is naming.Kind.PATH:
             raise
         wanted = library.meaning(name)
         if wanted.repo is None:
             raise error from None
     else:
-        return from_header(found, context, kv_type)
+        return from_header(found, context, kv_type, beside=_repository(name))
     from localai import remote
 
     try:
@@ -97,23 +103,34 @@ def card(name: str, context: int | None = None, kv_type: str | None = None) -> C
         return replace(from_catalog(wanted.known, wanted.selector, context, kv_type), warning=_instead(error))
 
 
+def _repository(name: str) -> library.Meaning | None:
+    """The repository that a name means as a whole, where the catalog does not know what is in it."""
+    reference = naming.parse(aliases.expand(name))
+    if reference.kind is not naming.Kind.REPO or reference.selector is not None:
+        return None
+    wanted = library.meaning(name)
+    return wanted if wanted.known is None else None
+
+
 def _instead(error: LocalaiError) -> str:
     return f"{error.message}; what follows is reckoned from the catalog's facts"
 
 
 def _planned(
     shape: Shape,
-    weights: Weights,
     machine: Machine,
+    projector_bytes: int,
+    *,
+    weights: Weights,
     context: int | None,
     kv_type: str | None,
-    quant: str | None,
+    quant: str | None = None,
     measured: estimate.Measure | None = None,
-    projector_bytes: int = 0,
 ) -> Plan:
     """How it would run here. With a context of the user's own, what that takes as it is asked for: an f16 cache and the
     usual micro-batch, where the plan would take less of either to make it fit.
     """
+    estimate.check_kv_type(shape, kv_type)
     ubatch = None
     if context is not None:
         kv_type, ubatch = kv_type or "f16", UBATCH
@@ -132,12 +149,14 @@ def _planned(
 
 def _instead_of(
     variants: Sequence[CardVariant],
-    shape: Shape,
+    planned: partial[Plan],
     weights: Sequence[Weights],
-    machine: Machine,
     known: catalog.CatalogModel | None,
+    measured: estimate.Measure | None = None,
 ) -> Alternatives | None:
-    """What would fit, where none of the variants does; `weights` are in their order."""
+    """What would fit, where none of the variants does; `weights` are in their order, `planned` is what they were
+    planned with.
+    """
     from localai import alternatives
 
     pairs = [(each, bytes_) for each, bytes_ in zip(variants, weights, strict=False) if each.plan is not None]
@@ -146,7 +165,18 @@ def _instead_of(
     enough = [pair for pair in pairs if not quantization.is_low_bit(pair[0].quantization)]
     smallest, its_weights = min(enough or pairs, key=lambda pair: pair[1].total_bytes)
     assert smallest.plan is not None
-    return alternatives.find(shape, its_weights, machine, smallest.plan, known=known, quant=smallest.quantization)
+    shape, machine, _ = planned.args
+    return alternatives.find(
+        partial(planned, weights=its_weights),
+        smallest.plan,
+        shape,
+        its_weights,
+        machine,
+        known=known,
+        quant=smallest.quantization,
+        context=planned.keywords["context"],
+        measured=measured,
+    )
 
 
 def from_hub(wanted: library.Meaning, found: remote.RemoteModel, context: int | None, kv_type: str | None) -> Card:
@@ -154,10 +184,11 @@ def from_hub(wanted: library.Meaning, found: remote.RemoteModel, context: int | 
     machine, facts, known = hardware.detect(), shapes.card(found.header), wanted.known
     variants = []
     pictures = found.projector.size_bytes if found.projector else 0
+    planned = partial(_planned, found.shape, machine, pictures, context=context, kv_type=kv_type)
     for variant, weights in zip(found.variants, found.weights, strict=True):
         quant, name = variant.quantization, variant.files[0].name
-        plan = _planned(found.shape, weights, machine, context, kv_type, quant, found.measured, pictures)
-        variants.append(CardVariant(variant.quantization, name, variant.size_bytes, False, plan))
+        plan = planned(weights=weights, quant=quant, measured=found.measured)
+        variants.append(CardVariant(quant, name, variant.size_bytes, False, plan))
     return Card(
         model=wanted.model,
         name=known.name if known else facts.name or wanted.model,
@@ -176,26 +207,35 @@ def from_hub(wanted: library.Meaning, found: remote.RemoteModel, context: int | 
         variants=tuple(variants),
         commit=found.repository.commit,
         projector_bytes=pictures,
-        instead=_instead_of(variants, found.shape, found.weights, machine, known),
+        instead=_instead_of(variants, planned, found.weights, known, found.measured),
     )
 
 
-def from_header(found: library.Found, context: int | None, kv_type: str | None = None) -> Card:
-    """The card of a model whose file is here."""
-    from localai import measuring
+def from_header(
+    found: library.Found, context: int | None, kv_type: str | None = None, beside: library.Meaning | None = None
+) -> Card:
+    """The card of a model whose file is here, and its other quantizations: those that are here, those that the catalog
+    knows, and those of the repository `beside`, where the Hub answers.
+    """
+    from localai import loading, measuring
 
-    paths = [file.path for file in found.model.files] if found.model else [found.path]
-    header = gguf.read_model(paths)
+    header = gguf.read_model(found.paths)
     facts, shape, weights = shapes.card(header), shapes.shape(header), shapes.weights(header)
-    measured = None if measuring.is_exact(shape) else measuring.measure_for(shape, measuring.header_files(paths))
-    machine = hardware.detect()
-    projector = found.model.projector if found.model else None
-    pictures = projector_bytes(projector.path if projector else None)
-    plan = _planned(shape, weights, machine, context, kv_type, None, measured, pictures)
+    measured = None if measuring.is_exact(shape) else measuring.measure_for(shape, measuring.header_files(found.paths))
+    machine, pictures = hardware.detect(), projector_bytes(loading.projector_of(found))
+    planned = partial(_planned, shape, machine, pictures, context=context, kv_type=kv_type)
     known = catalog.resolve_name(found.name)
-    size = found.model.size_bytes if found.model else found.path.stat().st_size
+    size = sum(path.stat().st_size for path in found.paths)
     quant = found.model.quantization if found.model else shapes.quantization(header)
-    shown = CardVariant(quant, found.path.name, size, found.model is not None, plan)
+    plan = planned(weights=weights, measured=measured)
+    variants = [CardVariant(quant, found.path.name, size, found.model is not None, plan)]
+    if found.model is not None:
+        variants += _installed_beside(found.model, planned)
+        there = from_catalog(known, None, context, kv_type, machine).variants if known else ()
+        if beside is not None:
+            there = tuple(_on_hub(beside, planned, header.data_offset, tied=not weights.output_bytes))
+        here = {each.quantization for each in variants}
+        variants += [each for each in there if each.quantization not in here]
     return Card(
         model=found.name,
         name=known.name if known else facts.name or found.name,
@@ -211,12 +251,10 @@ def from_header(found: library.Found, context: int | None, kv_type: str | None =
         path=str(found.path),
         note=size_note(shape.params),
         basis="header",
-        variants=(
-            shown,
-            *([] if found.model is None or known is None else others(known, quant, context, kv_type, machine)),
-        ),
+        variants=tuple(variants),
+        commit=found.model.commit if found.model else None,
         projector_bytes=pictures,
-        instead=_instead_of([shown], shape, [weights], machine, known),
+        instead=_instead_of(variants[:1], planned, [weights], known, measured),
     )
 
 
@@ -230,14 +268,33 @@ def projector_bytes(path: Path | None) -> int:
         return path.stat().st_size if path.exists() else 0
 
 
-def others(
-    known: catalog.CatalogModel, quant: str, context: int | None, kv_type: str | None, machine: Machine
-) -> Iterator[CardVariant]:
-    """The quantizations that the catalog knows besides the one that is shown; `installed` where they are here too."""
-    here = {model.quantization for model in library.installed() if model.model == known.id}
-    for variant in from_catalog(known, None, context, kv_type, machine).variants:
-        if variant.quantization != quant:
-            yield replace(variant, installed=variant.quantization in here)
+def _installed_beside(model: InstalledModel, planned: partial[Plan]) -> Iterator[CardVariant]:
+    """The other quantizations of a model that are here, planned as it is."""
+    for other in library.installed():
+        if other.model != model.model or other.quantization == model.quantization:
+            continue
+        size = sum(file.size_bytes for file in other.files)
+        try:
+            weights = shapes.weights(gguf.read_model([file.path for file in other.files]))
+            plan = planned(weights=weights, quant=other.quantization)
+        except LocalaiError:  # what is wrong with it, its own card tells
+            plan = None
+        yield CardVariant(other.quantization, other.path.name, size, True, plan)
+
+
+def _on_hub(wanted: library.Meaning, planned: partial[Plan], header_bytes: int, tied: bool) -> Iterator[CardVariant]:
+    """The quantizations of a repository by their sizes; none where the Hub does not answer soon."""
+    from localai import hub
+
+    repo = wanted.repo or ""
+    try:
+        found = hub.within(_HUB_SECONDS, lambda: hub.repository(repo, wanted.revision))
+    except (LocalaiError, TimeoutError):
+        return
+    for variant in naming.variants(found.files):
+        size, quant = max(1, variant.size_bytes - header_bytes), variant.quantization
+        plan = planned(weights=sizes.weights_from_size(size, planned.args[0], quant, tied), quant=quant)
+        yield CardVariant(quant, variant.files[0].name, variant.size_bytes, False, plan)
 
 
 def from_catalog(
@@ -250,15 +307,14 @@ def from_catalog(
     """The card of a model that is not here, from the catalog's facts; `selector` leaves one of its files."""
     machine = machine or hardware.detect()
     variants, all_weights = [], []
-    pictures = sizes.projector_bytes(known)
+    shape, pictures = sizes.shape_from_catalog(known), sizes.projector_bytes(known)
+    planned = partial(_planned, shape, machine, pictures, context=context, kv_type=kv_type)
     for file in known.files:
         if selector is not None and not library.selects(selector, file.quantization, [file.name]):
             continue
-        plan = None
-        if known.shape is not None:
-            weights = estimate.weights_from_catalog(known, file.quantization)
-            plan = _planned(known.shape, weights, machine, context, kv_type, file.quantization, None, pictures)
-            all_weights.append(weights)
+        weights = estimate.weights_from_catalog(known, file.quantization)
+        plan = planned(weights=weights, quant=file.quantization)
+        all_weights.append(weights)
         variants.append(CardVariant(file.quantization, file.name, file.size_bytes, False, plan))
     if selector is not None and not variants:
         have = ", ".join(file.quantization for file in known.files)
@@ -267,7 +323,7 @@ def from_catalog(
         model=known.id,
         name=known.name,
         repo=known.repo,
-        architecture=known.shape.architecture if known.shape else None,
+        architecture=known.architecture,
         params_b=known.params_b,
         active_params_b=known.active_params_b,
         context_length=known.context_length,
@@ -280,5 +336,5 @@ def from_catalog(
         basis="catalog",
         variants=tuple(variants),
         projector_bytes=pictures,
-        instead=_instead_of(variants, known.shape, all_weights, machine, known) if known.shape else None,
+        instead=_instead_of(variants, planned, all_weights, known),
     )

@@ -66,12 +66,14 @@ def makes_vectors(model: InstalledModel) -> bool:
 def prepare(found: library.Found, wishes: Wishes) -> Prepared:
     """Plan how `found` would be loaded here, for texts as long as it is made for, 8,192 tokens, or what fits.
 
-    Raises EngineError for a file that is no model, DoesNotFit, UsageError for more threads than there are.
+    Raises EngineError for a file that is no model, DoesNotFit, UsageError for more threads than there are and a
+    cache it cannot have.
     """
     machine = hardware.detect()
     loading.check_threads(wishes, machine)
-    header = gguf.read_model([file.path for file in found.model.files] if found.model else [found.path])
+    header = gguf.read_model(found.paths)
     shape, weights, pooling = shapes.shape(header), shapes.weights(header), shapes.pooling(header)
+    estimate.check_kv_type(shape, wishes.kv_type)
     context = wishes.context or min(shape.context_length or LONGEST, LONGEST)
     while True:
         plan = estimate.plan(

@@ -16,6 +16,7 @@ from localai.domain.plan import MemoryNeed, Placement, Plan
 from localai.domain.rates import Job
 from localai.domain.shape import Shape, Weights
 from localai.domain.units import MIB
+from localai.errors import UsageError
 from localai.placement import GPU_MARGIN_BYTES
 from localai.sizes import shape_from_params, shape_from_size, weights_from_catalog, weights_from_size
 from localai.speed import cores, decode_speed, engine_gpus, prompt_speed
@@ -191,6 +192,16 @@ def can_shrink_cache(shape: Shape) -> bool:
     """Whether llama.cpp takes a quantized cache of this model: whole blocks of 32, and flash attention."""
     blocks = shape.key_length % 32 == 0 and (shape.latent_kv or shape.value_length % 32 == 0)
     return any(shape.kv_heads) and blocks and shape.architecture != "grok"
+
+
+def check_kv_type(shape: Shape, kv_type: str | None) -> None:
+    """Raise UsageError for a quantized cache of a model that llama.cpp refuses one of."""
+    quantized = kv_type not in (None, "f32", "f16", "bf16")
+    if quantized and any(shape.kv_heads) and not can_shrink_cache(shape):
+        raise UsageError(
+            f"this model's KV cache cannot be {kv_type}: its heads are no whole blocks of 32",
+            "leave --kv-type out, or take f16",
+        )
 
 
 def _contexts(shape: Shape, want: int) -> list[int]:

@@ -51,7 +51,8 @@ def entries(models: Iterable[InstalledModel], machine: Machine) -> tuple[Entry, 
     found, folder = [], str(records.folder())
     for model in models:
         facts = facts_of(model, folder)
-        plan = estimate.plan(facts.shape, facts.weights, machine) if facts else None
+        pictures = model.projector.size_bytes if model.projector else 0
+        plan = estimate.plan(facts.shape, facts.weights, machine, projector_bytes=pictures) if facts else None
         found.append(Entry(model, facts, plan))
     return tuple(found)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,35 +98,38 @@ def prepare(
     `want_context` is the number of tokens the job at hand needs, used where the user asked for no context of their own;
     `work` is what it is, for the settings that suit it.
     Raises EngineError for a file that is no model, DoesNotFit where it would swap or die, UsageError for more threads
-    than there are (llama.cpp's threads wait actively: too many make it not slow but still).
+    than there are (llama.cpp's threads wait actively: too many make it not slow but still) and a cache it cannot have.
     """
     machine = machine_for(wishes)
     header = header_of(found)
     shape, weights = shapes.shape(header), shapes.weights(header)
 
+    estimate.check_kv_type(shape, wishes.kv_type)
     # workers take no pictures: see engine.child
     pictures = 0 if wishes.workers else cards.projector_bytes(projector_of(found))
 
-    def planned(count: int, projector_bytes: int = pictures) -> Plan:
-        return estimate.plan(
-            shape,
-            weights,
-            machine,
-            context=wishes.context,
-            gpu_layers=wishes.gpu_layers,
-            threads=wishes.threads,
-            kv_type=wishes.kv_type,
-            want_context=want_context or estimate.DEFAULT_CONTEXT,
-            sequences=count,
-            projector_bytes=projector_bytes,
-            work=work,
-        )
-
-    plan = planned(sequences) if sequences is not None else parallelism.best(planned, most_sequences)
-    if not plan.fits and pictures and (blind := planned(sequences or 1, 0)).fits:
+    planned = partial(
+        estimate.plan,
+        shape,
+        weights=weights,
+        machine=machine,
+        context=wishes.context,
+        gpu_layers=wishes.gpu_layers,
+        threads=wishes.threads,
+        kv_type=wishes.kv_type,
+        want_context=want_context or estimate.DEFAULT_CONTEXT,
+        projector_bytes=pictures,
+        work=work,
+    )
+    plan = (
+        planned(sequences=sequences)
+        if sequences is not None
+        else parallelism.best(lambda count: planned(sequences=count), most_sequences)
+    )
+    if not plan.fits and pictures and (blind := planned(sequences=sequences or 1, projector_bytes=0)).fits:
         plan = replace(blind, warnings=(*blind.warnings, "memory leaves no room for its projector: it cannot see now"))
     if not plan.fits:
-        raise _refusal(found, shape, weights, machine, plan, wishes)
+        raise _refusal(found, Facts(machine, shape, weights), plan, wishes, partial(planned, sequences=plan.sequences))
     plan, draft = replace(plan, workers=wishes.workers), None
     if wishes.speculate and sequences == 1 and not wishes.workers:
         plan = speculating.with_rows(plan, shape)
@@ -135,7 +139,7 @@ def prepare(
 
 def header_of(found: library.Found) -> gguf.Header:
     """The header of a model that writes text. Raises EngineError for what is none."""
-    header = gguf.read_model([file.path for file in found.model.files] if found.model else [found.path])
+    header = gguf.read_model(found.paths)
     if not shapes.makes_text(header):
         raise EngineError(
             f"{found.name} is a model for embeddings: it writes no text",
@@ -200,14 +204,12 @@ def check_threads(wishes: Wishes, machine: Machine) -> None:
         )
 
 
-def _refusal(
-    found: library.Found, shape: Shape, weights: Weights, machine: Machine, plan: Plan, wishes: Wishes
-) -> DoesNotFit:
-    """Why the model is not loaded, and what would fit instead."""
+def _refusal(found: library.Found, facts: Facts, plan: Plan, wishes: Wishes, again: Callable[..., Plan]) -> DoesNotFit:
+    """Why the model is not loaded, and what would fit instead; `again` plans the same job with something else."""
     from localai import alternatives, catalog
 
     need, free = plan.memory.total_bytes + plan.memory.overhead_bytes, plan.available_bytes
-    own = shape.context_length
+    own = facts.shape.context_length
     message = (
         f"{found.name} needs {need / GIB:.1f} GiB of memory with {plan.context} tokens of context"
         + (f" for each of {plan.sequences} at once" if plan.sequences > 1 else "")
@@ -216,13 +218,15 @@ def _refusal(
     if wishes.context is not None and own is not None and wishes.context > own:
         return DoesNotFit(message, f"the model is made for {own} tokens: ask for no more (--context)")
     instead = alternatives.find(
-        shape,
-        weights,
-        machine,
+        again,
         plan,
+        facts.shape,
+        facts.weights,
+        facts.machine,
         known=catalog.resolve_name(found.model.model) if found.model else None,
         quant=found.model.quantization if found.model else None,
-        asked_gpu_layers=wishes.gpu_layers,
+        context=wishes.context,
+        gpu_layers=wishes.gpu_layers,
     )
     fewer = "--parallel with fewer at once; or: " if plan.sequences > 1 else ""
     return DoesNotFit(message, fewer + instead.sentence(found.name))

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from localai import quantization
 from localai.catalog import CatalogModel
 from localai.domain.shape import Shape, Weights
+
+
+def shape_from_catalog(model: CatalogModel) -> Shape:
+    """The dimensions of a catalog model; cautious ones (basis "size") where no source gives them."""
+    guessed = shape_from_params(model.params_b, model.active_params_b)
+    return model.shape or replace(guessed, context_length=model.context_length)
 
 
 def weights_from_catalog(model: CatalogModel, quant: str) -> Weights:
@@ -12,7 +20,7 @@ def weights_from_catalog(model: CatalogModel, quant: str) -> Weights:
 
     Within about 3 % of the published sizes. Raises ValueError for a quantization whose bits nobody knows.
     """
-    shape = model.shape or shape_from_params(model.params_b, model.active_params_b)
+    shape = shape_from_catalog(model)
     file = model.file(quant)
     tied = _is_tied(model)
     embedding, output, rest = _parts(round(model.params_b * 1e9), shape, quant, tied)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from model_headers import named, write_sparse
 
 from localai import alternatives, estimate, gguf, shapes
@@ -30,12 +33,13 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Shape, Weights]:
 
 
 def instead_of(pair: tuple[Shape, Weights], machine: Machine, **asked: Any) -> alternatives.Alternatives:
-    refused = estimate.plan(*pair, machine, **asked)
+    shape, weights = pair
+    again = partial(estimate.plan, shape, weights=weights, machine=machine, **asked)
+    refused = again()
     assert not refused.fits
     known = resolve_name("llama-3.1-8b")
-    return alternatives.find(
-        *pair, machine, refused, known=known, quant="Q8_0", asked_gpu_layers=asked.get("gpu_layers")
-    )
+    wishes = {name: asked.get(name) for name in ("context", "gpu_layers")}
+    return alternatives.find(again, refused, shape, weights, machine, known=known, quant="Q8_0", **wishes)
 
 
 def test_the_longest_context_that_fits_is_named(llama: tuple[Shape, Weights]) -> None:
@@ -53,6 +57,57 @@ def test_a_smaller_cache_is_named_where_it_is_enough(llama: tuple[Shape, Weights
     assert found.kv_type == "q8_0"
     assert estimate.plan(*llama, machine, context=16384, kv_type="q8_0").fits
     assert instead_of(llama, machine, context=131072, kv_type="f16").kv_type is None
+
+
+def hungry(context: int, kv_type: str, ubatch: int) -> tuple[int, int]:
+    """As if llama.cpp itself took a GiB more than the closed forms say."""
+    return 131072 * context, 2 * GIB
+
+
+@given(
+    st.floats(3, 20),
+    st.sampled_from([0, 6, 12]),
+    st.sampled_from([None, 4096, 16384, 131072]),
+    st.sampled_from([None, "f16", "q8_0"]),
+    st.sampled_from([None, 12, 33]),
+    st.sampled_from([0, 2 * GIB]),
+    st.sampled_from([1, 4]),
+    st.booleans(),
+)
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_is_offered_fits_when_it_is_asked_for(
+    llama: tuple[Shape, Weights],
+    gib: float,
+    vram: int,
+    context: int | None,
+    kv_type: str | None,
+    layers: int | None,
+    projector: int,
+    sequences: int,
+    asks_llama: bool,
+) -> None:
+    """Everything else stays as it was asked for: the projector, so many at once, the layers, the cache."""
+    shape, weights = llama
+    machine = replace(with_free(gib), gpus=hypothetical(64, vram).gpus)
+    measured = hungry if asks_llama and sequences == 1 else None
+    asked: dict[str, Any] = {"context": context, "kv_type": kv_type, "gpu_layers": layers, "ubatch": 512}
+    again = partial(
+        estimate.plan, shape, weights=weights, machine=machine, projector_bytes=projector, sequences=sequences, **asked
+    )
+    refused = again(measured=measured)
+    if refused.fits:
+        return
+    wishes = {"context": context, "gpu_layers": layers, "measured": measured}
+    known = resolve_name("llama-3.1-8b")
+    found = alternatives.find(again, refused, shape, weights, machine, known=known, quant="Q8_0", **wishes)
+    for name in ("context", "kv_type", "gpu_layers"):
+        if (offered := getattr(found, name)) is not None:
+            assert again(**{name: offered, "measured": measured}).fits, name
+    if found.quantization is not None:
+        assert known is not None
+        smaller = estimate.weights_from_catalog(known, found.quantization)
+        assert again(weights=smaller, measured=measured).fits
+    assert found.model != "llama-3.1-8b"
 
 
 def test_another_quantization_and_another_model_are_named(llama: tuple[Shape, Weights]) -> None:

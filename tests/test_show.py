@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import random_models
 import typer
+from conftest import CLOSED_PORT
 from gguf_files import Typed, gguf_bytes, size_of
-from hub_on_loopback import HubOnLoopback, running
+from hub_on_loopback import COMMIT, HubOnLoopback, running
 from model_headers import metadata, named, tensors
 from remote_models import Sparse, file_of, vocabulary
+from small_models import model_bytes, projector_bytes
 
-from localai import cards, estimate, gguf, hub, ranges, remote, shapes
+from localai import cards, estimate, gguf, hub, library, loading, pulling, ranges, remote, shapes
 from localai.commands import models
 from localai.domain.files import RemoteFile
 from localai.domain.units import MIB
-from localai.errors import AccessDenied, EngineError, NetworkError, NotFound
+from localai.errors import AccessDenied, EngineError, NetworkError, NotFound, UsageError
 from localai.machines import hypothetical
 
 REPO = "somebody/Some-GGUF"
@@ -149,7 +152,59 @@ def test_what_is_asked_for_is_what_is_told(loopback: HubOnLoopback, monkeypatch:
     assert card.plan.memory.kv_cache_bytes == 2048 * MIB
     assert card.instead is not None
     assert card.instead.context is not None
-    assert cards.card(REPO, context=card.instead.context, kv_type=None).plan is not None
+    fitting = cards.card(REPO, context=card.instead.context).plan
+    assert fitting is not None
+    assert fitting.fits, "what is offered fits when it is asked for"
+
+
+def test_what_is_installed_is_shown_with_what_else_there_is(loopback: HubOnLoopback, monkeypatch: Any) -> None:
+    model, eye = model_bytes("one", **{"general.file_type": 7}), projector_bytes()
+    loopback.add(REPO, {"m-Q4_0.gguf": model_bytes("other"), "m-Q8_0.gguf": model, "mmproj-F16.gguf": eye})
+    plan = pulling.plan_pull(f"{REPO}:q8_0", hypothetical(64))
+    assert plan.plan is not None
+    assert plan.plan.memory.projector_bytes == len(eye)
+    pulling.pull(plan)
+    card = cards.card(REPO)
+    assert [(each.quantization, each.installed) for each in card.variants] == [("Q8_0", True), ("Q4_0", False)]
+    assert all(each.plan and each.plan.memory.projector_bytes for each in card.variants)
+    assert (card.commit, card.variants[0].size_bytes) == (COMMIT, len(model))
+    pulling.pull(pulling.plan_pull(f"{REPO}:q4_0", hypothetical(64)))
+    monkeypatch.setenv("HF_ENDPOINT", CLOSED_PORT)
+    assert {(each.quantization, each.installed) for each in cards.card(REPO).variants} == {
+        ("Q8_0", True),
+        ("Q4_0", True),
+    }
+
+
+def test_a_model_in_shards_is_whole_by_the_path_of_any(tmp_path: Path) -> None:
+    first = random_models.write(tmp_path, random_models.TINY["plain"], shards=3)
+    whole = cards.card(str(first))
+    assert whole.plan is not None
+    header = gguf.read_model(sorted(tmp_path.glob("*.gguf")))
+    assert whole.plan.memory.weights_bytes == shapes.weights(header).total_bytes
+    assert whole.variants[0].size_bytes == header.file_size
+    second = first.with_name(first.name.replace("00001-of", "00002-of"))
+    assert cards.card(str(second)) == whole
+    second.unlink()
+    with pytest.raises(EngineError, match="3 shards, but 2 are here"):
+        cards.card(str(first))
+
+
+def test_an_alias_of_a_file_that_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(model_bytes())
+    library.keep_alias("mine", str(tmp_path / "m.gguf"))
+    (tmp_path / "m.gguf").unlink()
+    with pytest.raises(NotFound, match="there is no file"):
+        cards.card("mine")
+
+
+def test_a_cache_that_the_model_cannot_have_is_refused(tmp_path: Path) -> None:
+    path = random_models.write(tmp_path, random_models.TINY["plain"])  # heads of 16: half a block
+    with pytest.raises(UsageError, match="blocks of 32"):
+        cards.card(str(path), kv_type="q8_0")
+    with pytest.raises(UsageError, match="blocks of 32"):
+        loading.prepare(library.find(str(path)), loading.Wishes(kv_type="q4_0"))
+    assert cards.card(str(path), kv_type="bf16").plan is not None
 
 
 def test_the_shape_and_weights_of_one_file(loopback: HubOnLoopback, tmp_path: Path) -> None:
@@ -250,6 +305,14 @@ def test_a_catalog_model_without_the_hub_is_told_from_the_catalog() -> None:
         cards.card("nobody/nothing")
 
 
+@pytest.mark.parametrize("name", [model.id for model in cards.catalog.load() if model.shape is None])
+def test_a_model_whose_dimensions_nobody_gives_has_cautious_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cards.hardware, "detect", lambda: hypothetical(64))
+    card = cards.card(name)
+    assert card.basis == "catalog"
+    assert all(each.plan and each.plan.fits for each in card.variants)
+
+
 def test_the_cache_type_and_the_context_are_planned_with(loopback: HubOnLoopback) -> None:
     loopback.add(REPO, {"Some-Q4_K_M.gguf": small()})
     wide, narrow = cards.card(REPO, 4096), cards.card(REPO, 4096, "q8_0")
@@ -289,7 +352,8 @@ def test_the_command(loopback: HubOnLoopback, cli: Any) -> None:
     assert (refused.returncode, "Instead: " in refused.stdout) == (4, True)
     text = cli("show", REPO).stdout
     assert "Q8_0" in text
-    assert f"localai pull {REPO}" in text
+    assert f"localai pull {REPO}\n" in text
+    assert f"localai pull {REPO}:q8_0\n" in cli("show", f"{REPO}:q8_0").stdout
 
 
 def test_the_command_offline_and_its_exit_codes(cli: Any) -> None:

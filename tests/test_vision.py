@@ -17,7 +17,7 @@ from PIL import Image as Pillow
 from real_model import plan
 from vision_models import TEMPLATE, pixels
 
-from localai import loading
+from localai import cards, loading
 from localai.domain.files import InstalledFile, InstalledModel
 from localai.domain.generation import AnswerEnd, GenerationRequest, Image, Message, Sampling
 from localai.engine import library
@@ -204,6 +204,10 @@ def test_which_projector_a_model_has(folder: Path, tmp_path: Path) -> None:
     assert loading.projector_of(Found(without, path, "m")) is None
     with_one = replace(without, projector=replace(file, path=tmp_path / "p.gguf"))
     assert loading.projector_of(Found(with_one, path, "m")) == tmp_path / "p.gguf"
+    shown = cards.card(str(path))
+    assert shown.projector_bytes > 0
+    assert shown.plan is not None
+    assert shown.plan.memory.projector_bytes == shown.projector_bytes
 
 
 def test_workers_take_no_images(folder: Path) -> None:

@@ -129,14 +129,14 @@ def show(
     if as_json:
         render.json_object(schema.card(card))
     else:
-        show_card(card)
+        show_card(card, model)
     plans = [card.plan] if card.plan else [each.plan for each in card.variants]
     if check and not any(plan and plan.fits for plan in plans):
         raise typer.Exit(DoesNotFit.exit_code)
 
 
-def show_card(card: Card) -> None:
-    """The card as lines and a table."""
+def show_card(card: Card, name: str) -> None:
+    """The card as lines and a table; `name` is what was asked for."""
     render.out(render.facts(card_facts(card)))
     render.out()
     rows = [variant_row(each) for each in card.variants]
@@ -148,8 +148,8 @@ def show_card(card: Card) -> None:
         render.out(f"It does not fit here. Instead: {card.instead.sentence(card.model)}")
     if card.basis == "catalog":
         render.out("Not installed: sizes, memory and speed are reckoned from published facts.")
-    if card.source in ("catalog", "hub") and not card.instead:
-        render.out(f"Next: localai pull {card.model}")
+    if card.path is None and not card.instead:
+        render.out(f"Next: localai pull {name}")
 
 
 def card_facts(card: Card) -> list[tuple[str, str]]:
