@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from localai import estimate, experience, loading, recording, tuning
 from localai.buffers import UBATCH
-from localai.domain.plan import Plan, SpeedRange
+from localai.domain.plan import Placement, Plan, SpeedRange
 from localai.domain.rates import Job, Setting, Tuned, Tuning
-from localai.loading import Prepared, Wishes
+from localai.errors import DoesNotFit, UsageError
+from localai.loading import Facts, Prepared, Wishes
 from localai.past_runs import kind_of
 from localai.speed import cores
 
@@ -183,22 +184,37 @@ class _Watches:
 
 
 def tune(prepared: Prepared, tell: Tell, cancelled: Cancelled = None) -> tuple[Tuning, tuple[tuning.Tried, ...]]:
-    """Find the settings that are clearly quicker than llama.cpp's own for some kind of work, and keep them.
+    """Find the settings that are clearly quicker than llama.cpp's own for some kind of work; `keep` keeps them.
 
-    Takes minutes. Raises EngineError, DoesNotFit, KeyboardInterrupt.
+    Settings that do not fit are left out. Takes minutes. Raises UsageError for a model that runs on the GPU in part,
+    EngineError, DoesNotFit, KeyboardInterrupt.
     """
     facts = prepared.facts
     assert facts is not None, "prepared by loading.prepare"
     machine, shape = facts.machine, facts.shape
-    gpu = prepared.plan.gpu_layers > 0
+    if prepared.plan.placement is Placement.SPLIT:  # no plan takes what would be found: see estimate
+        raise UsageError(
+            f"{prepared.found.name} does not fit the GPU whole: what is best for a part of it would not last",
+            "tune a smaller quantization of it, or with --gpu-layers 0 what the processor does",
+        )
+    gpu = prepared.plan.placement is Placement.GPU
     default = Setting(True, True, cores(machine), UBATCH, "f16")
     singles = tuning.candidates(
         default, cores(machine), machine.cpu.logical_cores, gpu, quantized_kv=estimate.can_shrink_cache(shape)
     )
+
+    def fits(setting: Setting) -> bool:
+        return _fits(prepared.plan, facts, setting)
+
+    if not fits(default):
+        raise DoesNotFit(
+            f"{prepared.found.name} does not fit with llama.cpp's own settings, to compare others with",
+            "close other programs, or tune a smaller model of its kind",
+        )
     watches = _Watches(prepared, cancelled)
-    own: list[Tuned] = []
     try:
         size = _size(watches.get(default, default), prepared.plan.context)
+        own = [_tuned(default, _once(watches.get(default, default), size), size)]
 
         def pair(setting: Setting, other: Setting) -> tuning.Pair:
             first = len(own) % 2 == 0  # which one begins takes turns, too
@@ -209,10 +225,34 @@ def tune(prepared: Prepared, tell: Tell, cancelled: Cancelled = None) -> tuple[T
             return found[setting], found[other]
 
         started = perf_counter()
-        tried = tuple(tuning.tune(default, singles, pair, tell, lambda: perf_counter() - started > LONGEST_TUNING_S))
+
+        def late() -> bool:
+            return perf_counter() - started > LONGEST_TUNING_S
+
+        tried = tuple(tuning.tune(default, singles, pair, tell, late, fits))
     finally:
         watches.close()
     adopted: Sequence[Tuned] = [each.tuned for each in tried if each.adopted]
     result = Tuning(shape.architecture, kind_of(facts.weights), shape.params, gpu, (tuning.quickest(own), *adopted))
-    experience.keep_tuning(machine, result)
     return result, tried
+
+
+def _fits(plan: Plan, facts: Facts, setting: Setting) -> bool:
+    """Whether the model can be loaded with that setting where the plan has it."""
+    need = estimate.memory(
+        facts.shape,
+        facts.weights,
+        plan.context,
+        setting.kv_type,
+        setting.ubatch,
+        plan.outputs,
+        setting.flash,
+        projector_bytes=plan.memory.projector_bytes,
+    )
+    return need.total_bytes + plan.memory.overhead_bytes <= plan.available_bytes
+
+
+def keep(prepared: Prepared, found: Tuning) -> bool:
+    """Keep what was tuned, for every later plan of the kind; False where it cannot be written."""
+    assert prepared.facts is not None, "prepared by loading.prepare"
+    return experience.keep_tuning(prepared.facts.machine, found)

@@ -69,20 +69,21 @@ def tune(
     pair: MeasurePair,
     tell: Callable[[str], None],
     enough: Callable[[], bool] = lambda: False,
+    fits: Callable[[Setting], bool] = lambda setting: True,
 ) -> Iterator[Tried]:
     """Try each setting against llama.cpp's own, then those that won together. Yields what was found of each.
 
-    Once it is `enough`, because time is up, nothing further is tried.
+    What does not fit (`fits`) is left out. Once it is `enough`, because time is up, nothing further is tried.
     """
     winners: list[Setting] = []
-    for setting in singles:
+    for setting in filter(fits, singles):
         if enough():
             return
         tried = _try(default, setting, pair, tell)
         yield tried
         if tried.adopted:
             winners.append(setting)
-    for combined in _combined(default, winners):
+    for combined in filter(fits, _combined(default, winners)):
         if enough():
             return
         yield _try(default, combined, pair, tell)

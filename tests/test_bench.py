@@ -13,13 +13,28 @@ import random_models
 from conftest import Cli
 from real_model import model_file
 
-from localai import benching, calibrating, experience, gguf, hardware, library, past_runs, shapes, speed
+from localai import (
+    benching,
+    boundary,
+    calibrating,
+    experience,
+    gguf,
+    hardware,
+    library,
+    past_runs,
+    shapes,
+    speed,
+    tuning,
+)
 from localai.calibrating import calibrate
+from localai.domain.plan import Placement
+from localai.domain.rates import Setting, Tuned, Tuning
 from localai.domain.units import MIB
 from localai.engine import synthetic
 from localai.engine.synthetic import Synthetic
-from localai.errors import DoesNotFit
+from localai.errors import DoesNotFit, UsageError
 from localai.loading import Wishes
+from localai.tuning import Tried
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +59,9 @@ def test_a_model_is_measured_and_kept(cli: Cli, tiny: Path) -> None:
     kept = json.loads(cli("bench", "--history", "--json").stdout)["runs"]
     assert [each["command"] for each in kept] == ["bench"]
     assert kept[0]["measured_decode_tps"] == pytest.approx(found["results"][2]["median_tps"], abs=0.02)
+    for name, count in ((str(tiny), 1), (tiny.stem, 1), ("smollm2-135m", 0)):
+        assert len(json.loads(cli("bench", "--history", name, "--json").stdout)["runs"]) == count, name
+    assert cli("bench", "--history", "no-such-model").returncode == 3
     table = cli("bench", "--history").stdout
     assert "bench" in table
     assert all(len(line) <= 100 for line in table.splitlines())
@@ -174,4 +192,39 @@ def test_tuning_tries_each_setting_on_the_model_and_keeps_what_it_found(
     assert any(not each.repack for each in changed)
     assert any(not each.flash for each in changed)
     assert {each.setting for each in found.settings[1:]} == {each.tuned.setting for each in tried if each.adopted}
+    assert benching.keep(prepared, found)
     assert found in hardware.detect().experience.tunings
+
+
+def test_settings_that_do_not_fit_are_not_tried(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benching, "TOKENS", (32,))
+    prepared = benching.prepare(library.find(str(tiny)), Wishes(speculate=False))
+    need = prepared.plan.memory
+    tight = replace(prepared, plan=replace(prepared.plan, available_bytes=need.total_bytes + need.overhead_bytes))
+    monkeypatch.setattr(tuning, "candidates", lambda default, *_, **__: [replace(default, flash=False)])
+    found, tried = benching.tune(tight, lambda text: None)
+    assert (tried, len(found.settings)) == ((), 1)
+    tighter = replace(tight, plan=replace(tight.plan, available_bytes=need.total_bytes))
+    with pytest.raises(DoesNotFit):
+        benching.tune(tighter, lambda text: None)
+
+
+def test_a_model_in_two_places_is_not_tuned(tiny: Path) -> None:
+    prepared = benching.prepare(library.find(str(tiny)), Wishes())
+    with pytest.raises(UsageError, match="does not fit the GPU whole"):
+        benching.tune(replace(prepared, plan=replace(prepared.plan, placement=Placement.SPLIT)), lambda text: None)
+
+
+def test_what_cannot_be_kept_is_said(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    default = Setting(True, True, 1, 512, "f16")
+    ratios = tuple((name, 2.0) for name in tuning.JOBS)
+    quicker = Tried(Tuned(replace(default, repack=False), 0.5, 0.0, 0.5, 0.0), ratios, 5, True)
+    found = Tuning("llama", "F16", 1, False, (Tuned(default, 1.0, 0.0, 1.0, 0.0), quicker.tuned))
+    monkeypatch.setattr(benching, "tune", lambda *_: (found, (quicker,)))
+    monkeypatch.setattr(experience, "keep_tuning", lambda *_: False)
+    assert boundary.run(["bench", "--tune", str(tiny)]) == 0
+    shown = capsys.readouterr()
+    assert "cannot be kept" in shown.err
+    assert "From now on" not in shown.out

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from localai import render, schema
 from localai.commands.options import GpuLayersOption, JsonFlag, KvTypeOption, ModelArgument, ThreadsOption
-from localai.errors import LocalaiError, UsageError
+from localai.errors import LocalaiError, NotFound, UsageError
 from localai.interrupt import Interrupts
 
 if TYPE_CHECKING:
@@ -161,13 +162,16 @@ def tune_model(model: str | None, gpu_layers: int | None, as_json: bool) -> None
             found, tried = benching.tune(prepared, lambda text: status.show(f"trying {text}"), interrupts.requested)
     finally:
         status.clear()
+    kept = benching.keep(prepared, found)
+    if not kept:
+        render.note("warning: it cannot be kept: the data folder cannot be written")
     if as_json:
         render.json_object(schema.tuning(prepared.found.name, found, tried))
         return
-    show_tuning(prepared.found.name, found, tried)
+    show_tuning(prepared.found.name, found, tried, kept)
 
 
-def show_tuning(name: str, found: Tuning, tried: tuple[Tried, ...]) -> None:
+def show_tuning(name: str, found: Tuning, tried: tuple[Tried, ...], kept: bool) -> None:
     from localai import tuning
 
     default = found.settings[0].setting
@@ -177,7 +181,7 @@ def show_tuning(name: str, found: Tuning, tried: tuple[Tried, ...]) -> None:
         (
             tuning.difference(default, each.tuned.setting),
             *(f"{ratio:.2f}" for _, ratio in each.ratios),
-            "kept" if each.adopted else "",
+            ("kept" if kept else "better") if each.adopted else "",
         )
         for each in tried
     ]
@@ -190,7 +194,8 @@ def show_tuning(name: str, found: Tuning, tried: tuple[Tried, ...]) -> None:
         best = tuning.ranked(found, job)
         how = f"{tuning.difference(default, best[0][0])}, {best[0][1]:.2f} times as fast" if best else "as it is"
         render.out(f"{what}: {how}")
-    render.out("From now on each job takes what suits it, where it fits.")
+    if kept:
+        render.out("From now on each job takes what suits it, where it fits.")
 
 
 def show_history(model: str | None, limit: int, as_json: bool) -> None:
@@ -198,12 +203,16 @@ def show_history(model: str | None, limit: int, as_json: bool) -> None:
     from localai import hardware, past_runs
 
     machine: Machine = hardware.detect()
-    found = [each for each in past_runs.runs(machine) if model is None or each.model == model][-limit:]
+    runs = past_runs.runs(machine)
+    found = (runs if model is None else runs_of(model, runs))[-limit:]
     if as_json:
         render.json_object({"runs": [schema.past_run(each) for each in reversed(found)]})
         return
     if not found:
-        render.out("No runs are kept yet: localai run, chat and bench keep their speeds (and nothing of the text).")
+        of = f" of {model}" if model else ""
+        render.out(
+            f"No runs{of} are kept yet: localai run, chat and bench keep their speeds (and nothing of the text)."
+        )
         return
     headers = ("WHEN", "", "MODEL", "DEPTH", "PROMPT", "PREDICTED", "DECODE", "PREDICTED", "")
     render.out(render.columns(headers, [history_row(each) for each in reversed(found)], right=(3, 4, 5, 6, 7)))
@@ -211,6 +220,24 @@ def show_history(model: str | None, limit: int, as_json: bool) -> None:
     render.out("Tokens per second. Past runs correct the next predictions for their model and its kind.")
     if any(each.busy for each in found):
         render.out("busy: other programs had the processor, too; that run corrects nothing.")
+
+
+def runs_of(model: str, runs: Sequence[Run]) -> Sequence[Run]:
+    """The runs of a model, which need not be here any more. Raises NotFound for a name that nothing was ever run by."""
+    from localai import aliases, library, naming
+
+    def named_so(name: str) -> list[Run]:
+        return [each for each in runs if each.model.casefold() == name.casefold()]
+
+    if found := named_so(model):
+        return found
+    try:
+        return named_so(library.find(model).name)
+    except NotFound:
+        is_name = naming.parse(aliases.expand(model)).kind is not naming.Kind.PATH
+        if not (is_name and (found := named_so(library.meaning(model).model))):
+            raise
+        return found
 
 
 def history_row(run: Run) -> tuple[str, ...]:
