@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from localai import estimate, hub, library, naming, recommend
+from localai import estimate, hub, library, naming, recommend, sizes
 from localai.catalog import CatalogModel
 from localai.domain.files import Variant
 from localai.domain.machine import Machine
@@ -68,25 +68,36 @@ def choose(text: str, wanted: library.Meaning, found: hub.Repository, machine: M
 
 def fitted(found: hub.Repository, variant: Variant, known: CatalogModel | None, machine: Machine, why: str) -> Choice:
     """One variant as it would run here."""
-    by_size = recommend.choose_variant([variant], known.shape if known else None, machine)[1]
-    return _planned(variant, by_size, _read(found, variant, by_size, machine), machine, why)
+    by_size = recommend.choose_variant([variant], _shape(known), machine, pictures_bytes(found))[1]
+    return _planned(found, variant, by_size, _read(found, variant, by_size, machine), machine, why)
+
+
+def pictures_bytes(found: hub.Repository) -> int:
+    """The size of the projector that comes with every model of a repository; 0 where it has none."""
+    return sum(each.size_bytes for each in naming.projectors(found.files)[:1])
+
+
+def _shape(known: CatalogModel | None) -> Shape | None:
+    return sizes.shape_from_catalog(known) if known else None
 
 
 def _best(found: hub.Repository, variants: Sequence[Variant], known: CatalogModel | None, machine: Machine) -> Choice:
     """By sizes first; the header of that one tells the shape of all, by which to choose again."""
-    first, plan, reason = recommend.choose_variant(variants, known.shape if known else None, machine)
+    pictures = pictures_bytes(found)
+    first, plan, reason = recommend.choose_variant(variants, _shape(known), machine, pictures)
     variant, read = first, _read(found, first, plan, machine)
     if read.numbers is not None:
-        variant, plan, reason = recommend.choose_variant(variants, read.numbers[0], machine)
+        variant, plan, reason = recommend.choose_variant(variants, read.numbers[0], machine, pictures)
         read = read if variant is first else _read(found, variant, plan, machine)
-    return _planned(variant, plan, read, machine, f"taking {variant.quantization}: {reason}")
+    return _planned(found, variant, plan, read, machine, f"taking {variant.quantization}: {reason}")
 
 
-def _planned(variant: Variant, by_size: Plan, read: _Read, machine: Machine, why: str) -> Choice:
+def _planned(found: hub.Repository, variant: Variant, by_size: Plan, read: _Read, machine: Machine, why: str) -> Choice:
     if read.numbers is None:
         return Choice(variant, by_size, why, read.fault)
     shape, weights = read.numbers
-    return Choice(variant, estimate.plan(shape, weights, machine, quant=variant.quantization), why)
+    pictures, quant = pictures_bytes(found), variant.quantization
+    return Choice(variant, estimate.plan(shape, weights, machine, quant=quant, projector_bytes=pictures), why)
 
 
 def _read(found: hub.Repository, variant: Variant, by_size: Plan, machine: Machine) -> _Read:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from localai.domain.machine import Bandwidth, Compute, Cpu, Disk, EngineInfo, Gpu, Machine, Npu, SystemMemory
 from localai.domain.units import GIB
 from localai.errors import NotFound, UsageError
-from localai.tiers import kept_by_system
+from localai.tiers import kept_by_system, kept_of_vram
 
 T = TypeVar("T")
 
@@ -71,9 +71,9 @@ def _machine(raw: Any) -> Machine:
         bandwidth=_bandwidth(_object(raw, "bandwidth")),
         disk=_disk(_object(raw, "disk")),
         engine=_engine(_object(raw, "engine")),
-        gpus=_each(raw, "gpus", _gpu),
+        gpus=_each(raw, "gpus", lambda each: _gpu(each, notes)),
         npus=_each(raw, "npus", _npu),
-        notes=("the machine as it was when the file was written", *notes),
+        notes=("the machine as it was when the file was written", *dict.fromkeys(notes)),
         compute=_compute(_object(raw, "compute")),
     )
 
@@ -89,6 +89,7 @@ def _cpu(raw: Raw, notes: list[str]) -> Cpu:
         _text(raw, "cpu.architecture") or "unknown",
         physical,
         logical or physical or 1,
+        _count(raw, "cpu.usable_cores"),
     )
 
 
@@ -126,16 +127,20 @@ def _engine(raw: Raw) -> EngineInfo:
     return EngineInfo(_text(raw, "engine.version"), backends, _flag(raw, "engine.gpu_offload"))
 
 
-def _gpu(raw: Any) -> Gpu | None:
+def _gpu(raw: Any, notes: list[str]) -> Gpu | None:
     if not isinstance(raw, dict):
         return None
     total, free = _bytes(raw, "gpus.vram_total_bytes"), _bytes(raw, "gpus.vram_free_bytes")
+    name, shared = _text(raw, "gpus.name") or "unknown", _flag(raw, "gpus.shared_memory")
+    if free is None and total is not None and not shared:
+        free = round(total - kept_of_vram(total / GIB) * GIB)
+        notes.append(f"how much of the {name}'s memory is free is not said: half a GiB taken as kept, at most a tenth")
     return Gpu(
         _text(raw, "gpus.vendor") or "unknown",
-        _text(raw, "gpus.name") or "unknown",
+        name,
         total,
         free if free is None or total is None else min(free, total),
-        shared_memory=_flag(raw, "gpus.shared_memory"),
+        shared_memory=shared,
         usable_by_engine=_flag(raw, "gpus.usable_by_engine"),
         bandwidth_gbps=_positive(raw, "gpus.bandwidth_gbps", 1e6),
         driver=_text(raw, "gpus.driver"),

@@ -44,6 +44,7 @@ class Recommendation:
     decode_tps: SpeedRange | None
     prompt_tps: SpeedRange | None
     tasks: tuple[str, ...]
+    languages: tuple[str, ...]  # that it is known to speak
     warnings: tuple[str, ...]
     starter: bool
     score: Score
@@ -115,9 +116,9 @@ def tasks_of(model: CatalogModel) -> tuple[str, ...]:
 
 
 def choose_variant(
-    variants: Sequence[Variant], shape: Shape | None, machine: Machine, context: int | None = None
+    variants: Sequence[Variant], shape: Shape | None, machine: Machine, projector_bytes: int = 0
 ) -> tuple[Variant, Plan, str]:
-    """The variant to take of a repository, its plan, and why in words.
+    """The variant to take of a repository, its plan with a projector of so many bytes, and why in words.
 
     The best of at least 4 bits that fits, by quality kept × speed; else the smallest of them with a plan that does not
     fit. Less than 4 bits only where there is nothing else. Raises NotFound for no variants.
@@ -125,13 +126,16 @@ def choose_variant(
     if not variants:
         raise NotFound("there is no GGUF file of a model in it", "name a GGUF repository; they often end in -GGUF")
     enough = [each for each in variants if not quantization.is_low_bit(each.quantization)]
-    planned = [(each, _variant_plan(each, shape, machine, context)) for each in enough or variants]
+    planned = [(each, _variant_plan(each, shape, machine, projector_bytes)) for each in enough or variants]
     fitting = [(each, plan) for each, plan in planned if plan.fits]
     if not fitting:
         variant, plan = min(planned, key=lambda pair: pair[0].size_bytes)
         return variant, plan, f"the smallest {'of at least 4 bits' if enough else 'there is'}, but it does not fit here"
     usual = [pair for pair in fitting if (quantization.bits(pair[0].quantization) or 0) <= _USUAL_BITS]
     variant, plan = max(usual or fitting, key=lambda pair: _variant_value(*pair))
+    if plan.placement is Placement.SPLIT:
+        whole = [pair for pair in usual or fitting if _stays_whole(pair[1], plan)]
+        variant, plan = max(whole or [(variant, plan)], key=lambda pair: _variant_value(*pair))
     if not enough:
         return variant, plan, "there is none of at least 4 bits: expect more made-up answers"
     if len(planned) == 1:
@@ -139,10 +143,10 @@ def choose_variant(
     return variant, plan, "the best balance of quality and speed that fits here"
 
 
-def _variant_plan(variant: Variant, shape: Shape | None, machine: Machine, context: int | None) -> Plan:
+def _variant_plan(variant: Variant, shape: Shape | None, machine: Machine, projector_bytes: int) -> Plan:
     shape = shape or estimate.shape_from_size(variant.size_bytes, variant.quantization)
     weights = estimate.weights_from_size(variant.size_bytes, shape, variant.quantization)
-    return estimate.plan(shape, weights, machine, context=context, quant=variant.quantization)
+    return estimate.plan(shape, weights, machine, quant=variant.quantization, projector_bytes=projector_bytes)
 
 
 def _variant_value(variant: Variant, plan: Plan) -> tuple[float, int]:
@@ -173,11 +177,9 @@ def _best_row(
     years: float,
 ) -> Recommendation | None:
     wants = TASKS[task]
-    if context is not None and model.context_length is not None and context > model.context_length:
+    if context is not None and context > (model.context_length or 0):  # one of unknown length promises none
         return None
-    shape = model.shape or replace(
-        estimate.shape_from_params(model.params_b, model.active_params_b), context_length=model.context_length
-    )
+    shape = sizes.shape_from_catalog(model)
     files = [each for each in model.files if allow_low_bit or not quantization.is_low_bit(each.quantization)]
     usual = [each for each in files if (quantization.bits(each.quantization) or 0) <= _USUAL_BITS]
     pictures = sizes.projector_bytes(model)
@@ -191,7 +193,7 @@ def _best_row(
             context=context,
             want_context=wants.context,
             quant=file.quantization,
-            projector_bytes=pictures if task == "vision" else 0,  # without pictures nobody loads it
+            projector_bytes=pictures,
         )
         if not plan.fits or plan.decode_tps is None or plan.decode_tps.mid < _SMALLEST_SPEED:
             continue
@@ -205,11 +207,26 @@ def _best_row(
             asked_context=context,
             language=language,
         )
-        rows.append(_row(model, file, weights.total_bytes, plan, found))
-    return max(rows, key=lambda row: (row.score.total, -row.download_bytes), default=None)
+        rows.append(_row(model, file, weights.total_bytes, pictures, plan, found))
+
+    def value(row: Recommendation) -> tuple[float, int]:
+        return row.score.total, -row.download_bytes
+
+    best = max(rows, key=value, default=None)
+    if best is None or best.placement is not Placement.SPLIT:
+        return best
+    whole = [row for row in rows if _stays_whole(row, best) and not quantization.is_low_bit(row.quantization)]
+    return max(whole, key=value, default=best)
 
 
-def _row(model: CatalogModel, file: CatalogFile, weights_bytes: int, plan: Plan, score: Score) -> Recommendation:
+def _stays_whole(one: Recommendation | Plan, split: Recommendation | Plan) -> bool:
+    """Whether one is on the GPU whole, with no less context: more bits are not worth leaving the GPU in part."""
+    return one.placement is Placement.GPU and one.context >= split.context
+
+
+def _row(
+    model: CatalogModel, file: CatalogFile, weights_bytes: int, projector_bytes: int, plan: Plan, score: Score
+) -> Recommendation:
     return Recommendation(
         rank=0,
         model=model.id,
@@ -221,7 +238,7 @@ def _row(model: CatalogModel, file: CatalogFile, weights_bytes: int, plan: Plan,
         params_b=model.params_b,
         active_params_b=model.active_params_b,
         context=plan.context,
-        download_bytes=file.size_bytes or weights_bytes,
+        download_bytes=(file.size_bytes or weights_bytes) + projector_bytes,
         memory=plan.memory,
         placement=plan.placement,
         gpu_layers=plan.gpu_layers,
@@ -231,6 +248,7 @@ def _row(model: CatalogModel, file: CatalogFile, weights_bytes: int, plan: Plan,
         decode_tps=plan.decode_tps,
         prompt_tps=plan.prompt_tps,
         tasks=tasks_of(model),
+        languages=scoring.spoken(model),
         warnings=plan.warnings,
         starter=False,
         score=score,
@@ -238,13 +256,13 @@ def _row(model: CatalogModel, file: CatalogFile, weights_bytes: int, plan: Plan,
 
 
 def _numbered(rows: Sequence[Recommendation], limit: int) -> Iterable[Recommendation]:
-    """`limit` rows, ranked: the best of all, the best light one, which is marked, the best that runs at ease, and the
+    """`limit` rows, ranked: the best of all, the best that runs at ease, the best light one, which is marked, and the
     next best.
     """
     light = next((row for row in rows if row.download_bytes < STARTER_BYTES), None)
     easy = next((row for row in rows if row.at_ease), None)
     first: list[Recommendation] = []
-    for row in (*rows[:1], light, easy, *rows):
+    for row in (*rows[:1], easy, light, *rows):
         if row is not None and row not in first and len(first) < limit:
             first.append(row)
     for number, row in enumerate(sorted(first, key=rows.index), 1):

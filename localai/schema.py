@@ -33,12 +33,15 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 
+_UNKNOWN_MEMORY = {"total_bytes": None, "available_bytes": None}
+
+
 def machine(found: Machine, tier: Tier) -> Json:
     """`hardware --json`."""
     return {
         "os": found.os,
         "cpu": asdict(found.cpu),
-        "memory": asdict(found.memory),
+        "memory": {**asdict(found.memory), **({} if found.memory.total_bytes else _UNKNOWN_MEMORY)},
         "bandwidth": asdict(found.bandwidth),
         "compute": asdict(found.compute),
         "gpus": [asdict(gpu) for gpu in found.gpus],
@@ -185,6 +188,7 @@ def recommendation(row: Recommendation, installed: bool) -> Json:
         "decode_tps": speed(row.decode_tps),
         "prompt_tps": speed(row.prompt_tps),
         "tasks": list(row.tasks),
+        "languages": list(row.languages),
         "warnings": list(row.warnings),
         "starter": row.starter,
         "at_ease": row.at_ease,

@@ -42,6 +42,9 @@ _OWN_CAPABILITY = {"code": "code", "reasoning": "reasoning", "vision": "vision",
 # square), which are taken off, so that nobody's guess passes what somebody measured.
 POINTS_AT_1B, POINTS_A_DOUBLING, POINTS_A_YEAR, POINTS_OFF = 27.3, 4.6, 7.9, 3.4
 FULL_POINTS = 60.0
+# The smallest that has one (Qwen3 0.6B). Nobody has measured the line below it; there a halving costs twice as much,
+# since such models are often wrong.
+SMALLEST_SCORED_B = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +122,8 @@ def _quality(model: CatalogModel, years: float) -> Factor:
         said = f"published: {points:g} ± {found.spread:g} points from {found.results} results (whatmodel.sh)"
     else:
         size, when = effective_params_b(model), model.release or "its family's first year"
-        points = POINTS_AT_1B + POINTS_A_DOUBLING * math.log2(size) + POINTS_A_YEAR * years - POINTS_OFF
+        doublings = math.log2(size) + min(0.0, math.log2(size / SMALLEST_SCORED_B))
+        points = POINTS_AT_1B + POINTS_A_DOUBLING * doublings + POINTS_A_YEAR * years - POINTS_OFF
         points = max(points, 5.0)
         said = f"no published score: {points:.1f} points by its size ({size:.3g}B) and date ({when})"
     return Factor("quality", points / FULL_POINTS, said)
@@ -190,6 +194,11 @@ def _made_for(model: CatalogModel) -> str | None:
     if "coder" in name or "devstral" in name:
         return "code"
     return "vision" if "-vl" in name or "smolvlm" in name else None
+
+
+def spoken(model: CatalogModel) -> tuple[str, ...]:
+    """The languages that a model is known to speak, by their codes; empty where its makers name none."""
+    return tuple(sorted({*model.languages, "fr"} if model.french else {*model.languages} - {"fr"}))
 
 
 def _speaks(model: CatalogModel, code: str) -> Factor:

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from localai import catalog, estimate, hub, naming, quantization, ranges, recommend, shapes, sizes
+from localai import catalog, choosing, estimate, hub, naming, quantization, ranges, recommend, shapes, sizes
 from localai.domain.files import Variant
 from localai.domain.machine import Machine
 from localai.domain.plan import Plan
@@ -109,9 +109,9 @@ def _looked_up(hit: hub.Hit, machine: Machine) -> FoundModel | None:
         return None
     known = catalog.by_repo(hit.repo)
     shape, basis = _shape(repository, variants, known)
-    projector = next(iter(naming.projectors(repository.files)), None)
-    planned = [(each, _plan(each, shape, machine, projector.size_bytes if projector else 0)) for each in variants]
-    best, _, _ = recommend.choose_variant(variants, shape, machine)
+    pictures = choosing.pictures_bytes(repository)
+    planned = [(each, _plan(each, shape, machine, pictures)) for each in variants]
+    best, _, _ = recommend.choose_variant(variants, shape, machine, pictures)
     return FoundModel(
         repo=hit.repo,
         model=known.id if known and known.repo == hit.repo else hit.repo,

@@ -9,14 +9,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import Cli
 from machines import captured
 
-from localai import boundary, hardware
+from localai import boundary, hardware, schema
 from localai.commands.machine import machine_facts
+from localai.domain.machine import SystemMemory
 from localai.domain.units import MIB
 from localai.probes import nvidia
 from localai.probes.source import run_command
@@ -141,6 +143,15 @@ def test_what_is_shown_of_other_machines(name: str, shown: dict[str, str], tmp_p
     machine = hardware.detect(engine=False, source=source, nvml=library)
     lines = dict(machine_facts(machine, hardware.tier(machine)))
     assert {label: lines[label] for label in shown} == shown
+
+
+def test_memory_that_nobody_knows_is_no_number() -> None:
+    found = hardware.detect(engine=False)
+    unknown = replace(found, memory=SystemMemory(0, 0, None, None, "unknown"))
+    told = schema.machine(unknown, hardware.tier(unknown))["memory"]
+    assert (told["total_bytes"], told["available_bytes"]) == (None, None)
+    assert dict(machine_facts(unknown, hardware.tier(unknown)))["Memory"] == "unknown"
+    assert schema.machine(found, hardware.tier(found))["memory"]["total_bytes"] == found.memory.total_bytes
 
 
 def test_a_broken_probe_is_reported_by_debug_only(

@@ -16,7 +16,7 @@ from conftest import Cli
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localai import catalog, estimate, hardware, machine_file, machines, recommend, schema, tiers
+from localai import catalog, estimate, hardware, machine_file, machines, recommend, schema, speed, tiers
 from localai.domain.machine import Bandwidth, EngineInfo, Gpu, Machine, Npu
 from localai.domain.plan import Placement
 from localai.domain.units import GIB
@@ -194,6 +194,13 @@ def test_what_a_file_leaves_out_is_unknown_or_assumed_aloud(tmp_path: Path) -> N
     assert 0 < found.memory.available_bytes < 8 * GIB
     assert any("4 cores" in note for note in found.notes)
     assert any("taken as kept" in note for note in found.notes)
+    card = {"name": "RX 7600", "vram_total_bytes": 8 * GIB, "vram_free_bytes": None, "usable_by_engine": True}
+    content = {"memory": {"total_bytes": 8 * GIB}, "cpu": {"logical_cores": 16, "usable_cores": 2}, "gpus": [card]}
+    with_card = machine_file.read(written(tmp_path / "m.json", content))
+    assert with_card.gpus[0].vram_free_bytes == round(7.5 * GIB)
+    assert any("RX 7600" in note for note in with_card.notes)
+    assert speed.cores(with_card) == with_card.cpu.usable_cores == 2
+    assert recommend.rank(with_card, catalog.load())[0].placement is Placement.GPU
     assert recommend.rank(found, catalog.load())
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localai import catalog, estimate, languages, quantization, recommend, scoring
+from localai import catalog, estimate, languages, quantization, recommend, scoring, sizes
 from localai.domain.files import RemoteFile, Variant
 from localai.domain.machine import Machine
 from localai.domain.plan import Placement
@@ -84,7 +84,7 @@ def test_a_light_one_is_marked_wherever_one_fits(ram: int, vram: int) -> None:
     assert [row.download_bytes < 4e9 for row in rank(hypothetical(ram, vram)) if row.starter] == [True]
 
 
-@given(st.floats(2, 512), st.sampled_from([0, 8, 24, 48]), st.integers(3, 10), st.sampled_from(sorted(TASKS)))
+@given(st.floats(2, 512), st.sampled_from([0, 8, 24, 48]), st.integers(2, 10), st.sampled_from(sorted(TASKS)))
 @settings(deadline=None, max_examples=30)
 def test_a_row_at_ease_is_always_among_them(ram: float, vram: int, limit: int, task: str) -> None:
     everything = rank(hypothetical(ram, vram), task=task, limit=1000)
@@ -104,6 +104,41 @@ def test_the_catalog_has_fewer_bits_for_those_who_ask() -> None:
     low = [row for row in rank(machine, allow_low_bit=True, limit=1000) if quantization.is_low_bit(row.quantization)]
     assert low
     assert all(any("made-up answers" in warning for warning in row.warnings) for row in low)
+
+
+def test_a_projector_is_downloaded_and_loaded_whatever_the_task() -> None:
+    rows = [row for row in rank(hypothetical(32, 12), limit=1000) if "vision" in row.tasks]
+    assert rows
+    for row in rows:
+        model = catalog.resolve_name(row.model)
+        assert model is not None
+        file = model.file(row.quantization)
+        assert file is not None
+        assert row.memory.projector_bytes == sizes.projector_bytes(model) > 0
+        assert file.size_bytes is None or row.download_bytes == file.size_bytes + row.memory.projector_bytes
+
+
+def test_what_nobody_knows_the_context_of_promises_none() -> None:
+    unknown = [model.id for model in MODELS if model.context_length is None]
+    assert unknown
+    for task in TASKS:
+        assert not {row.model for row in rank(hypothetical(64), task=task, context=4096, limit=1000)} & set(unknown)
+
+
+def test_a_very_small_model_is_no_first_choice_where_a_larger_one_is_quick_enough() -> None:
+    for machine in ("raspberry-pi-4-4gb", "raspberry-pi-5-4gb"):
+        first = rank(next(each.machine for each in listed() if each.id == machine))[0]
+        assert first.params_b >= scoring.SMALLEST_SCORED_B, machine
+
+
+def test_more_bits_are_not_worth_leaving_the_gpu() -> None:
+    machine = next(each.machine for each in listed() if each.id == "rtx-4090-desktop-64gb")
+    row = next(row for row in rank(machine) if row.model == "qwen3.6-35b-a3b")
+    assert (row.placement, row.cpu_expert_layers) == (Placement.GPU, 0)
+    model = catalog.resolve_name(row.model)
+    assert model is not None
+    repo = [Variant(each.quantization, (RemoteFile(each.name, each.size_bytes or 0, None),)) for each in model.files]
+    assert recommend.choose_variant(repo, model.shape, machine)[1].placement is Placement.GPU
 
 
 def test_limit_bounds_the_rows() -> None:
@@ -225,6 +260,21 @@ def test_the_command_explains_itself(cli: Any) -> None:
     total = math.prod(factor["value"] for factor in row["score"]["factors"])
     assert row["score"]["total"] == pytest.approx(total, rel=0.01)
     assert cli("recommend", "--ram", "16", "--language", "klingon").returncode == 2
+    assert [cli("recommend", "--ram", "16", "--min-speed", speed).returncode for speed in ("nan", "inf")] == [2, 2]
+
+
+def test_models_that_speak_a_language_are_marked(cli: Any) -> None:
+    rows = json.loads(cli("recommend", "--ram", "16", "--json").stdout)["recommendations"]
+    french = {row["model"] for row in rows if "fr" in row["languages"]}
+    assert 0 < len(french) < len(rows)
+    shown = cli("recommend", "--ram", "16", env={"LC_ALL": "C"}).stdout
+    assert "^ made to speak French" in shown
+    marked = {
+        line.split()[1].rstrip("*+^") for line in shown.splitlines() if len(line.split()) > 5 and "^" in line.split()[1]
+    }
+    assert marked == french
+    assert "^ made to speak German" in cli("recommend", "--ram", "16", env={"LC_ALL": "de_DE.UTF-8"}).stdout
+    assert all(("fr" in scoring.spoken(model)) == bool(model.french) for model in MODELS)
 
 
 def test_low_bit_only_where_it_is_asked_for() -> None:
@@ -268,6 +318,14 @@ def test_a_small_fast_model_is_taken_with_more_bits_but_not_16() -> None:
     repo = variants(Q4_K_M=0.4, Q8_0=0.64, F16=1.2)
     variant, _, _ = recommend.choose_variant(repo, None, hypothetical(64, 24))
     assert variant.quantization == "Q8_0"
+
+
+def test_a_projector_takes_room_from_the_weights() -> None:
+    repo, machine = variants(Q4_K_M=2.5, Q5_K_M=2.9, Q8_0=4.3), hypothetical(32, 7)
+    assert recommend.choose_variant(repo, None, machine)[0].quantization == "Q5_K_M"
+    variant, plan, _ = recommend.choose_variant(repo, None, machine, round(2.25 * GIB))
+    assert (variant.quantization, plan.placement) == ("Q4_K_M", Placement.GPU)
+    assert plan.memory.projector_bytes == round(2.25 * GIB)
 
 
 def test_less_than_four_bits_is_not_taken_to_make_it_fit() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +12,7 @@ from localai.commands.options import JsonFlag
 from localai.domain.machine import Gpu, Machine, Npu, Tier
 from localai.domain.plan import SpeedRange
 from localai.errors import NotFound, UsageError
+from localai.languages import name_of
 from localai.tiers import tier
 
 if TYPE_CHECKING:
@@ -54,16 +56,14 @@ def machine_facts(machine: Machine, tier: Tier) -> list[tuple[str, str]]:
     if ram.swap_total_bytes is None:
         swap = ""
     origin = f" ({ram.source})" if ram.source else ""
+    size = f"{render.memory(ram.total_bytes)}, {render.memory(ram.available_bytes)} available"
     gbps, gflops = machine.bandwidth.gbps, machine.compute.gflops
     speed = f"{gbps:.0f} GB/s, " if gbps else ""
     unmeasured = "" if machine.bandwidth.source == "measured" else "; --measure measures it"
     lines = [
         ("System", f"{machine.os}, {cpu.architecture}"),
         ("CPU", f"{cpu.name} ({cores}{cpu.logical_cores} threads{usable})"),
-        (
-            "Memory",
-            f"{render.memory(ram.total_bytes)}, {render.memory(ram.available_bytes)} available{limit}{swap}{origin}",
-        ),
+        ("Memory", f"{size}{limit}{swap}{origin}" if ram.total_bytes else "unknown"),
         ("Bandwidth", f"{speed}{machine.bandwidth.source}{unmeasured}"),
         *([("Compute", f"{gflops:.0f} GFLOP/s, {machine.compute.source}")] if gflops else []),
         *[("GPU", gpu_text(gpu)) for gpu in machine.gpus or ()],
@@ -154,6 +154,8 @@ def recommend(
     """Rank the models that run well here (or on another machine) with their memory and speed."""
     from localai import catalog, library, recommend
 
+    if min_speed is not None and not math.isfinite(min_speed):
+        raise UsageError(f"--min-speed {min_speed:g} is no speed", "give tokens per second, such as 10")
     elsewhere = another_machine(machine_name, ram, vram, bandwidth)
     machine = elsewhere or this_machine()
     rows = recommend.rank(
@@ -179,7 +181,7 @@ def recommend(
             {"machine": schema.machine(machine, row), "tier": schema.tier_row(row), "recommendations": found}
         )
         return
-    show_recommendations(machine, row, rows, installed, elsewhere is not None)
+    show_recommendations(machine, row, rows, installed, elsewhere is not None, marked_language(language))
     if explain:
         explain_rows(rows)
 
@@ -209,8 +211,21 @@ def another_machine(name: str | None, ram: float | None, vram: float | None, ban
     return machines.hypothetical(ram, vram or 0.0, bandwidth)
 
 
+def marked_language(asked: str | None) -> str:
+    """The code of the language whose speakers are marked: the one asked for, else the user's, else French."""
+    from localai import languages, presets
+
+    own = presets.locale_language()
+    return languages.code_of(asked) if asked is not None else own if own in languages.CODES - {"en"} else "fr"
+
+
 def show_recommendations(
-    machine: Machine, tier: Tier, rows: tuple[Recommendation, ...], installed: set[tuple[str, str]], elsewhere: bool
+    machine: Machine,
+    tier: Tier,
+    rows: tuple[Recommendation, ...],
+    installed: set[tuple[str, str]],
+    elsewhere: bool,
+    language: str,
 ) -> None:
     """The table, and under it what the marks mean and what to type next."""
     render.out(render.facts([("Tier", f"{tier.size} models: {'; '.join(tier.tasks)}")]))
@@ -220,6 +235,7 @@ def show_recommendations(
     table = []
     for row in rows:
         marks = ("*" if row.starter else "") + ("+" if (row.model, row.quantization) in installed else "")
+        marks += "^" if language in row.languages else ""
         table.append(
             (
                 str(row.rank),
@@ -239,6 +255,8 @@ def show_recommendations(
         render.out("* a light one to start with")
     if installed & {(row.model, row.quantization) for row in rows}:
         render.out("+ installed")
+    if any(language in row.languages for row in rows):
+        render.out(f"^ made to speak {name_of(language)}")
     for warning in dict.fromkeys(warning for row in rows for warning in row.warnings):
         ranks = ", ".join(str(row.rank) for row in rows if warning in row.warnings)
         render.out(f"! {ranks}: {warning}")
