@@ -176,7 +176,8 @@ def test_what_is_installed_is_shown_with_what_else_there_is(loopback: HubOnLoopb
     }
 
 
-def test_a_model_in_shards_is_whole_by_the_path_of_any(tmp_path: Path) -> None:
+def test_a_model_in_shards_is_whole_by_the_path_of_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cards.hardware, "detect", lambda: hypothetical(64))
     first = random_models.write(tmp_path, random_models.TINY["plain"], shards=3)
     whole = cards.card(str(first))
     assert whole.plan is not None
