@@ -16,6 +16,7 @@ from localai.domain.plan import Plan
 from localai.domain.rates import Job
 from localai.domain.shape import Shape, Weights
 from localai.domain.units import GIB
+from localai.engine import thinking
 from localai.errors import DoesNotFit, EngineError, UsageError
 
 
@@ -92,17 +93,21 @@ def prepare(
     sequences: int | None = 1,
     most_sequences: int | None = None,
     work: Job = estimate.TYPICAL_WORK,
+    thoughts: int = 0,
 ) -> Prepared:
     """Plan how `found` would be loaded here, for so many `sequences` at once; None: as many as pay, and as fit.
 
-    `want_context` is the number of tokens the job at hand needs, used where the user asked for no context of their own;
-    `work` is what it is, for the settings that suit it.
+    `want_context` is the number of tokens the job at hand needs, and `thoughts` how many more where the model thinks,
+    used where the user asked for no context of their own; `work` is what it is, for the settings that suit it.
     Raises EngineError for a file that is no model, DoesNotFit where it would swap or die, UsageError for more threads
     than there are (llama.cpp's threads wait actively: too many make it not slow but still) and a cache it cannot have.
     """
     machine = machine_for(wishes)
     header = header_of(found)
     shape, weights = shapes.shape(header), shapes.weights(header)
+    wanted = want_context or estimate.DEFAULT_CONTEXT
+    if thinking.customary(str(header.metadata.get("tokenizer.chat_template", ""))):
+        wanted += thoughts
 
     estimate.check_kv_type(shape, wishes.kv_type)
     # workers take no pictures: see engine.child
@@ -117,7 +122,7 @@ def prepare(
         gpu_layers=wishes.gpu_layers,
         threads=wishes.threads,
         kv_type=wishes.kv_type,
-        want_context=want_context or estimate.DEFAULT_CONTEXT,
+        want_context=wanted,
         projector_bytes=pictures,
         work=work,
     )

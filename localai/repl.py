@@ -6,12 +6,11 @@ import contextlib
 import re
 
 from localai import line_editor, render, sessions, terminal
-from localai.commands.options import SamplingFlags
 from localai.errors import ContextOverflow, LocalaiError, SchemaIncomplete
 from localai.line_editor import Reader
 from localai.loading import Wishes
-from localai.room import Room
-from localai.slash import table
+from localai.room import Given, Room
+from localai.slash import files, table
 
 ROOM_TO_ANSWER = 512  # tokens, beside a question that needs a larger context
 # What a hint says that is of no use within a chat: flags of ours, and commands but those that mend something meanwhile.
@@ -23,22 +22,17 @@ _ELSEWHERE = re.compile(r"\blocalai (?:pull|verify|doctor|import|rm|presets edit
 
 
 def talk(
-    model: str | None,
-    system: str | None,
-    flags: SamplingFlags,
-    wished: Wishes,
-    max_tokens: int | None,
-    think: bool | None,
-    private: bool = False,
-    resume: sessions.Session | None = None,
+    model: str | None, given: Given, wished: Wishes, private: bool = False, resume: sessions.Session | None = None
 ) -> None:
-    """Load `model` and converse until the user leaves. `system` and `flags` are what was given on the command line.
+    """Load `model` and converse until the user leaves.
 
     What is said is kept on this disk, as a new conversation or as more of `resume`, unless it is `private`.
     """
-    room = Room(flags, wished, max_tokens, think, private)
+    room = Room(given, wished, private)
     reader = line_editor.reader(lambda text: table.complete(room, text), room.meter, private)
-    room.enter(model, system, resume)
+    room.enter(model, resume)
+    if given.preset is not None:
+        files.told(given.preset)
     try:
         with terminal.conversing():
             if resume is not None:

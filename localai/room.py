@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from localai import chat, chat_model, documents, images, kept_states, recording, render, sessions
 from localai.answer_view import AnswerView
-from localai.commands import model_loading, options
+from localai.commands import answer, model_loading, options
 from localai.commands.options import SamplingFlags
 from localai.commands.question import likely_tokens
 from localai.domain.generation import AnswerEnd, AnswerText, Event, Image, Message, ThinkingText
@@ -19,9 +20,10 @@ from localai.errors import EngineError, LocalaiError, NotFound
 from localai.estimate import DEFAULT_CONTEXT
 from localai.interrupt import Interrupts
 from localai.kept_turns import KeptTurns
-from localai.loading import Loaded, Wishes
+from localai.loading import Loaded, Wishes, refuse_blind
 
 if TYPE_CHECKING:
+    from localai.answer_schema import AnswerSchema
     from localai.slash.files import ActivePreset
 
 GREETING = "/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves."
@@ -29,27 +31,40 @@ ROOM_TO_GO_ON = 2048  # tokens, beside a kept conversation
 PATIENCE = 5  # presses of Ctrl-C after which a turn is torn down, whatever the engine is doing
 
 
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What the command line says of a chat: how its questions are asked, and what goes with the first one."""
+
+    system: str | None = None
+    flags: SamplingFlags = field(default_factory=dict)
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    think: bool | None = None
+    documents: tuple[documents.Document, ...] = ()
+    images: tuple[Image, ...] = ()
+    preset: ActivePreset | None = None
+    schema: AnswerSchema | None = None
+    stats: bool = False
+
+
 class Room:
     """One conversation at a terminal, and what its commands change."""
 
     loaded: Loaded
     conversation: chat.Conversation
-    given_system: str | None  # on the command line: it goes before a kept conversation's own
     own_system: str | None  # that of the conversation, where no preset has one
 
-    def __init__(
-        self, flags: SamplingFlags, wished: Wishes, max_tokens: int | None, think: bool | None, private: bool
-    ) -> None:
-        self.flags = dict(flags)
+    def __init__(self, given: Given, wished: Wishes, private: bool) -> None:
+        self.given = given
+        self.flags = dict(given.flags)
         self.private = private
         self.wished = wished
         self.last: AnswerEnd | None = None
-        self.documents: list[documents.Document] = []
-        self.images: list[Image] = []
+        self.documents = list(given.documents)
+        self.images = list(given.images)
         self.preset: ActivePreset | None = None
         self.show_thoughts = False
         self._kept = KeptTurns(private)
-        self._max_tokens, self._think = max_tokens, think
         self._used: int | None = 0  # tokens of context; None: to be counted
 
     @property
@@ -57,21 +72,24 @@ class Room:
         """The kept conversation that this is; None while nothing is kept."""
         return self._kept.session
 
-    def enter(self, model: str | None, system: str | None, resume: sessions.Session | None = None) -> None:
+    def enter(self, model: str | None, resume: sessions.Session | None = None) -> None:
         """Load the model and begin an empty conversation, with room for the kept one where one is to be resumed."""
+        given = self.given
         with Interrupts() as interrupts:
             # a kept state is of use only to an engine of our own, with the context that it was made with
             wanted = None if resume is None else self._context_for(resume)
-            self.loaded = model_loading.load(model, self.wished, wanted, interrupts, alone=resume is not None)
-        self.given_system = system
-        self.own_system = options.setting("system", system)
+            alone = resume is not None or bool(given.images)
+            prepared = model_loading.prepare(model, self.wished, wanted, alone=alone, cancelled=interrupts.requested)
+            if given.images:
+                refuse_blind(prepared)
+            self.loaded = model_loading.load_prepared(prepared, interrupts)
+        self.own_system = options.setting("system", given.system)
+        sampling = options.sampling(self.loaded.name, self.flags)
         self.conversation = chat.Conversation(
-            self.loaded.engine,
-            system=self.own_system,
-            sampling=options.sampling(self.loaded.name, self.flags),
-            max_tokens=self._max_tokens,
-            think=self._think,
+            self.loaded.engine, self.own_system, sampling, given.max_tokens, given.stop, given.think
         )
+        if given.preset is not None:
+            self.use_preset(given.preset)
         note = f"; {self.loaded.note}" if self.loaded.note else ""
         render.note(f"{self.loaded.name}: {self.loaded.plan.context:,} tokens of context{note}.")
         render.note(GREETING)
@@ -130,7 +148,7 @@ class Room:
 
     def _respond(self, question: str, pictures: tuple[Image, ...], replaces: bool = False) -> None:
         """Stream the answer, and keep the turn: in place of the last one where it `replaces` that."""
-        held = self.preset.schema if self.preset else None
+        held = self.given.schema or (self.preset.schema if self.preset else None)
         if self.preset is not None and not replaces:
             filled = self.preset.fill(question)
             self.conversation.set_system(filled.system)
@@ -159,6 +177,8 @@ class Room:
             render.note(f"(cut off{where}: the limit of tokens is reached)")
         elif not end.text:
             render.note("(the model says nothing to that)")
+        if self.given.stats:
+            render.note(answer.stats_line(end))
         if held is not None and end.finish_reason != "interrupted":
             held.check(end.text, cut=end.finish_reason == "length")
 
@@ -269,7 +289,7 @@ class Room:
 
     def _system_for(self, own: str | None) -> str | None:
         """The system text to go on with, where a conversation has `own`."""
-        found: str | None = options.setting("system", own if self.given_system is None else self.given_system)
+        found: str | None = options.setting("system", own if self.given.system is None else self.given.system)
         return found
 
     def use_preset(self, preset: ActivePreset | None) -> None:

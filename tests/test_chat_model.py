@@ -13,7 +13,7 @@ from localai import chat_model, repl, sessions
 from localai.commands import model_loading
 from localai.errors import DoesNotFit, EngineError, LocalaiError, NotFound
 from localai.loading import Wishes
-from localai.room import Room
+from localai.room import Given, Room
 
 TINY = random_models.TINY["plain"]
 
@@ -25,8 +25,8 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def room(path: Path) -> Iterator[Room]:
-    made = Room({"temperature": 0}, Wishes(context=1024), 8, None, private=False)
-    made.enter(str(path), None)
+    made = Room(Given(flags={"temperature": 0}, max_tokens=8), Wishes(context=1024), private=False)
+    made.enter(str(path))
     yield made
     made.leave()
 

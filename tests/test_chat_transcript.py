@@ -105,6 +105,24 @@ def test_tab_completes_commands_models_files_and_values(isolated: Path) -> None:
     assert not sessions.database().exists()
 
 
+def test_what_run_takes_goes_with_the_questions_too(isolated: Path) -> None:
+    (isolated / "notes.txt").write_text("The meeting is on Monday.")
+    (isolated / "s.json").write_text('{"enum": ["Monday", "Friday"]}')
+    words = ("--file", "notes.txt", "--preset", "document-analyst", "--json-schema", "s.json", "--stats")
+    talk = Terminal(*CHAT, *words, cwd=isolated)
+    talk.see("document-analyst: ")
+    talk.ready()
+    talk.say("When?", "Monday|Friday")
+    talk.say("When?", "answer tokens")
+    talk.leave()
+    first, second = questions()
+    assert "The meeting is on Monday." in first
+    assert "The meeting" not in second
+    refused = Terminal(*CHAT, "--output", "json")
+    refused.see("localai run has them")
+    assert refused.ended() == 2
+
+
 def test_a_plain_terminal_is_written_to_in_lines(isolated: Path) -> None:
     talk = Terminal(*SHORT_CHAT, "--plain")
     talk.see(">>>")

@@ -8,13 +8,19 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from conftest import Cli
-from real_model import model_file
+from fake_engine import FakeEngine
+from real_model import model_file, plan
 
-from localai import aliases
+from localai import aliases, library, loading, render
+from localai.commands.answer import write_answer
+from localai.domain.generation import Event, GenerationRequest, ThinkingText
+from localai.errors import EngineError
+from localai.interrupt import Interrupts
 
 MODEL = ("-m", "smollm2-135m")
 QUESTION = "Name the capital of France."
@@ -77,6 +83,30 @@ def test_stats_are_on_stderr(cli: Cli) -> None:
     result = cli("run", *MODEL, *GREEDY, "--max-tokens", "4", "--stats", QUESTION)
     assert "4 answer tokens" in result.stderr
     assert "tokens" not in result.stdout
+
+
+def test_an_answer_that_is_cut_off_says_which_limit_it_was(cli: Cli) -> None:
+    for limit, told in [
+        (("--max-tokens", "4"), "cut off after 4 tokens; --max-tokens allows more"),
+        (("--context", "256"), "the context of 256 tokens is full: --context allows more"),
+    ]:
+        result = cli("run", *MODEL, *GREEDY, *limit, "--output", "json", "Write a very long story about a river.")
+        assert (result.returncode, json.loads(result.stdout)["finish_reason"]) == (0, "length")
+        assert told in result.stderr
+
+
+def test_a_terminal_is_not_left_dim(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Breaks(FakeEngine):
+        def generate(self, request: GenerationRequest, cancelled: Callable[[], bool]) -> Iterator[Event]:
+            yield ThinkingText("Hm.")
+            raise EngineError("broken")
+
+    monkeypatch.setattr(render, "colour_wanted", lambda stream: True)
+    prepared = loading.Prepared(library.Found(None, Path("x"), "x"), plan(), 1, None)
+    loaded = loading.Loaded(prepared, None, Breaks())
+    with pytest.raises(EngineError):
+        write_answer(loaded, GenerationRequest(()), "text", Interrupts())
+    assert capsys.readouterr().err == "\x1b[2mHm.\x1b[0m\n\n"
 
 
 def test_without_a_model_it_says_which_it_takes(cli: Cli) -> None:
@@ -255,6 +285,19 @@ def test_chat_without_a_terminal_answers_like_run(cli: Cli) -> None:
     ran = cli("run", *MODEL, *GREEDY, input=QUESTION)
     assert chatted.returncode == 0
     assert chatted.stdout == ran.stdout
+
+
+def test_chat_without_a_terminal_has_what_run_has(cli: Cli, isolated: Path) -> None:
+    (isolated / "notes.txt").write_text("The meeting is on Monday.")
+    (isolated / "s.json").write_text('{"enum": ["Monday", "Friday"]}')
+    words = ("--file", "notes.txt", "--preset", "document-analyst", "--language", "fr", "--json-schema", "s.json")
+    chatted = cli("chat", "smollm2-135m", *GREEDY, *words, "--stop", "!", "--stats", "-o", "json", input="When?")
+    ran = cli("run", *MODEL, *GREEDY, *words, "-o", "json", input="When?")
+    assert chatted.returncode == 0, chatted.stderr
+    told, expected = json.loads(chatted.stdout), json.loads(ran.stdout)
+    assert (told["text"], told["usage"]) == (expected["text"], expected["usage"])
+    assert "answer tokens" in chatted.stderr
+    assert cli("chat", "smollm2-135m", "--var", "a=b", input="hi").returncode == 2
 
 
 def no_network() -> list[str]:

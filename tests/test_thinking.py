@@ -11,6 +11,7 @@ from conftest import Cli
 from hypothesis import given
 from hypothesis import strategies as st
 
+from localai import library, loading
 from localai.domain.generation import ThinkingText
 from localai.engine.thinking import Splitter, splitter
 
@@ -84,12 +85,22 @@ def test_an_answer_without_thoughts_is_given_as_it_is(text: str, lengths: list[i
         assert split(cut(text, lengths)) == ("", text)
 
 
+def test_there_is_room_for_the_thoughts_of_a_model_that_thinks(isolated: Path) -> None:
+    contexts = []
+    for template in (random_models.TEMPLATE, random_models.TEMPLATE.replace("assistant\n{%", "assistant\n<think>\n{%")):
+        path = random_models.write(isolated, random_models.TINY["plain"], template=template)
+        prepared = loading.prepare(library.Found(None, path, "tiny"), loading.Wishes(), 512, thoughts=1024)
+        contexts.append(prepared.plan.context)
+    assert contexts == [512, 1536]
+
+
 @pytest.mark.parametrize("output", ["text", "json", "ndjson"])
 def test_thoughts_that_are_cut_off_never_reach_the_answer(cli: Cli, isolated: Path, output: str) -> None:
     opened = random_models.TEMPLATE.replace("assistant\n{%", "assistant\n<think>\n{%")
     path = random_models.write(isolated, random_models.TINY["plain"], template=opened)
     done = cli("run", "-m", str(path), "--seed", "3", "--max-tokens", "20", "--stop", "e", "--output", output, "Hello")
     assert done.returncode == 0
+    assert "--max-tokens allows more, --no-think asks for none" in done.stderr
     if output == "text":
         assert done.stdout.strip() == ""
         assert len(done.stderr.strip()) > 20

@@ -27,31 +27,33 @@ def write_answer(
     if events:
         render.event("start", {"model": loaded.name})
     end: AnswerEnd | None = None
-    for event in loaded.engine.generate(request, interrupts.requested):
-        match event:
-            case PromptProgress(done, total):
-                status.show(f"reading the prompt: {done} of {total} tokens")
-            case ThinkingText(text):
-                status.clear()
-                if events:
-                    render.event("thinking", {"text": text})
-                elif output == "text":
-                    thinking.write(text)
-            case AnswerText(text):
-                status.clear()
-                if events:
-                    render.event("text", {"text": text})
-                elif output == "text" and held is None:
-                    thinking.end()
-                    stream.write(text)
-            case AnswerEnd():
-                end = event
-    status.clear()
+    try:
+        for event in loaded.engine.generate(request, interrupts.requested):
+            match event:
+                case PromptProgress(done, total):
+                    status.show(f"reading the prompt: {done} of {total} tokens")
+                case ThinkingText(text):
+                    status.clear()
+                    if events:
+                        render.event("thinking", {"text": text})
+                    elif output == "text":
+                        thinking.write(text)
+                case AnswerText(text):
+                    status.clear()
+                    if events:
+                        render.event("text", {"text": text})
+                    elif output == "text" and held is None:
+                        thinking.end()
+                        stream.write(text)
+                case AnswerEnd():
+                    end = event
+    finally:  # also of what goes wrong: no terminal stays dim
+        status.clear()
+        thinking.end()
     assert end is not None, "an engine ends with AnswerEnd"
     if held is not None and end.finish_reason != "interrupted":
         held.check(end.text, cut=end.finish_reason == "length")
         if output == "text":
-            thinking.end()
             stream.write(end.text)
     whole: dict[str, Any] = schema.answer(loaded.name, end)
     if events:
@@ -59,9 +61,20 @@ def write_answer(
     elif output == "json":
         render.json_object(whole)
     else:
-        thinking.end()
         stream.end()
     return end
+
+
+def cut_note(end: AnswerEnd, loaded: Loaded) -> str:
+    """What to say of an answer that the limit of tokens has cut: which limit, and how to have more."""
+    tokens, context = end.usage.completion_tokens, loaded.engine.context
+    more = "--max-tokens allows more"
+    if end.usage.prompt_tokens + tokens >= context:
+        flag = "--context allows more" if context < (loaded.prepared.context_length or 0) else "the model has no more"
+        more = f"the context of {context:,} tokens is full: {flag}"
+    if end.thinking and not end.text:
+        return f"warning: no answer, its {tokens:,} tokens of thoughts are cut off; {more}, --no-think asks for none"
+    return f"warning: the answer is cut off after {tokens:,} tokens; {more}"
 
 
 def stats_line(end: AnswerEnd) -> str:

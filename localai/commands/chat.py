@@ -9,25 +9,36 @@ import typer
 
 from localai import render
 from localai.commands import model_loading, options, welcome
+from localai.commands import question as questions
 from localai.commands.options import (
     ContextOption,
     DraftOption,
+    FileOption,
     GpuLayersOption,
+    ImageOption,
     KvTypeOption,
+    LanguageOption,
     MaxTokensOption,
     MinPOption,
     ModelArgument,
     ModelOption,
+    OutputOption,
+    OverflowOption,
+    PresetOption,
     RepeatPenaltyOption,
     RpcOption,
+    SchemaOption,
     SeedOption,
     SpeculateOption,
+    StatsFlag,
+    StopOption,
     SystemOption,
     TemperatureOption,
     ThinkOption,
     ThreadsOption,
     TopKOption,
     TopPOption,
+    VariableOption,
 )
 from localai.commands.run import run
 from localai.errors import UsageError
@@ -37,6 +48,12 @@ def chat(
     model: ModelArgument = None,
     model_option: ModelOption = None,
     system: SystemOption = None,
+    file: FileOption = None,
+    image: ImageOption = None,
+    preset: PresetOption = None,
+    variable: VariableOption = None,
+    language: LanguageOption = None,
+    json_schema: SchemaOption = None,
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
@@ -44,6 +61,7 @@ def chat(
     repeat_penalty: RepeatPenaltyOption = None,
     seed: SeedOption = None,
     max_tokens: MaxTokensOption = None,
+    stop: StopOption = None,
     think: ThinkOption = None,
     context: ContextOption = None,
     gpu_layers: GpuLayersOption = None,
@@ -52,6 +70,9 @@ def chat(
     rpc: RpcOption = None,
     speculate: SpeculateOption = None,
     draft: DraftOption = None,
+    on_overflow: OverflowOption = "error",
+    output: OutputOption = "text",
+    stats: StatsFlag = False,
     private: Annotated[bool, typer.Option("--private", help="Keep nothing of what is said.")] = False,
     resume: Annotated[
         str | None,
@@ -76,21 +97,34 @@ def chat(
         if kept:
             raise UsageError("a conversation goes on at a terminal only", f"localai sessions show {kept.id}")
         welcome.need_a_model(name)
-        run(None, name, system, **flags, max_tokens=max_tokens, think=think, context=context,
-            gpu_layers=gpu_layers, threads=threads, kv_type=kv_type, rpc=rpc, speculate=speculate,
-            draft=draft)  # fmt: skip
+        run(None, name, system, file, image, preset, variable, language, json_schema, **flags,
+            max_tokens=max_tokens, stop=stop, think=think, context=context, gpu_layers=gpu_layers, threads=threads,
+            kv_type=kv_type, rpc=rpc, speculate=speculate, draft=draft, on_overflow=on_overflow, output=output,
+            stats=stats)  # fmt: skip
         return
-    from localai import repl
+    if (output, on_overflow) != ("text", "error"):
+        raise UsageError(
+            "--output and --on-overflow are for an answer to stdin: here is a terminal", "localai run has them"
+        )
+    from localai import documents, images, presets, repl
+    from localai.room import Given
+    from localai.slash import files
 
+    questions.check_for_preset(preset, variable or (), language)
+    schema = questions.schema_wanted(json_schema, None)
+    given = Given(
+        system=system,
+        flags=flags,
+        max_tokens=options.setting("max_tokens", max_tokens),
+        stop=tuple(stop or ()),
+        think=False if schema is not None and think is None else think,  # the grammar leaves no room for thoughts
+        documents=tuple(documents.read(path) for path in file or ()),
+        images=tuple(images.read(path) for path in image or ()),
+        preset=None if preset is None else files.activated(preset, presets.given_variables(variable or ()), language),
+        schema=schema,
+        stats=stats,
+    )
     if plain or options.setting("plain", None):
         render.be_plain()
-    repl.talk(
-        name or welcome.offered_model(),
-        system,
-        flags,
-        model_loading.wishes(context, gpu_layers, threads, kv_type, rpc, speculate, draft),
-        options.setting("max_tokens", max_tokens),
-        think,
-        private,
-        kept,
-    )
+    wished = model_loading.wishes(context, gpu_layers, threads, kv_type, rpc, speculate, draft)
+    repl.talk(name or welcome.offered_model(), given, wished, private, kept)

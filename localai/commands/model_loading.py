@@ -52,14 +52,6 @@ def workers_named(rpc: str | None) -> tuple[str, ...]:
     return workers.parse(rpc)
 
 
-def load(
-    name: str | None, wished: Wishes, want_context: int | None, interrupts: Interrupts, alone: bool = False
-) -> Loaded:
-    """Find, plan and load, with what goes on shown on stderr; `alone` is that of `prepare`."""
-    prepared = prepare(name, wished, want_context, alone=alone, cancelled=interrupts.requested)
-    return load_prepared(prepared, interrupts)
-
-
 def prepare(
     name: str | None,
     wished: Wishes,
@@ -68,6 +60,7 @@ def prepare(
     most_sequences: int | None = None,
     work: Job = TYPICAL_WORK,
     alone: bool = False,
+    thoughts: int = 0,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Prepared:
     """Find and plan, as `loading.prepare` does, and say on stderr what the user should know of it.
@@ -80,7 +73,7 @@ def prepare(
         render.note(found.why)
     if not alone and (here := held_by_server(found, wished, want_context, cancelled)) is not None:
         return here
-    prepared = loading.prepare(found, wished, want_context, sequences, most_sequences, work)
+    prepared = loading.prepare(found, wished, want_context, sequences, most_sequences, work, thoughts)
     for warning in prepared.plan.warnings:
         render.note(f"warning: {warning}")
     return prepared

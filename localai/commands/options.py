@@ -159,6 +159,11 @@ OverflowOption = Annotated[
     typer.Option("--on-overflow", metavar="WHAT", help="An input larger than the context: error (exit 7) or truncate."),
 ]
 
+OutputOption = Annotated[
+    str, typer.Option("--output", "-o", metavar="FORMAT", help="text, json (one object) or ndjson (events).")
+]
+StatsFlag = Annotated[bool, typer.Option("--stats", help="Print tokens and speeds on stderr.")]
+
 SamplingFlags = dict[str, Any]
 
 

@@ -120,10 +120,7 @@ def compose(
     """Put a question together: documents first, then the task. Raises UsageError, NotFound for what is not there."""
     from localai import documents, images, presets
 
-    if preset is None and variables:
-        raise UsageError("--var is for a preset", "add --preset NAME; localai presets list shows them")
-    if preset is None and language is not None:
-        raise UsageError("--language is for a preset", "add --preset NAME; localai presets list shows them")
+    check_for_preset(preset, variables, language)
     chosen = presets.find(preset) if preset is not None else None
     schema = schema_wanted(schema_file, chosen)
     if files:
@@ -139,6 +136,12 @@ def compose(
     question = Question(system, before, content, after, chosen, text, given, schema, seen)
     question.messages()  # a missing variable is told before a model is loaded
     return question
+
+
+def check_for_preset(preset: str | None, variables: Sequence[str], language: str | None) -> None:
+    """Raise UsageError for what is of use with a preset alone."""
+    if preset is None and (variables or language is not None):
+        raise UsageError("--var and --language are for a preset", "add --preset NAME; localai presets list shows them")
 
 
 def compose_for_records(
@@ -168,8 +171,7 @@ def compose_for_records(
             f"with --input {form} there is no field {missing[0][:100]!r}",
             f"there is {', '.join(f'{{{name}}}' for name in there)}; --input jsonl has the fields of its records",
         )
-    if preset is None and (variables or language is not None):
-        raise UsageError("--var and --language are for a preset", "add --preset NAME; localai presets list shows them")
+    check_for_preset(preset, variables, language)
     chosen = presets.find(preset) if preset is not None else None
     held = schema_wanted(schema_file, chosen)
     asking = Asking(

@@ -11,7 +11,7 @@ import typer
 from localai import library, loading, render
 from localai.commands import model_loading, options
 from localai.commands import question as questions
-from localai.commands.answer import OUTPUTS, stats_line, write_answer
+from localai.commands.answer import OUTPUTS, cut_note, stats_line, write_answer
 from localai.commands.options import (
     ON_OVERFLOW,
     ContextOption,
@@ -24,6 +24,7 @@ from localai.commands.options import (
     MaxTokensOption,
     MinPOption,
     ModelOption,
+    OutputOption,
     OverflowOption,
     PresetOption,
     RepeatPenaltyOption,
@@ -31,6 +32,7 @@ from localai.commands.options import (
     SchemaOption,
     SeedOption,
     SpeculateOption,
+    StatsFlag,
     StopOption,
     SystemOption,
     TemperatureOption,
@@ -49,6 +51,7 @@ from localai.loading import Loaded, Wishes
 
 TYPICAL_ANSWER = 256  # tokens that an answer takes whose length nobody limited
 ROOM_TO_ANSWER = 2048  # tokens planned for an answer whose length nobody limited
+ROOM_TO_THINK = 6144  # tokens planned besides for a model that thinks, where nobody forbade or limited that
 STDIN = Path("-")
 
 
@@ -81,10 +84,8 @@ def run(
     speculate: SpeculateOption = None,
     draft: DraftOption = None,
     on_overflow: OverflowOption = "error",
-    output: Annotated[
-        str, typer.Option("--output", "-o", metavar="FORMAT", help="text, json (one object) or ndjson (events).")
-    ] = "text",
-    stats: Annotated[bool, typer.Option("--stats", help="Print tokens and speeds on stderr.")] = False,
+    output: OutputOption = "text",
+    stats: StatsFlag = False,
 ) -> None:
     """Answer once: the prompt from the arguments, from stdin, or both; the answer alone on stdout."""
     options.check_choice("--output", output, OUTPUTS)
@@ -105,7 +106,7 @@ def run(
     wished = model_loading.wishes(context, gpu_layers, threads, kv_type, rpc, speculate, draft)
     flags = options.sampling_flags(temperature, top_k, top_p, min_p, repeat_penalty, seed)
     with Interrupts() as interrupts:
-        loaded = load_for(question, limit, model, wished, interrupts)
+        loaded = load_for(question, limit, model, wished, think, interrupts)
         try:
             loaded = with_room_for(loaded, question, limit, wished, think, interrupts)
             if on_overflow == "truncate":
@@ -117,6 +118,8 @@ def run(
             recording.keep(loaded.prepared, end, "run")
         finally:
             loaded.engine.close()
+    if end.finish_reason == "length":
+        render.note(cut_note(end, loaded))
     if stats:
         render.note(stats_line(end))
     if end.finish_reason == "interrupted":
@@ -128,8 +131,18 @@ def room_for_answer(limit: int | None) -> int:
     return (limit or ROOM_TO_ANSWER) + 64
 
 
+def room_for_thoughts(limit: int | None, think: bool | None) -> int:
+    """Tokens planned for the thoughts of a model that has some."""
+    return 0 if limit or think is False else ROOM_TO_THINK
+
+
 def load_for(
-    question: Question, limit: int | None, model: str | None, wished: Wishes, interrupts: Interrupts
+    question: Question,
+    limit: int | None,
+    model: str | None,
+    wished: Wishes,
+    think: bool | None,
+    interrupts: Interrupts,
 ) -> Loaded:
     """The model with a context that probably holds the question; one that sees, where pictures are asked about."""
     tokens, sees = question.likely_tokens(), bool(question.images)
@@ -139,6 +152,7 @@ def load_for(
         tokens + room_for_answer(limit),
         work=Job(tokens, limit or TYPICAL_ANSWER),
         alone=sees,
+        thoughts=room_for_thoughts(limit, think),
         cancelled=interrupts.requested,
     )
     if sees:
@@ -157,7 +171,13 @@ def with_room_for(
     needed = loaded.engine.count_tokens(question.messages(), think)
     if needed < context:
         return loaded
-    prepared = loading.prepare(loaded.prepared.found, wished, needed + room, work=Job(needed, room))
+    prepared = loading.prepare(
+        loaded.prepared.found,
+        wished,
+        needed + room,
+        work=Job(needed, room),
+        thoughts=room_for_thoughts(limit, think),
+    )
     if prepared.plan.context <= context:
         return loaded
     loaded.engine.close()

@@ -61,6 +61,11 @@ def opening(template: str) -> str:
     return next((first for first, last in TAGS if first in template or last in template), "")
 
 
+def customary(template: str) -> bool:
+    """Whether a model with this chat template has a way to think."""
+    return bool(opening(template)) or CHANNEL in template
+
+
 def after_thoughts(grammar: str, prompt: str, may_open: str = "") -> str:
     """The GBNF `grammar`, preceded by what stands before an answer to `prompt`: the rest of the thoughts that it has
     opened, or the header of the final channel; else, if the model likes, thoughts that it opens with `may_open`.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localai import chat_model, documents, presets, render, sessions, settings, terminal
+from localai.commands import question
 from localai.domain.generation import Message
 from localai.errors import LocalaiError, NotFound, UsageError
 from localai.slash.command import Command, given_paths, paths
@@ -88,20 +89,30 @@ def preset(room: Room, argument: str) -> None:
         room.use_preset(None)
         render.note("(questions are asked as they are)")
         return
-    chosen = presets.find(words[0])
-    schema = None
-    if chosen.schema:
-        from localai import answer_schema
-
-        schema = answer_schema.from_text(chosen.schema, f"the schema of the preset {chosen.name}")
-    active = ActivePreset(chosen, chosen.text(), variables(words[1:]), schema)
+    given = variables(words[1:])
     try:
-        active.fill("")
+        active = activated(words[0], given)
     except UsageError as error:
-        needed = " ".join(f"{name}=..." for name in (*active.text.required, *active.text.variables))
-        raise UsageError(error.message, f"/preset {chosen.name} {needed}") from error
+        text = presets.find(words[0]).text()
+        needed = " ".join(f"{name}=..." for name in (*text.required, *text.variables))
+        raise UsageError(error.message, f"/preset {words[0]} {needed}") from error
     room.use_preset(active)
-    render.note(f"({chosen.name}: {active.text.description} Each question goes through it; /preset off ends it)")
+    told(active)
+
+
+def activated(name: str, given: dict[str, str], language: str | None = None) -> ActivePreset:
+    """The preset with its variables. Raises NotFound, UsageError."""
+    chosen = presets.find(name)
+    schema = question.schema_wanted(None, chosen)
+    active = ActivePreset(chosen, chosen.text(language), given, schema)
+    active.fill("")  # a missing variable is told before anything is asked
+    return active
+
+
+def told(active: ActivePreset) -> None:
+    """Say that questions go through a preset from now on."""
+    name, what = active.preset.name, active.text.description
+    render.note(f"({name}: {what} Each question goes through it; /preset off ends it)")
 
 
 def variables(words: list[str]) -> dict[str, str]:
