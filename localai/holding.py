@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic, time
 
-from localai import embeddings, library, loading
+from localai import embeddings, library, loading, recording
 from localai.alone import Alone
 from localai.domain.engine import BatchEngine
 from localai.domain.plan import Plan
@@ -205,7 +205,8 @@ class Holder:
             single = loading.load(prepared, notice=self._notice)
             return Held(kind, found, prepared.plan, single.note, Alone(single.engine), **more)  # type: ignore[arg-type]
         batch = loading.load_batch(prepared, notice=self._notice, queue=self._queue)
-        return Held(kind, found, prepared.plan, batch.note, batch.engine, **more)  # type: ignore[arg-type]
+        engine = recording.Recorded(batch.engine, prepared, "serve")
+        return Held(kind, found, prepared.plan, batch.note, engine, **more)  # type: ignore[arg-type]
 
     def _refuse_beside_others(self, found: library.Found, plan: Plan) -> None:
         """The system counts the mapped weights of the models that are here as free: they are in use."""

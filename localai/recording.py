@@ -6,16 +6,22 @@ Nothing of what was said is kept, and nothing here ever fails a run.
 from __future__ import annotations
 
 import contextlib
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from time import monotonic
 
 from localai import measurement, past_runs, speed, tuning
 from localai.buffers import UBATCH
-from localai.domain.generation import AnswerEnd
+from localai.domain.engine import BatchEngine, Delivery, Ticket
+from localai.domain.generation import AnswerEnd, GenerationRequest, Message
 from localai.domain.plan import Placement, SpeedRange
 from localai.domain.rates import Job, Setting
+from localai.errors import LocalaiError
 from localai.loading import Prepared
 from localai.past_runs import Run
 
+EVERY_S = 60.0  # a batch and a server keep one run in this time: a thousand a minute would push out all others
 MOSTLY = 0.98  # of an answer's tokens were evaluated alone: what is guessed ahead tells nothing of the machine
 
 
@@ -113,3 +119,60 @@ def _keep(
                 usual=usual(prepared),
             )
         )
+
+
+class Recorded(BatchEngine):
+    """An engine whose answers are kept now and then: those that had the model to themselves."""
+
+    def __init__(self, engine: BatchEngine, prepared: Prepared, command: str) -> None:
+        self._engine, self._prepared, self._command = engine, prepared, command
+        self.context, self.load_ms = engine.context, engine.load_ms
+        self._changed = threading.Lock()
+        self._under_way: set[object] = set()
+        self._together: set[object] = set()
+        self._kept_at = -EVERY_S
+
+    @property
+    def closed(self) -> bool:
+        return self._engine.closed
+
+    def submit(self, request: GenerationRequest, deliver: Callable[[Delivery], None]) -> Ticket:
+        """As `BatchEngine`."""
+        this = object()
+
+        def heard(event: Delivery) -> None:
+            try:
+                deliver(event)
+            finally:
+                if isinstance(event, AnswerEnd | LocalaiError) and self._ended(this) and isinstance(event, AnswerEnd):
+                    keep(self._prepared, event, self._command)
+
+        with self._changed:
+            self._under_way.add(this)
+            if len(self._under_way) > 1 and self._prepared.plan.sequences > 1:
+                self._together |= self._under_way
+        try:
+            return self._engine.submit(request, heard)
+        except BaseException:
+            self._ended(this)
+            raise
+
+    def _ended(self, this: object) -> bool:
+        """Take note of an end. Returns whether the answer was alone, and none has been kept for a while."""
+        with self._changed:
+            alone = this not in self._together
+            self._under_way.discard(this)
+            self._together.discard(this)
+            due = alone and monotonic() - self._kept_at >= EVERY_S
+            if due:
+                self._kept_at = monotonic()
+            return due
+
+    def count_tokens(self, messages: Sequence[Message], think: bool | None = None) -> int:
+        return self._engine.count_tokens(messages, think)
+
+    def share(self, one: Sequence[Message], other: Sequence[Message], think: bool | None = None) -> int:
+        return self._engine.share(one, other, think)
+
+    def close(self) -> None:
+        self._engine.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import gguf as reference
 import pytest
 import random_models
 from conftest import Cli
+from fake_engine import FakeTicket
 from real_model import model_file
 
 from localai import (
@@ -21,18 +23,22 @@ from localai import (
     gguf,
     hardware,
     library,
+    loading,
     past_runs,
+    recording,
     shapes,
     speed,
     tuning,
 )
 from localai.calibrating import calibrate
+from localai.domain.engine import BatchEngine, Delivery, Ticket
+from localai.domain.generation import AnswerEnd, GenerationRequest, Message, Sampling, Timings, Usage
 from localai.domain.plan import Placement
 from localai.domain.rates import Setting, Tuned, Tuning
 from localai.domain.units import MIB
 from localai.engine import synthetic
 from localai.engine.synthetic import Synthetic
-from localai.errors import DoesNotFit, UsageError
+from localai.errors import DoesNotFit, EngineError, UsageError
 from localai.loading import Wishes
 from localai.tuning import Tried
 
@@ -79,6 +85,56 @@ def test_a_run_is_kept_without_its_text(cli: Cli) -> None:
     assert runs[0]["predicted_bytes"] > 50 * MIB
     assert runs[0]["peak_bytes"] > 50 * MIB
     assert b"elican" not in past_runs.file().read_bytes()
+
+
+def test_one_answer_of_a_map_is_kept(cli: Cli) -> None:
+    asked = "Tell me about pelicans. " * 12 + "{text}"
+    how = ("--max-tokens", "24", "--temperature", "0", "--parallel", "1")
+    done = cli("map", asked, "-m", str(model_file()), *how, input="one\ntwo\n")
+    assert done.returncode == 0, done.stderr
+    (kept,) = json.loads(cli("bench", "--history", "--json").stdout)["runs"]
+    assert kept["command"] == "map"
+    assert kept["measured_decode_tps"] > 0
+
+
+class Held(BatchEngine):
+    """An engine whose answers end when the test says so."""
+
+    context, load_ms = 512, 0.0
+
+    def __init__(self) -> None:
+        self.delivers: list[Callable[[Delivery], None]] = []
+
+    def submit(self, request: GenerationRequest, deliver: Callable[[Delivery], None]) -> Ticket:
+        self.delivers.append(deliver)
+        return FakeTicket(iter(()), deliver, threading.Event())
+
+
+@pytest.mark.parametrize(
+    ("sequences", "order", "kept"),
+    [
+        (8, "s e s e", 1),  # the second comes too soon after
+        (8, "s s e e", 0),  # they shared the model
+        (1, "s s e e", 1),  # the second waited
+        (8, "s s e e s e", 1),
+        (8, "s s x e s e", 1),
+    ],
+)
+def test_answers_that_had_the_model_to_themselves_are_kept(
+    sequences: int, order: str, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr(recording, "keep", lambda prepared, end, command: heard.append(command))
+    prepared = loading.prepare(library.find(str(model_file())), Wishes(), 512, sequences)
+    engine = Held()
+    recorded = recording.Recorded(engine, prepared, "serve")
+    end = AnswerEnd("", "", Usage(64, 16, 80), Timings(0, 0, 0, 100.0, 100.0), "stop")
+    for step in order.split():
+        if step == "s":
+            recorded.submit(GenerationRequest((Message("user", "hi"),), Sampling()), lambda event: None)
+        else:
+            engine.delivers.pop(0)(end if step == "e" else EngineError("broken", "mend it"))
+    assert heard == ["serve"] * kept
 
 
 def test_nothing_is_kept_yet(cli: Cli) -> None:

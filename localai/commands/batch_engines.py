@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from localai import loading, render, warm
+from localai import loading, recording, render, warm
 from localai.batch import Asking
 from localai.commands import model_loading
 from localai.domain.engine import BatchEngine
@@ -38,7 +38,7 @@ class BatchEngines:
                 patience_s=PATIENCE_S,
                 converses=False,
             )
-        engine = self._loaded.engine
+        engine = recording.Recorded(self._loaded.engine, self._prepared, "map")
         one, other = self._asking.probes()
         engine.share(one, other, self._asking.think)
         return engine
