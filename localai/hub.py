@@ -5,18 +5,21 @@ Only `repository()` and `link()` open connections, and only to the configured en
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 import re
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
-from localai import naming, settings
+from localai import naming, settings, source
 from localai.domain.files import RemoteFile
 from localai.errors import AccessDenied, HashMismatch, LocalaiError, NetworkError, NotFound, UsageError
 from localai.hub_cache import blob_path, pointer_path, remember_revision
@@ -60,7 +63,28 @@ def _client() -> ModuleType:
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it would print to the terminal, the server's own words included
+    _guard_redirects()
     return huggingface_hub
+
+
+@cache
+def _guard_redirects() -> None:
+    """Let the client follow redirects by the rule of our own downloads; by its own, 20 of them lead to any address."""
+    import huggingface_hub
+    from huggingface_hub.utils._http import default_client_factory
+
+    def check(response: Any) -> None:
+        url, location = str(response.request.url), response.headers.get("Location")
+        if response.has_redirect_location and source.safe_target(url, url, location) is None:
+            raise source.unsafe_redirect(endpoint())
+
+    def client() -> Any:
+        made = default_client_factory()
+        made.max_redirects = source.MAX_REDIRECTS
+        made.event_hooks = {**made.event_hooks, "response": [check]}
+        return made
+
+    huggingface_hub.set_client_factory(client)
 
 
 def endpoint(environ: Mapping[str, str] = os.environ) -> str:
@@ -111,9 +135,12 @@ def require_online(doing: str) -> None:
     raise NetworkError(f"{doing} needs the network, which offline mode forbids", hint)
 
 
-def repository(repo: str, revision: str | None = None) -> Repository:
+def repository(
+    repo: str, revision: str | None = None, on_retry: Callable[[str], None] = lambda line: None
+) -> Repository:
     """What a repository holds at a revision (None: its main branch). Answers or fails within 15 seconds.
 
+    `on_retry` is told why the Hub is asked again, one line each.
     Raises NetworkError (also in offline mode, before any connection), NotFound, AccessDenied.
     """
     naming.check_repo(repo)
@@ -125,14 +152,16 @@ def repository(repo: str, revision: str | None = None) -> Repository:
         return api.model_info(repo, revision=revision, files_metadata=True, timeout=_CONNECT_SECONDS)
 
     deadline = time.monotonic() + LISTING_SECONDS
-    while True:
+    for tried in itertools.count():
         try:
             return _checked(repo, within(deadline - time.monotonic(), ask))
         except Exception as error:
-            wait_s = _retry_after_s(error)
+            wait_s, translated = _retry_after_s(error, tried), _translated(error, repo, revision)
             if wait_s is None or time.monotonic() + wait_s > deadline - 1:
-                raise _translated(error, repo, revision) from error
+                raise translated from error
+            on_retry(f"{translated}; asking again in {wait_s:.1f} s")
             time.sleep(wait_s)
+    raise AssertionError("it ends by an answer or an error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,14 +307,19 @@ def _nonsense(repo: str) -> NetworkError:
     return NetworkError(f"{endpoint()} gives no sensible answer about {repo}", "check HF_ENDPOINT, or try again later")
 
 
-def _retry_after_s(error: BaseException) -> float | None:
-    """Seconds after which to ask again, None where that would not help."""
+def _retry_after_s(error: BaseException, tried: int) -> float | None:
+    """Seconds after which to ask again: what the Hub says, else about twice the last; None where it would not help."""
+    import httpx2
+
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
+    wait_s = float(min(0.5 * 2**tried, _LONGEST_RETRY_AFTER) * random.uniform(0.5, 1.5))
+    if isinstance(error, httpx2.RemoteProtocolError | httpx2.ReadError | httpx2.WriteError):  # it was there, and cut
+        return wait_s
     if response is None or not (status == 429 or (isinstance(status, int) and status >= 500)):
         return None
-    text = str(response.headers.get("Retry-After", "1")).strip()
-    return min(float(text), _LONGEST_RETRY_AFTER) if text.isdecimal() and len(text) < 10 else 1.0
+    text = str(response.headers.get("Retry-After", "")).strip()
+    return min(float(text), _LONGEST_RETRY_AFTER) if text.isdecimal() and len(text) < 10 else wait_s
 
 
 def _translated(error: Exception, repo: str, revision: str | None) -> Exception:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -198,7 +198,13 @@ def _word(value: Any) -> str:
 # ------------------------------------------------------------------------------------------------------ pulling
 
 
-def plan_pull(pinned: Pinned, machine: Machine, reserved_bytes: int = 0, disk: Path | None = None) -> pulling.PullPlan:
+def plan_pull(
+    pinned: Pinned,
+    machine: Machine,
+    reserved_bytes: int = 0,
+    disk: Path | None = None,
+    on_retry: Callable[[str], None] = lambda line: None,
+) -> pulling.PullPlan:
     """What pulling exactly these bytes takes; no connection where they are here.
 
     Raises UsageError for a model that is not from the Hub, HashMismatch where the Hub has other bytes for that commit,
@@ -213,7 +219,7 @@ def plan_pull(pinned: Pinned, machine: Machine, reserved_bytes: int = 0, disk: P
             f"{pinned.model} is not from the Hub and cannot be pulled",
             "bring its folder over: localai pull --to FOLDER there, localai import FOLDER here",
         )
-    found = hub.repository(pinned.repo, pinned.commit)
+    found = hub.repository(pinned.repo, pinned.commit, on_retry)
     there = {file.name: file for file in found.files}
     for file in pinned.all_files:
         remote = there.get(file.name)

@@ -71,11 +71,17 @@ class PullPlan:
         return self.download_bytes - self.already_bytes
 
 
-def plan_pull(text: str, machine: Machine, reserved_bytes: int = 0, disk: Path | None = None) -> PullPlan:
+def plan_pull(
+    text: str,
+    machine: Machine,
+    reserved_bytes: int = 0,
+    disk: Path | None = None,
+    on_retry: Callable[[str], None] = lambda line: None,
+) -> PullPlan:
     """Find out what `localai pull TEXT` takes. Without a connection where the model is installed already.
 
     `reserved_bytes` of the disk are spoken for by other downloads that come first; `disk` is another folder than the
-    cache that the files are for.
+    cache that the files are for; `on_retry` is told why the Hub is asked again.
     Raises NotFound, UsageError, NetworkError, AccessDenied (gated, no token), HashMismatch (the Hub gives no hash),
     DoesNotFit where the disk is too small. Whether it fits the memory is in `plan`, for the caller to decide on.
     """
@@ -86,7 +92,7 @@ def plan_pull(text: str, machine: Machine, reserved_bytes: int = 0, disk: Path |
         return nothing_to_do(max(here, key=lambda model: (model.last_used_at or "", model.size_bytes)))
     if wanted.repo is None:
         raise library.unknown(text, models)
-    found = hub.repository(wanted.repo, wanted.revision)
+    found = hub.repository(wanted.repo, wanted.revision, on_retry)
     choice = choosing.choose(text, wanted, found, machine)
     return planned(wanted.model, found, wanted.revision, choice, reserved_bytes, projector_of(found), disk)
 
@@ -109,7 +115,12 @@ def is_updatable(model: InstalledModel) -> bool:
     return model.source == "hub" and model.repo is not None and not _COMMIT.fullmatch(model.revision or "")
 
 
-def plan_update(model: InstalledModel, machine: Machine, reserved_bytes: int = 0) -> PullPlan | None:
+def plan_update(
+    model: InstalledModel,
+    machine: Machine,
+    reserved_bytes: int = 0,
+    on_retry: Callable[[str], None] = lambda line: None,
+) -> PullPlan | None:
     """Find out what the newest revision of an installed model takes; None where it is the one installed.
 
     Raises UsageError for a model that is not `is_updatable`, NotFound where the newest revision no longer has its
@@ -120,7 +131,7 @@ def plan_update(model: InstalledModel, machine: Machine, reserved_bytes: int = 0
             f"{model.model} has no newer revisions: it is {'pinned' if model.revision else 'not from the Hub'}",
             "localai pull --update without a name looks at all models that may have some",
         )
-    found = hub.repository(model.repo, model.revision)
+    found = hub.repository(model.repo, model.revision, on_retry)
     if found.commit == model.commit:
         return None
     variants = naming.variants(found.files)

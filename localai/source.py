@@ -209,18 +209,9 @@ class Source:
 
     def redirected(self, url: str, location: str | None) -> str:
         """The address that a redirect leads to. Raises NetworkError unless it is safe to follow."""
-        try:
-            target = urllib.parse.urljoin(url, location or "")
-            parts = urllib.parse.urlsplit(target)
-            host = parts.hostname if parts.port != 0 else None  # asking for the port checks it
-        except ValueError:
-            host = None
-        allowed = {"https"} if urllib.parse.urlsplit(self.url).scheme == "https" else {"https", "http"}
-        if host is None or parts.scheme not in allowed or parts.username is not None or not target.isprintable():
-            raise NetworkError(
-                f"{self.name}: the server redirects to an address that is not safe to follow",
-                "only https addresses are followed; check HF_ENDPOINT and the network's proxy",
-            )
+        parts = safe_target(self.url, url, location)
+        if parts is None:
+            raise unsafe_redirect(self.name)
         # Hubs send paths as they are; only what a request line cannot carry is escaped.
         return urllib.parse.quote(parts._replace(fragment="").geturl(), safe="%/:?=&+,;@!$'()*~#[]")
 
@@ -234,6 +225,27 @@ class Source:
         if origin(url) != origin(self.url):  # a signed address that has expired: the next attempt gets a fresh one
             raise Interrupted(f"the storage server answered {status}")
         raise self._refusal(status, {name.lower(): value for name, value in response.headers.items()})
+
+
+def safe_target(first: str, url: str, location: str | None) -> urllib.parse.SplitResult | None:
+    """Where a redirect of `url` leads; None where that is not safe for what began at `first`: https stays https."""
+    try:
+        target = urllib.parse.urljoin(url, location or "")
+        parts = urllib.parse.urlsplit(target)
+        host = parts.hostname if parts.port != 0 else None  # asking for the port checks it
+    except ValueError:
+        return None
+    allowed = {"https"} if urllib.parse.urlsplit(first).scheme == "https" else {"https", "http"}
+    safe = host is not None and parts.scheme in allowed and parts.username is None and target.isprintable()
+    return parts if safe else None
+
+
+def unsafe_redirect(what: str) -> NetworkError:
+    """The error for a redirect that is not followed."""
+    return NetworkError(
+        f"{what}: the server redirects to an address that is not safe to follow",
+        "only https addresses are followed; check HF_ENDPOINT and the network's proxy",
+    )
 
 
 def receive(response: http.client.HTTPResponse, space: memoryview) -> int:

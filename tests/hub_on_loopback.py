@@ -236,6 +236,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self.hub.closing.wait()
                 self.close_connection = True
                 return
+            if fault.drop_at is not None:
+                self.close_connection = True
+                return
+            if fault.location is not None:
+                self.start(307, {"Location": fault.location, "Content-Length": "0"})
+                return
             self.refuse(fault.status or 500, "", retry_after=fault.retry_after)
             return
         repo = self.hub.repos.get(name)

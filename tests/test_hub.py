@@ -87,6 +87,35 @@ def test_a_busy_hub_is_asked_again(server: HubOnLoopback) -> None:
     assert hub.repository("a/b").commit == COMMIT
 
 
+@pytest.mark.parametrize("fault", [Fault(drop_at=0), Fault(status=503), Fault(status=429)], ids=str)
+def test_a_listing_that_is_cut_or_refused_is_asked_for_again_and_told(
+    server: HubOnLoopback, fault: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(hub.time, "sleep", waited.append)
+    server.listing_faults += [fault] * 3
+    told: list[str] = []
+    assert hub.repository("a/b", on_retry=told.append).commit == COMMIT
+    assert [line.count("asking again") for line in told] == [1, 1, 1]
+    assert all(0.25 * 2**at <= seconds <= 0.75 * 2**at for at, seconds in enumerate(waited))
+
+
+def test_a_renamed_repository_is_followed_to_its_new_name(server: HubOnLoopback) -> None:
+    server.listing_faults += [Fault(location="/api/models/a/b?blobs=true")] * 5
+    assert hub.repository("old/b").commit == COMMIT
+    server.listing_faults += [Fault(location="/api/models/a/b?blobs=true")] * 6
+    with pytest.raises(NetworkError, match="redirect"):
+        hub.repository("old/b")
+
+
+@pytest.mark.parametrize("location", ["ftp://127.0.0.1/x", "file:///etc/passwd", "http://u:p@127.0.0.1/"])
+def test_a_listing_is_not_followed_to_what_is_no_safe_address(server: HubOnLoopback, location: str) -> None:
+    server.listing_faults.append(Fault(location=location))
+    with pytest.raises(NetworkError, match="not safe"):
+        hub.repository("a/b")
+    assert len(server.requests()) == 1
+
+
 def test_a_gated_repository_says_how_to_get_access(server: HubOnLoopback) -> None:
     error = hub.refusal("a/b", 403, {"x-error-code": "GatedRepo"})
     assert isinstance(error, AccessDenied)

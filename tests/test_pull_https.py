@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Cli
-from hub_on_loopback import HubOnLoopback, running
+from hub_on_loopback import Fault, HubOnLoopback, running
 
 from localai import library
 
@@ -51,6 +51,15 @@ def pull(cli: Cli, hub: HubOnLoopback) -> subprocess.CompletedProcess[str]:
 
 def listed() -> list[bytes]:
     return [model.path.read_bytes() for model in library.installed() if model.repo == REPO]
+
+
+def test_a_listing_does_not_fall_back_to_http(cli: Cli, tls: ssl.SSLContext) -> None:
+    with running(tls=tls) as hub, running() as plain:
+        plain.add(REPO, {NAME: CONTENT})
+        hub.listing_faults.append(Fault(location=f"{plain.url}/api/models/{REPO}?blobs=true"))
+        done = pull(cli, hub)
+        assert (done.returncode, "not safe to follow" in done.stderr) == (5, True)
+        assert plain.requests() == []
 
 
 @pytest.mark.parametrize("at", [None, 100_000])

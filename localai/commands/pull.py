@@ -73,14 +73,14 @@ Wanted = tuple[str, Planner]
 def _named(names: Iterable[str], disk: Path | None = None) -> list[Wanted]:
     from localai import pulling
 
-    return [(name, partial(pulling.plan_pull, name, disk=disk)) for name in names]
+    return [(name, partial(pulling.plan_pull, name, disk=disk, on_retry=render.note)) for name in names]
 
 
 def _pinned(manifest: Path, disk: Path | None) -> list[Wanted]:
     from localai import manifests
 
     pinned = manifests.read(Path(os.path.expanduser(manifest)))
-    return [(each.model, partial(manifests.plan_pull, each, disk=disk)) for each in pinned]
+    return [(each.model, partial(manifests.plan_pull, each, disk=disk, on_retry=render.note)) for each in pinned]
 
 
 def _updates(session: Session, names: list[str] | None) -> list[Wanted]:
@@ -88,16 +88,17 @@ def _updates(session: Session, names: list[str] | None) -> list[Wanted]:
     from localai import library, pulling
 
     models = library.installed()
+    update = partial(pulling.plan_update, on_retry=render.note)
     if not names:
         chosen = [model for model in models if pulling.is_updatable(model)]
         if not chosen:
             render.note("no installed model comes from the Hub, so there is nothing to update")
-        return [(f"{model.model} ({model.quantization})", partial(pulling.plan_update, model)) for model in chosen]
+        return [(f"{model.model} ({model.quantization})", partial(update, model)) for model in chosen]
     wanted: list[Wanted] = []
     for name in names:
         with session.attempt(name):
             here = library.named(name, models)
-            wanted += [(name, partial(pulling.plan_update, model)) for model in here] or _named([name])
+            wanted += [(name, partial(update, model)) for model in here] or _named([name])
     return wanted
 
 
