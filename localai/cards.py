@@ -92,7 +92,8 @@ def card(name: str, context: int | None = None, kv_type: str | None = None) -> C
         if wanted.repo is None:
             raise error from None
     else:
-        return from_header(found, context, kv_type, beside=_repository(name))
+        of_hub = found.model is not None and found.model.repo is not None
+        return from_header(found, context, kv_type, beside=_repository(name) if of_hub else None)
     from localai import remote
 
     try:

@@ -190,8 +190,9 @@ def _tuned(job: _Job, best: Plan, work: Job, kv_type_asked: bool, ubatch_asked: 
 
 def can_shrink_cache(shape: Shape) -> bool:
     """Whether llama.cpp takes a quantized cache of this model: whole blocks of 32, and flash attention."""
-    blocks = shape.key_length % 32 == 0 and (shape.latent_kv or shape.value_length % 32 == 0)
-    return any(shape.kv_heads) and blocks and shape.architecture != "grok"
+    lengths = [shape.key_length, 0 if shape.latent_kv else shape.value_length]
+    lengths += [shape.swa_key_length or 0, shape.swa_value_length or 0]
+    return any(shape.kv_heads) and not any(each % 32 for each in lengths) and shape.architecture != "grok"
 
 
 def check_kv_type(shape: Shape, kv_type: str | None) -> None:

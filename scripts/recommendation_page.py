@@ -24,7 +24,7 @@ INTRODUCTION = """# What is recommended on the machines of the list
 Generated from the catalog, `localai/data/machines.toml` and the rule of [recommending](recommending.md) by
 `scripts/recommendation_page.py`; `make lint` checks that it is up to date. It is what `localai recommend --machine
 NAME` prints; the speeds are predicted from spec sheets, so their ranges are wide. Below each table: the first row for
-the other kinds of work. `*` marks the light one to start with.
+the other kinds of work. `*` marks the light one to start with, `^` those made to speak French.
 """
 
 
@@ -53,7 +53,7 @@ def others() -> list[str]:
 
 def chat_line(row: Recommendation) -> str:
     cells = (
-        row.name + (" `*`" if row.starter else ""),
+        row.name + (" `*`" if row.starter else "") + (" `^`" if "fr" in row.languages else ""),
         row.quantization,
         f"{row.download_bytes / 1e9:.1f} GB",
         f"{row.memory.total_bytes / GIB:.1f} GiB",
