@@ -7,10 +7,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from localai import settings, wire
 from localai.errors import LocalaiError
@@ -30,6 +30,12 @@ class Started:
 def log_file() -> Path:
     """Where a server in the background writes what it would say on a terminal."""
     return settings.folders().cache / "run" / "server.log"
+
+
+def already(told: Mapping[str, Any]) -> str:
+    """That a server runs, in words: `told` is its answer to `ps`, {} where it has just gone."""
+    where = f" on {told['url']}" if told.get("url") else ""
+    return f"a server is running already{where} (process {told.get('pid')})"
 
 
 def start(words: Sequence[str], cancelled: Callable[[], bool] = lambda: False) -> Started:

@@ -129,9 +129,9 @@ def test_a_child_that_is_closed_while_it_loads_again_is_ended(monkeypatch: pytes
 
 
 def test_the_old_logprobs_are_numbers_and_say_where_each_token_stands() -> None:
-    openai = pytest.importorskip("localai.server.openai")
+    answers = pytest.importorskip("localai.server.openai.answers")
     never = (b"c", float("-inf"))
-    found = openai.old_logprobs([TokenLogprob(b"ab", -1.0, (never,)), TokenLogprob(*never, ())])
+    found = answers.old_logprobs([TokenLogprob(b"ab", -1.0, (never,)), TokenLogprob(*never, ())])
     assert found["text_offset"] == [0, 2]
     assert found["token_logprobs"] == [-1.0, -9999.0]
     assert found["top_logprobs"] == [{"c": -9999.0}, {}]

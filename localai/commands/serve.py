@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-import threading
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -22,7 +19,7 @@ from localai.commands.options import (
     RpcOption,
     ThreadsOption,
 )
-from localai.errors import ExitCode, LocalaiError, NotFound, UsageError
+from localai.errors import ExitCode, NotFound, UsageError
 
 DEFAULT_PORT = 11435  # one more than Ollama's, so that both can run
 
@@ -65,68 +62,34 @@ def serve(
     if background:
         start_in_background(as_json)
         return
+    check_can_serve(socket_only)
     from localai.commands import model_loading
-    from localai.holding import Holder
-    from localai.server import http, shell
+    from localai.server.service import Service, Wanted
+
+    wanted = Wanted(
+        model=model,
+        wished=model_loading.wishes(context, gpu_layers, threads, kv_type, rpc),
+        keep_alive_s=duration(options.setting("keep_alive", keep_alive)),
+        parallel=parallel,
+        host=host,
+        origins=frozenset(map(checked_origin, allow_origin or ())),
+        port=None if socket_only else chosen_port(port),
+        require_key=require_key,
+        leave_when_idle=leave_when_idle,
+        as_json=as_json,
+    )
+    if Service(wanted).run():
+        raise typer.Exit(ExitCode.INTERRUPTED)
+
+
+def check_can_serve(socket_only: bool) -> None:
+    """Raises UsageError where this installation, or this system, has not what the server stands on."""
+    from localai.server import http
 
     if not socket_only:
         http.need_extra()
     elif not warm.available():
         raise UsageError("this system has no such sockets", "leave --socket-only out")
-    wished = model_loading.wishes(context, gpu_layers, threads, kv_type, rpc)
-    keep_s = duration(options.setting("keep_alive", keep_alive))
-    origins = frozenset(map(checked_origin, allow_origin or ()))
-    listener = None if socket_only else http.listen(host, chosen_port(port))
-    url = None if listener is None else f"http://{shown_host(host)}:{listener.getsockname()[1]}"
-    rules_key = None if listener is None else needed_key(host, require_key, listener)
-    holder = Holder(wished, parallel, keep_s, lambda text: None)
-    ended, running = threading.Event(), http.Running()
-
-    def stop() -> None:
-        ended.set()
-        running.stop()
-
-    door = shell.Shell(holder, {"pid": os.getpid(), "url": url}, stop) if warm.available() else None
-    try:
-        has_socket = door is not None and door.open()
-        if socket_only and not has_socket:
-            raise LocalaiError(already(warm.ask({"do": "ps"}) or {}), "localai stop ends it")
-        default = preloaded(model, holder) if model else None
-
-        def ready() -> None:
-            told = {"url": url, "pid": os.getpid(), "socket": str(door.path) if door and has_socket else None}
-            if as_json:
-                render.json_object(told)
-                render.flush()
-            elif url:
-                render.note(f"answering on {url} (OpenAI: {url}/v1, Ollama: {url}); Ctrl-C ends it")
-            else:
-                render.note("answering this user's run, chat and map; Ctrl-C ends it")
-            if door is not None and not has_socket:
-                render.note("another server has the shell's socket: run, chat, map, ps and stop ask that one")
-
-        if leave_when_idle:
-            threading.Thread(target=holder.wait_until_empty, args=(stop,), daemon=True).start()
-        if listener is None:
-            interrupted = wait(ended, ready)
-        else:
-            from localai.server.app import application
-            from localai.server.generating import Desk
-            from localai.server.security import Rules
-
-            desk = Desk(holder, default)
-            try:
-                interrupted = running.run(application(desk, Rules(host, rules_key, origins)), listener, ready)
-            finally:
-                desk.close()
-    finally:
-        if door is not None:
-            door.close()
-        holder.close()
-        if listener is not None:
-            listener.close()
-    if interrupted:
-        raise typer.Exit(ExitCode.INTERRUPTED)
 
 
 def duration(text: object) -> float:
@@ -149,58 +112,7 @@ def checked_origin(text: str) -> str:
     return f"{scheme}://{rest}"
 
 
-def shown_host(host: str) -> str:
-    return f"[{host.strip('[]')}]" if ":" in host else host
-
-
-def needed_key(host: str, required: bool, listener: Any) -> str | None:
-    """The key that requests must bring: none where only this machine can ask, and nobody wants one."""
-    from localai.server import security
-
-    if security.is_loopback(listener.getsockname()[0]) and not required:
-        return None
-    key, new = security.api_key()
-    if new:
-        render.note(f"the API key, shown this once (it is kept in {security.key_file()}): {key}")
-    return key
-
-
-def preloaded(model: str, holder: Any) -> Any:
-    """The model of `-m`, in memory before anything is answered."""
-    from localai import gguf, holding, library, shapes
-    from localai.commands import model_loading
-
-    found = library.find(model)
-    if found.why:
-        render.note(found.why)
-    with model_loading.loading_shown(found.name):
-        kind = holding.TEXT if shapes.makes_text(gguf.read_header(found.path)) else holding.VECTORS
-        holder.release(holder.acquire(found, kind))
-    return found
-
-
-def wait(ended: threading.Event, ready: Any) -> bool:
-    """Until the socket says to end, or a signal; True where it was Ctrl-C."""
-    interrupted: list[int] = []
-
-    def told(number: int, _: object) -> None:
-        if number == signal.SIGINT:
-            interrupted.append(number)
-        ended.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, told)
-    ready()
-    ended.wait()
-    return bool(interrupted)
-
-
 # ------------------------------------------------------------------------------------------------ in the background
-
-
-def already(told: dict[str, Any]) -> str:
-    where = f" on {told['url']}" if told.get("url") else ""
-    return f"a server is running already{where} (process {told.get('pid')})"
 
 
 def start_in_background(as_json: bool) -> None:
@@ -213,7 +125,7 @@ def start_in_background(as_json: bool) -> None:
         if as_json:
             render.json_object({"url": told["url"], "pid": told["pid"], "already_running": True})
         else:
-            render.note(already(told))
+            render.note(background.already(told))
         return
     words = [word for word in sys.argv[1:] if word not in ("--background", "--json")]
     started = background.start(words)

@@ -12,9 +12,10 @@ from starlette.exceptions import HTTPException
 
 from localai import __version__
 from localai.errors import LocalaiError
-from localai.server import ollama, openai
 from localai.server.answers import ClientGone, error_body, status_of, whole
 from localai.server.generating import Counts, Desk
+from localai.server.ollama.routes import routes as ollama
+from localai.server.openai.routes import routes as openai
 from localai.server.security import Guard, Rules
 
 log = logging.getLogger(__name__)
@@ -85,8 +86,8 @@ def application(desk: Desk, rules: Rules) -> Guard:
         """Numbers for Prometheus."""
         return Response(numbers(desk), media_type="text/plain; version=0.0.4")
 
-    app.include_router(openai.routes(desk))
-    app.include_router(ollama.routes(desk))
+    app.include_router(openai(desk))
+    app.include_router(ollama(desk))
     return Guard(Counted(app, desk.counts), rules)
 
 

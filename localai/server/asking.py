@@ -11,12 +11,14 @@ from typing import Any
 from localai import answer_schema, images, settings
 from localai.domain.generation import Image, Message, Sampling, Tool, ToolCall
 from localai.errors import UsageError
+from localai.server.forms import Drawing
 
 MOST_IMAGES = 16
 MOST_TOOLS = 128
 MOST_STOPS = 16
 MOST_LEVELS = 100  # of a tool's parameters
-ANY_OBJECT = '{"type": "object"}'
+ANY_OBJECT = {"type": "object"}
+DRAWN = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed")
 ROLES = {"developer": "system", "function": "tool"}
 
 
@@ -24,10 +26,11 @@ def refused(what: str, hint: str = "docs/server.md lists what is taken") -> Usag
     return UsageError(what, hint)
 
 
-def sampling(name: str, given: Mapping[str, Any]) -> Sampling:
-    """How to draw: what was given, else the settings, else what the model's makers recommend."""
+def sampling(name: str, asked: Drawing, **more: Any) -> Sampling:
+    """How to draw: what was given, `more` of it too, else the settings, else what the model's makers recommend."""
     from localai.commands import options
 
+    given = {key: getattr(asked, key) for key in DRAWN} | more
     return options.sampling(name, {key: value for key, value in given.items() if value is not None})
 
 

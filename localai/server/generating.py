@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ from typing import Any, TypeVar
 
 from localai import library
 from localai.domain.engine import Delivery
-from localai.domain.generation import AnswerEnd, GenerationRequest
+from localai.domain.files import InstalledModel
+from localai.domain.generation import AnswerEnd, AnswerText, GenerationRequest, TokenLogprob
 from localai.errors import EngineError, LocalaiError, NotFound, UsageError
 from localai.holding import TEXT, Held, Holder
 from localai.naming import Kind, parse
@@ -57,6 +59,22 @@ class Events:
         await self._rest.aclose()
 
 
+async def ended(events: Events) -> tuple[AnswerEnd, list[TokenLogprob]]:
+    """The end of an answer, and the probabilities of its tokens. Raises what the engine fails by."""
+    found: list[TokenLogprob] = []
+    end: AnswerEnd | None = None
+    try:
+        async for event in events:
+            if isinstance(event, AnswerText):
+                found += event.logprobs
+            elif isinstance(event, AnswerEnd):
+                end = event
+    finally:
+        await events.aclose()
+    assert end is not None, "an engine ends with AnswerEnd"
+    return end, found
+
+
 class Desk:
     """Takes requests to the models. `default` is the model for those that name none."""
 
@@ -84,6 +102,15 @@ class Desk:
         if "\0" in name or parse(name).kind is Kind.PATH:
             raise NotFound(f"there is no model called {name!r}", "GET /v1/models lists the installed ones")
         return library.find(name)
+
+    def installed(self) -> list[tuple[str, InstalledModel]]:
+        """The installed models by name, with the quantization in it where one is installed in several."""
+        found = library.installed()
+        times = Counter(model.model for model in found)
+        return [
+            (f"{model.model}:{model.quantization.lower()}" if times[model.model] > 1 else model.model, model)
+            for model in found
+        ]
 
     def unlisted(self) -> library.Found | None:
         """The model that is served, where it is a file of the user's: no list of installed models has it."""

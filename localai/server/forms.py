@@ -1,0 +1,31 @@
+"""What requests of both forms of the API look like in common: plain values, checked by type and by range."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Json = dict[str, Any]
+KeepAlive = str | float | int | None
+MOST_TOKENS = 2**31 - 1
+Tokens = Annotated[int | None, Field(ge=1, le=MOST_TOKENS)]
+Share = Annotated[float | None, Field(ge=0, le=1)]
+
+
+class Form(BaseModel):
+    """The body of a request, or a part of it. What it has beside is let be: clients send more than anybody reads."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Drawing(Form):
+    """How tokens are drawn and where the answer ends; None leaves it to the settings and the model's makers."""
+
+    temperature: Annotated[float | None, Field(ge=0, le=10)] = None
+    top_p: Share = None
+    top_k: Annotated[int | None, Field(ge=0, le=MOST_TOKENS)] = None
+    min_p: Share = None
+    repeat_penalty: Annotated[float | None, Field(gt=0, le=10)] = None
+    seed: int | None = None
+    stop: str | list[str] | None = None

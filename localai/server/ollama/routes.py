@@ -1,0 +1,134 @@
+"""The routes of Ollama's form, under /api."""
+
+from __future__ import annotations
+
+import contextlib
+
+from fastapi import APIRouter, Request, Response
+
+from localai.domain.generation import GenerationRequest
+from localai.errors import NotFound
+from localai.holding import PICTURES, TEXT
+from localai.library import Found
+from localai.server import asking
+from localai.server.answers import Stream, while_there, whole
+from localai.server.asking import refused
+from localai.server.generating import Desk
+from localai.server.ollama import answers, models
+from localai.server.ollama.requests import (
+    Asked,
+    ChatRequest,
+    EmbedRequest,
+    GenerateRequest,
+    OldEmbedRequest,
+    ShowRequest,
+    chat_messages,
+    prompt_messages,
+    request_of,
+)
+from localai.server.vectors import vectors
+
+API_VERSION = "0.12.0"  # of Ollama's API whose form this is: clients look whether it is new enough
+
+
+def routes(desk: Desk) -> APIRouter:
+    router, api = APIRouter(prefix="/api", tags=["ollama"]), Api(desk)
+    router.add_api_route("/chat", api.chat, methods=["POST"])
+    router.add_api_route("/generate", api.generate, methods=["POST"])
+    router.add_api_route("/embed", api.embed, methods=["POST"])
+    router.add_api_route("/embeddings", api.embeddings, methods=["POST"])
+    router.add_api_route("/tags", api.tags, methods=["GET"])
+    router.add_api_route("/show", api.show, methods=["POST"])
+    router.add_api_route("/ps", api.ps, methods=["GET"])
+    router.add_api_route("/version", api.version, methods=["GET"])
+    return router
+
+
+class Api:
+    """What each route does. FastAPI tells the docstrings in /openapi.json."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def chat(self, asked: ChatRequest, request: Request) -> Response:
+        """The next turn of a conversation."""
+        found = await self._desk.blocking(self._desk.find, asked.model)
+        if not asked.messages:
+            return await self._only_load(asked, found, True)
+        messages = await self._desk.blocking(chat_messages, asked)
+        wanted = await self._desk.blocking(request_of, asked, found.name, messages)
+        return await self._answer(asked, request, found, wanted, True)
+
+    async def generate(self, asked: GenerateRequest, request: Request) -> Response:
+        """An answer to a prompt."""
+        if asked.suffix or asked.template or asked.context:
+            raise refused("suffix, template and context are not taken", "/api/chat takes a whole conversation")
+        found = await self._desk.blocking(self._desk.find, asked.model)
+        if not asked.prompt and not asked.images:
+            return await self._only_load(asked, found, False)
+        if asked.raw:
+            wanted = await self._desk.blocking(request_of, asked, found.name, (), asked.prompt)
+        else:
+            messages = await self._desk.blocking(prompt_messages, asked)
+            wanted = await self._desk.blocking(request_of, asked, found.name, messages)
+        return await self._answer(asked, request, found, wanted, False)
+
+    async def _answer(
+        self, asked: Asked, request: Request, found: Found, wanted: GenerationRequest, chat: bool
+    ) -> Response:
+        kind = PICTURES if asking.check_images(wanted.messages) else TEXT
+        keep = asking.keep_alive(asked.keep_alive)
+        starting = self._desk.started(found, kind, asked.wished_context, keep, wanted)
+        events = await while_there(request.receive, starting)
+        if asked.stream is not False:
+            return Stream(answers.pieces(events, asked.model, chat), "application/x-ndjson", events)
+        return whole(await while_there(request.receive, answers.in_one(events, asked.model, chat)))
+
+    async def _only_load(self, asked: Asked, found: Found, chat: bool) -> Response:
+        """An empty request loads a model, or lets it go where it is to be kept for no time."""
+        keep = asking.keep_alive(asked.keep_alive)
+        if keep == 0:
+            with contextlib.suppress(NotFound):
+                await self._desk.blocking(self._desk.holder.unload, found)
+        else:
+            async with self._desk.hold(found, TEXT, asked.wished_context, keep):
+                pass
+        return whole(answers.empty(asked.model, chat, "unload" if keep == 0 else "load"))
+
+    async def embed(self, asked: EmbedRequest, request: Request) -> Response:
+        """A vector for each text."""
+        texts = [asked.input] if isinstance(asked.input, str) else asked.input
+        if not texts:
+            return whole(answers.embeddings([], asked.model))
+        keep = asking.keep_alive(asked.keep_alive)
+        asking_for = vectors(self._desk, asked.model, texts, keep, asked.truncate is not False)
+        _, rows = await while_there(request.receive, asking_for)
+        return whole(answers.embeddings(rows, asked.model))
+
+    async def embeddings(self, asked: OldEmbedRequest, request: Request) -> Response:
+        """A vector for one text, as older clients ask."""
+        keep = asking.keep_alive(asked.keep_alive)
+        if not asked.prompt:
+            return whole({"embedding": []})
+        _, rows = await while_there(request.receive, vectors(self._desk, asked.model, [asked.prompt], keep))
+        return whole({"embedding": rows[0].vector})
+
+    async def tags(self) -> Response:
+        """The model that is served, where it is a file, and the installed ones."""
+        listed = [models.listed(*each) for each in await self._desk.blocking(self._desk.installed)]
+        if (found := self._desk.unlisted()) is not None:
+            listed.insert(0, models.listed_file(found))
+        return whole({"models": listed})
+
+    async def show(self, asked: ShowRequest) -> Response:
+        """What a model's header says."""
+        found = await self._desk.blocking(self._desk.find, asked.model or asked.name)
+        return whole(await self._desk.blocking(models.shown, found))
+
+    async def ps(self) -> Response:
+        """The models in memory."""
+        return whole({"models": [models.held(each) for each in self._desk.holder.held()]})
+
+    async def version(self) -> Response:
+        """The version of the API."""
+        return whole({"version": API_VERSION})

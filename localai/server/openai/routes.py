@@ -1,0 +1,98 @@
+"""The routes of OpenAI's form, under /v1."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from localai.holding import PICTURES, TEXT
+from localai.server import asking
+from localai.server.answers import Stream, while_there, whole
+from localai.server.asking import refused
+from localai.server.forms import Json
+from localai.server.generating import Desk, ended
+from localai.server.openai import answers
+from localai.server.openai.requests import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingsRequest,
+    chat_request,
+    check_completion,
+    completion_requests,
+    texts_of,
+)
+from localai.server.vectors import vectors
+
+EVENT_STREAM = "text/event-stream"
+
+
+def routes(desk: Desk) -> APIRouter:
+    router, api = APIRouter(prefix="/v1", tags=["openai"]), Api(desk)
+    router.add_api_route("/models", api.models, methods=["GET"])
+    router.add_api_route("/models/{name:path}", api.model, methods=["GET"])
+    router.add_api_route("/chat/completions", api.chat, methods=["POST"])
+    router.add_api_route("/completions", api.completions, methods=["POST"])
+    router.add_api_route("/embeddings", api.embeddings, methods=["POST"])
+    return router
+
+
+class Api:
+    """What each route does. FastAPI tells the docstrings in /openapi.json."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def models(self) -> Response:
+        """The model that is served, where it is a file, and the installed ones."""
+        listed = [
+            model_object(name, model.repo.split("/")[0] if model.repo else "local")
+            for name, model in await self._desk.blocking(self._desk.installed)
+        ]
+        if (found := self._desk.unlisted()) is not None:
+            listed.insert(0, model_object(found.name, "local"))
+        return whole({"object": "list", "data": listed})
+
+    async def model(self, name: str) -> Response:
+        """One installed model."""
+        found = await self._desk.blocking(self._desk.find, name)
+        return whole({**model_object(name, "local"), "path": found.name})
+
+    async def chat(self, asked: ChatRequest, request: Request) -> Response:
+        """The next turn of a conversation."""
+        found = await self._desk.blocking(self._desk.find, asked.model)
+        wanted = await self._desk.blocking(chat_request, asked, found.name)
+        kind = PICTURES if asking.check_images(wanted.messages) else TEXT
+        starting = self._desk.started(found, kind, None, asking.keep_alive(asked.keep_alive), wanted)
+        events = await while_there(request.receive, starting)
+        name = asked.model or found.name
+        if asked.stream:
+            return Stream(answers.chat_pieces(events, name, asked.wants_usage), EVENT_STREAM, events)
+        return whole(await while_there(request.receive, answers.chat_whole(events, name)))
+
+    async def completions(self, asked: CompletionRequest, request: Request) -> Response:
+        """A text, continued."""
+        check_completion(asked)
+        found = await self._desk.blocking(self._desk.find, asked.model)
+        wanted = await self._desk.blocking(completion_requests, asked, found.name)
+        keep, name = asking.keep_alive(asked.keep_alive), asked.model or found.name
+        if asked.stream:
+            events = await while_there(request.receive, self._desk.started(found, TEXT, None, keep, wanted[0]))
+            return Stream(answers.completion_pieces(events, name, asked.wants_usage), EVENT_STREAM, events)
+
+        async def all_of_them() -> Json:
+            ends = [await ended(await self._desk.started(found, TEXT, None, keep, each)) for each in wanted]
+            return answers.completion_whole(ends, name)
+
+        return whole(await while_there(request.receive, all_of_them()))
+
+    async def embeddings(self, asked: EmbeddingsRequest, request: Request) -> Response:
+        """A vector for each text."""
+        texts = texts_of(asked)
+        keep = asking.keep_alive(asked.keep_alive)
+        name, rows = await while_there(request.receive, vectors(self._desk, asked.model, texts, keep))
+        if asked.dimensions is not None and asked.dimensions != len(rows[0].vector):
+            raise refused(f"dimensions is not the {len(rows[0].vector)} that the model has")
+        return whole(answers.embeddings(rows, asked.model or name, asked.encoding_format == "base64"))
+
+
+def model_object(name: str, owner: str) -> Json:
+    return {"id": name, "object": "model", "created": 0, "owned_by": owner}
