@@ -6,7 +6,7 @@ import sys
 
 from localai import render
 from localai.domain.generation import AnswerText, Event, PromptProgress, ThinkingText, TurnsDropped
-from localai.markdown import Markdown
+from localai.markdown.stream import Markdown
 
 REPLAYED = 64  # characters at a time: what is held back of a line stays small
 

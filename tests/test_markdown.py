@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localai import render
-from localai.markdown import Markdown
+from localai.markdown.stream import Markdown
 
 SGR = re.compile(r"\x1b\[([0-9;]*)m")
 

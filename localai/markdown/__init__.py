@@ -1,0 +1,1 @@
+"""Markdown as it arrives, shown on a terminal."""
