@@ -836,11 +836,11 @@ def test_a_folder_for_records_that_cannot_be_written_is_told_before_the_first_by
 
 
 def test_end_of_input_at_a_question_is_no(hub: HubOnLoopback, pull: Pull, monkeypatch: pytest.MonkeyPatch) -> None:
-    from localai import render
+    from localai.render import questions
 
-    monkeypatch.setattr(render, "is_terminal", lambda stream: True)
-    monkeypatch.setattr(render, "ask", lambda question: None)
-    assert render.confirmed("Download 5 GB?") is False
+    monkeypatch.setattr(questions, "is_terminal", lambda stream: True)
+    monkeypatch.setattr(questions, "ask", lambda question: None)
+    assert questions.confirmed("Download 5 GB?") is False
 
 
 def test_mending_a_large_model_is_asked_for_and_needs_its_room(

@@ -1,0 +1,103 @@
+"""Text for people: harmless on a terminal, in words, in columns. Nothing here is written anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from localai.render.streams import width
+
+
+def safe(text: str) -> str:
+    """`text` with every character that could drive a terminal shown as an escape instead."""
+    if text.isprintable():
+        return text
+    return "".join(f"\\x{ord(c):02x}" if _is_live(c) else c for c in text)
+
+
+def _is_live(character: str) -> bool:
+    """Whether a terminal may obey the character: C0 and C1 controls, DEL, and the bidirectional overrides."""
+    number = ord(character)
+    return (
+        (number < 0x20 and character not in "\n\t")
+        or 0x7F <= number <= 0x9F
+        or 0x202A <= number <= 0x202E
+        or 0x2066 <= number <= 0x2069
+    )
+
+
+def cells(text: str) -> int:
+    """Columns that a text takes on a terminal."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def size(number: int | None) -> str:
+    """Bytes as files are sold, in powers of ten: `98 MB`, `2.5 GB`."""
+    if number is None:
+        return "unknown"
+    value = float(number)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def memory(number: int | None) -> str:
+    """Bytes as memory is sold, in powers of two: `7.6 GiB`."""
+    if number is None:
+        return "unknown"
+    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: `45 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def columns(
+    headers: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = (), fold: bool = False
+) -> str:
+    """Rows under headers, aligned, two spaces between columns; numbers `right`-aligned by column index.
+
+    With `fold` the last column is prose, folded to the width.
+    """
+    import textwrap
+
+    table = [[safe(cell).replace("\n", " ") for cell in row] for row in (headers, *rows)]
+    widths = [max(cells(row[index]) for row in table) for index in range(len(headers))]
+    before = sum(widths[:-1]) + 2 * (len(widths) - 1)
+    lines = []
+    for row in table:
+        padded = []
+        for index, cell in enumerate(row):
+            padding = " " * (widths[index] - cells(cell))
+            padded.append(padding + cell if index in right else cell + padding)
+        line = "  ".join(padded).rstrip()
+        if fold and cells(line) > width() > before + 20:
+            first, *rest = textwrap.wrap(row[-1], width() - before, break_long_words=False, break_on_hyphens=False)
+            line = "\n".join([line[:before] + first, *(" " * before + each for each in rest)])
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def facts(pairs: Iterable[tuple[str, str]]) -> str:
+    """Names and values, one pair a line, the values under each other and folded to the terminal's width."""
+    import textwrap
+
+    pairs = [(name, safe(value)) for name, value in pairs]
+    indent = max((len(name) for name, _ in pairs), default=0) + 2
+    lines = []
+    for name, value in pairs:
+        folded = textwrap.wrap(value, max(width() - indent, 30), break_long_words=False, break_on_hyphens=False) or [""]
+        lines.append(name.ljust(indent) + folded[0])
+        lines.extend(" " * indent + each for each in folded[1:])
+    return "\n".join(line.rstrip() for line in lines)
