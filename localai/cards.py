@@ -285,11 +285,11 @@ def _installed_beside(model: InstalledModel, planned: partial[Plan]) -> Iterator
 
 def _on_hub(wanted: library.Meaning, planned: partial[Plan], header_bytes: int, tied: bool) -> Iterator[CardVariant]:
     """The quantizations of a repository by their sizes; none where the Hub does not answer soon."""
-    from localai import hub
+    from localai import hub, hub_client
 
     repo = wanted.repo or ""
     try:
-        found = hub.within(_HUB_SECONDS, lambda: hub.repository(repo, wanted.revision))
+        found = hub_client.within(_HUB_SECONDS, lambda: hub.repository(repo, wanted.revision))
     except (LocalaiError, TimeoutError):
         return
     for variant in naming.variants(found.files):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from localai import estimate, hub, library, naming, recommend, sizes
+from localai import estimate, hub, hub_client, library, naming, recommend, sizes
 from localai.catalog import CatalogModel
 from localai.domain.files import Variant
 from localai.domain.machine import Machine
@@ -107,8 +107,11 @@ def _read(found: hub.Repository, variant: Variant, by_size: Plan, machine: Machi
         return _Read()  # nothing that its header says changes whether it fits
     from localai import remote
 
+    def read() -> tuple[Shape, Weights]:
+        return remote.remote_shape(found.repo, found.commit, variant.files)
+
     try:
-        return _Read(hub.within(_HEADER_SECONDS, lambda: remote.remote_shape(found.repo, found.commit, variant.files)))
+        return _Read(hub_client.within(_HEADER_SECONDS, read))
     except EngineError as error:
         return _Read(fault=error.message)
     except (LocalaiError, TimeoutError):  # whatever it is, the download meets it too, and says so better

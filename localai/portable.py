@@ -19,8 +19,8 @@ from shlex import quote
 from localai import (
     copies,
     gguf,
-    hub,
     hub_cache,
+    hub_client,
     inventory,
     library,
     locks,
@@ -184,7 +184,7 @@ def _downloaded(
 ) -> None:
     if not plan.repo or not plan.commit:
         raise HashMismatch(f"{file.name} is damaged here", f"localai verify {plan.model} says what to do")
-    hub.require_online(f"pulling {plan.model}")
+    hub_client.require_online(f"pulling {plan.model}")
     pulling.download(plan, file.name, file.size_bytes, file.sha256, target, progress, on_retry, patience)
 
 

@@ -19,6 +19,8 @@ from localai import (
     copies,
     hub,
     hub_cache,
+    hub_client,
+    hub_errors,
     inventory,
     library,
     locks,
@@ -177,8 +179,8 @@ def planned(
         for cache, file in zip(cached, files, strict=True)
     ]
     already, needed = sum(map(max, cached, there)), total - sum(there)
-    if found.gated and already < total and hub.token() is None:
-        raise hub.gated(found.repo)
+    if found.gated and already < total and hub_client.token() is None:
+        raise hub_errors.gated(found.repo)
     return PullPlan(
         model=model,
         repo=found.repo,
@@ -259,7 +261,7 @@ def pull(
     """
     if plan.already_installed is not None:
         return plan.already_installed
-    hub.require_online(f"pulling {plan.model}")
+    hub_client.require_online(f"pulling {plan.model}")
     records.prepare()
     with _gate(plan, on_retry):
         claim = claims.stake(plan.repo, plan.commit, plan.revision, plan.files)
@@ -338,16 +340,16 @@ def download(
 ) -> None:
     """Bring one file of the plan's repository and commit to `destination`, verified. Raises as `transfer.download`."""
     transfer.download(
-        hub.file_url(plan.repo, plan.commit, name),
+        hub_client.file_url(plan.repo, plan.commit, name),
         destination,
         size_bytes=size_bytes,
         sha256=sha256,
         lock=hub_cache.lock_path(plan.repo, sha256),
-        headers=hub.auth_headers(),
+        headers=hub_client.auth_headers(),
         progress=progress,
         on_retry=on_retry,
         on_wait=lambda: on_retry(f"another program is downloading {name}; waiting for it"),
-        refusal=lambda status, headers: hub.refusal(plan.repo, status, headers),
+        refusal=lambda status, headers: hub_errors.refusal(plan.repo, status, headers),
         patience=patience,
     )
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from localai import gguf, gguf_reader, hub, settings
+from localai import gguf, gguf_reader, hub_client, hub_errors, settings
 from localai.domain.files import RemoteFile
 from localai.domain.units import MIB
 from localai.errors import EngineError, LocalaiError, NetworkError
@@ -96,10 +96,10 @@ class HubFile:
         self._requests = 0
         self._line = Line(_TIMEOUT_S)
         self._source = Source(
-            hub.file_url(repo, commit, file.name),
-            hub.auth_headers(),
+            hub_client.file_url(repo, commit, file.name),
+            hub_client.auth_headers(),
             _TIMEOUT_S,
-            lambda status, headers: hub.refusal(repo, status, headers),
+            lambda status, headers: hub_errors.refusal(repo, status, headers),
         )
 
     def __enter__(self) -> HubFile:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from localai import gguf, hub, library, naming, quantization, ranges, shapes, sizes
+from localai import gguf, hub, hub_client, hub_errors, library, naming, quantization, ranges, shapes, sizes
 from localai.domain.files import RemoteFile, Variant
 from localai.domain.shape import Shape, Weights
 from localai.engine.oracle import HeaderFile
@@ -53,8 +53,8 @@ def model(wanted: library.Meaning) -> RemoteModel:
         raise library.unknown(wanted.name)
     found = hub.repository(wanted.repo, wanted.revision)
     variants = _selected(naming.variants(found.files), wanted, found.repo)
-    if found.gated and hub.token() is None:
-        raise hub.gated(found.repo)
+    if found.gated and hub_client.token() is None:
+        raise hub_errors.gated(found.repo)
     chosen = _representative(variants)
     remote = ranges.read_model(found.repo, found.commit, chosen.files)
     shape, weights = shapes.shape(remote.header), shapes.weights(remote.header)

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from localai import catalog, choosing, estimate, hub, naming, quantization, ranges, recommend, shapes, sizes
+from localai import catalog, choosing, estimate, hub, hub_client, naming, quantization, ranges, recommend, shapes, sizes
 from localai.domain.files import Variant
 from localai.domain.machine import Machine
 from localai.domain.plan import Plan
@@ -139,7 +139,7 @@ def _shape(
     """The model's dimensions and how they are known: by the catalog, by the beginning of one file, else by the size."""
     if known is not None and known.shape is not None:
         return known.shape, "catalog"
-    if repository.gated and hub.token() is None:
+    if repository.gated and hub_client.token() is None:
         return None, "size"
     read = min(
         variants,

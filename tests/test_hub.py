@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hub_on_loopback import COMMIT, Fault, HubOnLoopback, running
 
-from localai import hub, hub_cache, settings
+from localai import hub, hub_cache, hub_client, hub_errors, settings
 from localai.domain.files import RemoteFile
 from localai.errors import AccessDenied, HashMismatch, LocalaiError, NetworkError, NotFound, UsageError
 
@@ -66,7 +66,7 @@ def test_a_token_is_sent_and_a_wrong_one_is_told(server: HubOnLoopback, monkeypa
     server.repos["a/b"].token = "hf_right"
     monkeypatch.setenv("HF_TOKEN", "hf_right")
     assert hub.repository("a/b").commit == COMMIT
-    assert hub.auth_headers() == {"Authorization": "Bearer hf_right"}
+    assert hub_client.auth_headers() == {"Authorization": "Bearer hf_right"}
     server.listing_faults.append(Fault(status=401))
     with pytest.raises(AccessDenied, match="token"):
         hub.repository("a/b")
@@ -117,7 +117,7 @@ def test_a_listing_is_not_followed_to_what_is_no_safe_address(server: HubOnLoopb
 
 
 def test_a_gated_repository_says_how_to_get_access(server: HubOnLoopback) -> None:
-    error = hub.refusal("a/b", 403, {"x-error-code": "GatedRepo"})
+    error = hub_errors.refusal("a/b", 403, {"x-error-code": "GatedRepo"})
     assert isinstance(error, AccessDenied)
     assert error.exit_code == 9
     assert f"{server.url}/a/b" in error.hint

@@ -103,6 +103,8 @@ LAYERS = {
     ADAPTER: {
         "probes",
         "hub",
+        "hub_client",
+        "hub_errors",
         "hub_cache",
         "claims",
         "locks",
@@ -161,7 +163,7 @@ def test_imports_point_down(path: Path) -> None:
 def test_heavy_libraries_have_one_home() -> None:
     homes = {
         "llama_cpp": "engine/",
-        "huggingface_hub": "hub.py",
+        "huggingface_hub": "hub",
         "pynvml": "probes/",
         "fastapi": "server/",
         "uvicorn": "server/",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from localai import hub, settings
+from localai import hub, hub_client, settings
 from localai.checks.finding import Finding, fault, ok, warning
 from localai.errors import AccessDenied, LocalaiError
 
@@ -20,7 +20,7 @@ def check_hub() -> Iterable[Finding]:
     except LocalaiError as error:
         yield fault("hub", f"{error.message}. Installed models run, nothing can be downloaded. {_cause()}", _mend())
         return
-    yield ok("hub", f"{hub.endpoint()} answers")
+    yield ok("hub", f"{hub_client.endpoint()} answers")
     yield _token()
 
 
