@@ -9,19 +9,17 @@ from __future__ import annotations
 import contextlib
 import itertools
 import multiprocessing
-import os
 import queue
-import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from localai.domain.engine import Delivery, KvState
 from localai.domain.generation import AnswerEnd, Event, GenerationRequest, Message
 from localai.domain.plan import Plan
-from localai.errors import EngineError, LocalaiError, unexpected
+from localai.engine import child_process
+from localai.errors import EngineError, LocalaiError
 
 _POLL_S = 0.1  # how often Ctrl-C is asked for while nothing comes
 _PATIENCE_S = 3.0  # how long a child may take to end an answer, or itself, before it is killed
@@ -191,12 +189,14 @@ class ChildEngine:
 
 
 class _Child:
-    """The process, and what is asked of it. Messages are pickled: both ends are this program."""
+    """The process of `child_process`, and what is asked of it. Messages are pickled: both ends are this program."""
 
     def __init__(self, path: Path, plan: Plan, how: dict[str, Any]) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, path, plan, how), daemon=True, name="model")
+        self._process = context.Process(
+            target=child_process.serve, args=(theirs, path, plan, how), daemon=True, name="model"
+        )
         self._process.start()
         theirs.close()
         self._sending = threading.Lock()
@@ -292,89 +292,3 @@ class _Child:
     def kill(self) -> None:
         self._process.kill()
         self._process.join()
-
-
-# ------------------------------------------------------------------------------------------------ the child process
-
-
-def _serve(connection: Connection, path: Path, plan: Plan, how: dict[str, Any]) -> None:
-    """Load the model and answer until told to close, or until the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to take
-    from localai.engine import library, rpc, scheduler
-
-    sending = threading.Lock()
-
-    def send(kind: str, content: Any) -> None:
-        with sending:
-            try:
-                connection.send((kind, content))
-            except OSError:  # nobody listens any more
-                os._exit(1)
-
-    def give_up(reason: str) -> None:
-        # the lock may be held by a thread that will never go on
-        with contextlib.suppress(OSError):
-            connection.send(("died", reason))
-        os._exit(int(EngineError.exit_code))
-
-    library.on_fatal(give_up)
-    try:
-        rpc.register(plan.workers)
-        engine = scheduler.load(
-            path, plan, lambda share: send("progress", share), None, lambda text: send("notice", text), **how
-        )
-    except LocalaiError as error:
-        send("failed", error)
-        return
-    send("loaded", (engine.context, engine.load_ms))
-    tickets: dict[int, Any] = {}
-
-    def refuse(number: int, error: LocalaiError) -> None:
-        del tickets[number]
-        send("answer", (number, error, True))
-
-    while True:
-        try:
-            message = connection.recv()
-        except (EOFError, OSError):
-            os._exit(0)
-        match message:
-            case ("submit", number, request):
-                tickets[number] = None
-                taken = threading.Event()
-                try:
-                    ticket = engine.submit(request, _answering(send, tickets, number, taken))
-                except LocalaiError as error:
-                    refuse(number, error)
-                except Exception as error:  # noqa: BLE001 - whoever waits must be told
-                    refuse(number, unexpected(error))
-                else:
-                    tickets[number] = ticket
-                    send("answer", (number, None, False))
-                    taken.set()
-            case ("call", number, (name, arguments)):
-                try:
-                    send("answer", (number, getattr(engine, name)(*arguments), True))
-                except LocalaiError as error:
-                    send("answer", (number, error, True))
-                except Exception as error:  # noqa: BLE001 - whoever waits must be told
-                    send("answer", (number, unexpected(error), True))
-            case ("cancel", number):
-                if (ticket := tickets.pop(number, None)) is not None:
-                    ticket.cancel()
-            case ("close",):
-                engine.close()
-                return
-
-
-def _answering(
-    send: Callable[[str, Any], None], tickets: dict[int, Any], number: int, taken: threading.Event
-) -> Callable[[Any], None]:
-    def deliver(event: Any) -> None:
-        taken.wait()  # the word that the request is taken goes first
-        last = isinstance(event, AnswerEnd | LocalaiError)
-        if last:
-            tickets.pop(number, None)
-        send("answer", (number, event, last))
-
-    return deliver
