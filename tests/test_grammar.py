@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from real_model import model_file
 
 from localai.engine import grammar, library
+from localai.engine.notation import FORMATS
 from localai.errors import UsageError
 
 TEXTS = 12  # drawn of each grammar
@@ -64,7 +65,7 @@ def strings(draw: st.DrawFn) -> Any:
         low = draw(st.integers(0, 5))
         schema |= {"minLength": low, "maxLength": draw(st.integers(low, 9))}
     elif kind == "format":
-        schema["format"] = draw(st.sampled_from(sorted(grammar.FORMATS)))
+        schema["format"] = draw(st.sampled_from(sorted(FORMATS)))
     elif kind == "pattern":
         schema["pattern"] = draw(st.sampled_from(PATTERNS))
     return schema

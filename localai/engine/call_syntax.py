@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from localai.domain.generation import Tool, ToolCall
-from localai.engine.grammar import literal
+from localai.engine.notation import literal
 
 LONGEST = 200_000  # characters of a call that are read
 Expression = Callable[[Any], str]

@@ -13,7 +13,8 @@ from typing import Any
 
 from localai.domain.generation import Message, Tool, ToolCall
 from localai.engine import call_syntax as syntax
-from localai.engine.grammar import PRIMITIVES, literal, several
+from localai.engine.grammar import several
+from localai.engine.notation import PRIMITIVES, literal
 from localai.engine.text import held_back
 from localai.errors import UsageError
 
