@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
@@ -21,6 +21,7 @@ from localai.domain.plan import Plan
 from localai.engine.cache import Cancelled
 from localai.engine.job import Job
 from localai.engine.prompts import Prompts
+from localai.engine.reading import STEP, Reading
 from localai.engine.sequences import WORTH_COPYING, Sequences, common_length
 from localai.engine.slots import Slots
 from localai.engine.templates import Renderer
@@ -28,12 +29,8 @@ from localai.engine.weights import open_for_text
 from localai.errors import EngineError, LocalaiError, QueueFull, unexpected
 
 QUEUE = 64  # requests that may wait beside those that are being answered
-STEP = 256  # tokens of a prompt evaluated at a time where results must not depend on what came before
 PATIENCE_S = 0.25  # how long the answers under way stand still, at most, while a part of a prompt is evaluated
-ALONE_S = 1.0  # how long a step may take where no answer is under way: new requests wait that long
 GAPS = 2  # between the answers under way, from which on they are closed
-LEAST_PART = 16  # tokens of a prompt that are evaluated in a step all the same
-LOOK_AHEAD = 64  # waiting prompts that are looked through for a common beginning
 
 
 def load(
@@ -84,7 +81,7 @@ class Scheduler:
     ) -> None:
         self._api, self._model, self._sequences = api, model, sequences
         self._prompts, self._renderer = prompts, renderer
-        self._repeatable, self._patience_s, self._converses = repeatable, patience_s, converses
+        self._repeatable, self._converses = repeatable, converses
         self.context = min(plan.context, sequences.capacity)
         self.sequences = sequences.count
         self._most = sequences.count + queue
@@ -94,13 +91,12 @@ class Scheduler:
         self._changed = threading.Condition()
         self._new: list[Job] = []
         self._waiting: deque[Job] = deque()
-        self._reading: list[Job] = []
         self._writing: list[Job] = []
         self._last: dict[int, int] = {}  # the last token of each answer, by sequence
-        self._shared: list[list[int]] = []
-        self._prompt_tps = plan.prompt_tps.mid if plan.prompt_tps else 200.0
         self._closing = False
         self.load_ms = (perf_counter() - started) * 1000
+        prompt_tps = plan.prompt_tps.mid if plan.prompt_tps else None
+        self._reading = Reading(sequences, prompts, self.load_ms, prompt_tps, patience_s, repeatable)
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._thread.start()
 
@@ -123,7 +119,7 @@ class Scheduler:
             first, second = (self._prompts.prompt(each, think).tokens for each in (one, other))
         length = common_length(first, second)
         if length >= WORTH_COPYING:
-            self._shared.append(first[:length])
+            self._reading.share(first[:length])
         return length
 
     def submit(self, request: GenerationRequest, deliver: Callable[[Delivery], None]) -> Job:
@@ -182,14 +178,14 @@ class Scheduler:
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            while not (self._closing or self._new or self._waiting or self._reading or self._writing):
+            while not (self._closing or self._new or self._waiting or self._reading.jobs or self._writing):
                 self._changed.wait()
             self._waiting += self._new
             self._new.clear()
             return not self._closing
 
     def _jobs(self) -> list[Job]:
-        return [*self._writing, *self._reading, *self._waiting]
+        return [*self._writing, *self._reading.jobs, *self._waiting]
 
     def _end_cancelled(self) -> None:
         for job in self._jobs():
@@ -200,11 +196,11 @@ class Scheduler:
         while self._waiting and self._slots.free:
             job = self._waiting.popleft()
             job.sequence = self._slots.take(job.prompt.tokens)
-            self._reading.append(job)
+            self._reading.jobs.append(job)
 
     def _end(self, job: Job, error: LocalaiError | None = None) -> None:
         """Tell the end of a job and free its place."""
-        for jobs in (self._writing, self._reading, self._waiting):
+        for jobs in (self._writing, self._reading.jobs, self._waiting):
             if job in jobs:
                 jobs.remove(job)
         try:
@@ -246,7 +242,7 @@ class Scheduler:
         if not self._converses and not self._waiting:
             self._close_gap()
         parts: list[tuple[Job, list[int]]] = [(job, [self._last[job.sequence]]) for job in self._writing]
-        parts += self._parts_of_prompts()
+        parts += self._reading.parts(len(self._writing), self._waiting)
         if not parts:
             return
         parts.sort(key=lambda part: part[0].sequence)  # llama.cpp evaluates neighbours together
@@ -270,10 +266,10 @@ class Scheduler:
                 self._end(job, error)
             return
         if read >= 2 * len(jobs):
-            self._prompt_tps += 0.3 * (read / max(perf_counter() - started, 1e-6) - self._prompt_tps)
+            self._reading.took(read, perf_counter() - started)
         for job in jobs:
-            if job in self._reading:
-                self._was_read(job)
+            if job in self._reading.jobs and self._reading.was_read(job):
+                self._writing.append(job)
         for job, row in rows:
             self._draw(job, row)
 
@@ -283,7 +279,7 @@ class Scheduler:
         llama.cpp evaluates only neighbours together: each gap costs one more reading of all the weights, a move the
         copying of a cache.
         """
-        taken = sorted(job.sequence for job in (*self._writing, *self._reading))
+        taken = sorted(job.sequence for job in (*self._writing, *self._reading.jobs))
         gaps = sum(after > before + 1 for before, after in itertools.pairwise(taken))
         last = max(self._writing, key=lambda job: job.sequence, default=None)
         free = self._slots.lowest_free()
@@ -294,15 +290,6 @@ class Scheduler:
 
     def _unwanted(self, jobs: Sequence[Job]) -> Callable[[], bool]:
         return lambda: self._closing or all(job.cancelled for job in jobs)
-
-    def _was_read(self, job: Job) -> None:
-        done = len(self._sequences.held[job.sequence])
-        if done in job.borders:
-            self._sequences.mark(job.sequence)
-        job.read(done)
-        if done == job.total:
-            self._reading.remove(job)
-            self._writing.append(job)
 
     def _draw(self, job: Job, row: int) -> None:
         try:
@@ -317,61 +304,3 @@ class Scheduler:
             self._last[job.sequence] = job.answer.tokens[-1]
         else:
             self._end(job)
-
-    def _parts_of_prompts(self) -> Iterable[tuple[Job, list[int]]]:
-        """What is read of the prompts in this step: little while answers are under way, so that these go on."""
-        left = self._tokens_to_read()
-        for index, job in enumerate(self._reading):
-            if left <= 0:
-                return
-            if job.answer is None:
-                if self._waits_for_another(job):
-                    continue
-                kept = self._sequences.keep(job.sequence, job.prompt.tokens)
-                job.borders = self._borders(job, kept)
-                job.start(self._prompts, self.load_ms, kept)
-            done = len(self._sequences.held[job.sequence])
-            # the oldest leaves half to the others, so that a long prompt does not hold up short ones
-            share = left if index or len(self._reading) == 1 else max(left // 2, 1)
-            end = min(job.total, done + share, *(border for border in job.borders if border > done))
-            if self._repeatable:
-                end = min(end, (done // STEP + 1) * STEP)
-            left -= end - done
-            yield job, job.prompt.tokens[done:end]
-
-    def _tokens_to_read(self) -> int:
-        room = self._sequences.room - len(self._writing)
-        if self._repeatable:
-            return room
-        seconds = self._patience_s if self._writing else max(self._patience_s, ALONE_S)
-        return min(room, max(LEAST_PART, round(self._prompt_tps * seconds)))
-
-    def _waits_for_another(self, job: Job) -> bool:
-        """Whether a prompt that is being read will hold more of this one's beginning than there is now."""
-        available = -1
-        for other in self._reading:
-            if other.answer is None or other is job:
-                continue
-            common = min(common_length(other.prompt.tokens, job.prompt.tokens), job.total - 1)
-            if self._sequences.needs_marks or self._repeatable:
-                common = max((border for border in other.borders if border <= common), default=0)
-            if len(self._sequences.held[other.sequence]) >= common:
-                continue
-            if available < 0:
-                available = self._sequences.available(job.prompt.tokens)
-            if common >= available + WORTH_COPYING:
-                return True
-        return False
-
-    def _borders(self, job: Job, kept: int) -> list[int]:
-        """Where the evaluation of a prompt is to stop, to keep what other prompts begin with, too."""
-        tokens = job.prompt.tokens
-        borders = {len(each) for each in self._shared if len(each) < job.total and tokens[: len(each)] == each}
-        if self._sequences.needs_marks and not self._repeatable:
-            others = [*self._reading, *list(self._waiting)[:LOOK_AHEAD]]
-            common = (
-                common_length(tokens, each.prompt.tokens) for each in others if each.answer is None and each is not job
-            )
-            borders.add(min(max(common, default=0), job.total - 1))
-        least = kept + (1 if self._repeatable else WORTH_COPYING)
-        return sorted(border for border in borders if border >= least)
