@@ -39,6 +39,16 @@ def application(desk: Desk, rules: Rules) -> Guard:
         },
     )
 
+    tell_errors(app)
+    tell_of_itself(app, desk)
+    app.include_router(openai(desk))
+    app.include_router(ollama(desk))
+    return Guard(Counted(app, desk.counts), rules)
+
+
+def tell_errors(app: FastAPI) -> None:
+    """Answer whatever goes wrong in the form of whoever asked."""
+
     def failed(request: Request, status: int, message: str, hint: str = "", code: str | None = None) -> Response:
         body = error_body(request.url.path, status, message, hint, code)
         headers = {"retry-after": "1"} if status == 429 else None
@@ -72,6 +82,10 @@ def application(desk: Desk, rules: Rules) -> Guard:
         log.error("unexpected", exc_info=error)
         return failed(request, 500, f"unexpected: {type(error).__name__}", "this is a bug in localai; please report it")
 
+
+def tell_of_itself(app: FastAPI, desk: Desk) -> None:
+    """The routes of neither form."""
+
     @app.get("/", include_in_schema=False)
     async def root() -> Response:
         return Response("localai is running\n", media_type="text/plain")
@@ -85,10 +99,6 @@ def application(desk: Desk, rules: Rules) -> Guard:
     async def metrics() -> Response:
         """Numbers for Prometheus."""
         return Response(numbers(desk), media_type="text/plain; version=0.0.4")
-
-    app.include_router(openai(desk))
-    app.include_router(ollama(desk))
-    return Guard(Counted(app, desk.counts), rules)
 
 
 class Counted:
