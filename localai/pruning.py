@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from localai import aliases, claims, copies, hub_cache, library, locks, records, settings
+from localai import aliases, claims, copies, hub_cache, library, locks, record_format, records, settings
 from localai.claims import Claim
 from localai.domain.files import InstalledModel
 from localai.partial import disk_error
@@ -245,7 +245,7 @@ def _is_gone(model: InstalledModel) -> bool:
     folder = hub_cache.folder_of(model.path)
     # The cache itself, since its tools take away a repository with its folder.
     place = folder.parent if folder is not None else model.path.parent
-    device, known = records.device_of(place), records.disk_of(model)
+    device, known = record_format.device_of(place), records.disk_of(model)
     if known is not None:
         return device == known
     try:  # a record of an earlier version: an empty folder may be where a disk was

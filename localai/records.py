@@ -20,13 +20,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from localai import settings
-from localai.domain.files import InstalledFile, InstalledModel
+from localai import record_format, settings
+from localai.domain.files import InstalledModel
 from localai.errors import LocalaiError
 from localai.partial import disk_error, sync_folder
 
-SCHEMA_VERSION = 1
-_LARGEST_RECORD_BYTES = 1_000_000
 _RECORD, _USED, _CHECK, _FACTS = ".json", ".used", ".check", ".facts"
 NOTES = (_CHECK, _FACTS)  # what is of no use without its record
 
@@ -69,7 +67,7 @@ def save(model: InstalledModel) -> None:
     path, earlier = folder() / (_slug(model) + _RECORD), folder() / (_stem(model) + _RECORD)
     try:
         settings.private_folder(path.parent)
-        settings.write_atomically(path, json.dumps(_as_json(model), indent=1).encode())
+        settings.write_atomically(path, json.dumps(record_format.as_json(model), indent=1).encode())
         # Only now: until the new record is there, what was found wrong with the old one still holds.
         path.with_suffix(_CHECK).unlink(missing_ok=True)
         if earlier != path:
@@ -117,7 +115,7 @@ def read_all(on_damaged: Callable[[str], None] = lambda line: None) -> tuple[Rec
         if name.startswith(".") or not name.endswith(_RECORD):
             continue
         try:
-            model = _read(entry.path)
+            model = record_format.read(entry.path)
         except FileNotFoundError:  # removed this moment by another process
             continue
         except (OSError, ValueError) as error:
@@ -135,10 +133,10 @@ def read_all(on_damaged: Callable[[str], None] = lambda line: None) -> tuple[Rec
 def _checked(model: InstalledModel, path: str) -> Record:
     """The record with what its last verification found; a note about other bytes is not heeded."""
     try:
-        raw = _json_of(path)
+        raw = record_format.json_of(path)
     except (OSError, ValueError):
         return Record(model)
-    fault, at, hashes = raw.get("fault"), _moment(raw.get("checked_at")), _hashes(model)
+    fault, at, hashes = raw.get("fault"), record_format.moment(raw.get("checked_at")), _hashes(model)
     if raw.get("sha256") != hashes or at is None:
         return Record(model)
     if fault is not None:
@@ -162,15 +160,6 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _moment(value: Any) -> str | None:
-    """A date as `now` gives it; None for what is none: not known, so that whoever goes by it looks again."""
-    try:
-        known = isinstance(value, str) and datetime.fromisoformat(value).tzinfo is not None
-    except ValueError:
-        return None
-    return value if known else None
-
-
 def _hashes(model: InstalledModel) -> list[str]:
     return [file.sha256 for file in (*model.files, *([model.projector] if model.projector else []))]
 
@@ -183,7 +172,7 @@ def facts(model: InstalledModel, folder_name: str | None = None) -> dict[str, An
     place = folder() if folder_name is None else folder_name
     for slug in (_slug(model), *([_folded_slug(model)] if model.repo is None else [])):
         try:
-            raw = _json_of(f"{place}{os.sep}{slug}{_FACTS}")
+            raw = record_format.json_of(f"{place}{os.sep}{slug}{_FACTS}")
         except (OSError, ValueError):
             continue
         if raw.get("sha256") == _hashes(model):
@@ -274,7 +263,7 @@ def _stem(model: InstalledModel) -> str:
 
 def _at(stem: str) -> InstalledModel | None:
     try:
-        return _read(str(folder() / (stem + _RECORD)))
+        return record_format.read(str(folder() / (stem + _RECORD)))
     except (OSError, ValueError):
         return None
 
@@ -287,94 +276,10 @@ def replaced_by(model: InstalledModel) -> InstalledModel | None:
 def disk_of(model: InstalledModel) -> int | None:
     """The device that the model's files were on when it was recorded; None where that is not known."""
     try:
-        found = _json_of(str(folder() / (_stem(model) + _RECORD))).get("device")
+        found = record_format.json_of(str(folder() / (_stem(model) + _RECORD))).get("device")
     except (OSError, ValueError):
         return None
     return found if type(found) is int else None
-
-
-def _as_json(model: InstalledModel) -> dict[str, Any]:
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "model": model.model,
-        "repo": model.repo,
-        "commit": model.commit,
-        "revision": model.revision,
-        "quantization": model.quantization,
-        "source": model.source,
-        "verified_at": model.verified_at,
-        "device": device_of(model.path),
-        "files": [_file_as_json(file) for file in model.files],
-        "projector": _file_as_json(model.projector) if model.projector else None,
-    }
-
-
-def device_of(path: Path) -> int | None:
-    """The device that a file or folder is on, None where it is not there or may not be asked about."""
-    try:
-        return path.stat().st_dev
-    except OSError:
-        return None
-
-
-def _file_as_json(file: InstalledFile) -> dict[str, Any]:
-    return {"name": file.name, "path": str(file.path), "size_bytes": file.size_bytes, "sha256": file.sha256}
-
-
-def _read(path: str) -> InstalledModel:
-    """One record. Raises OSError, or ValueError for anything that is not one."""
-    raw = _json_of(path)
-    if raw.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(f"schema_version {raw.get('schema_version')!r:.20} is not known")
-    files = raw.get("files")
-    if not isinstance(files, list) or not files:
-        raise ValueError("no files")
-    projector = raw.get("projector")
-    return InstalledModel(
-        model=_text(raw, "model"),
-        repo=_text_or_none(raw, "repo"),
-        commit=_text_or_none(raw, "commit"),
-        revision=_text_or_none(raw, "revision"),
-        quantization=_text(raw, "quantization"),
-        files=tuple(_file(file) for file in files),
-        projector=_file(projector) if projector is not None else None,
-        verified_at=_moment(raw.get("verified_at")),
-        source=_text(raw, "source"),
-    )
-
-
-def _json_of(path: str) -> dict[str, Any]:
-    """A small JSON object of a file. Raises OSError, or ValueError for anything that is not one."""
-    with open(path, "rb") as stream:
-        content = stream.read(_LARGEST_RECORD_BYTES)
-    try:
-        raw = json.loads(content)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    if not isinstance(raw, dict):
-        raise ValueError("not an object")
-    return raw
-
-
-def _file(raw: Any) -> InstalledFile:
-    if not isinstance(raw, dict):
-        raise ValueError("a file is not an object")
-    size = raw.get("size_bytes")
-    path = Path(_text(raw, "path"))
-    if type(size) is not int or size < 0 or not path.is_absolute():
-        raise ValueError("a file's size or path is wrong")
-    return InstalledFile(_text(raw, "name"), path, size, _text(raw, "sha256"))
-
-
-def _text(raw: dict[str, Any], key: str) -> str:
-    value = raw.get(key)
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError(f"{key} is missing")
-    return value
-
-
-def _text_or_none(raw: dict[str, Any], key: str) -> str | None:
-    return None if raw.get(key) is None else _text(raw, key)
 
 
 def _reason(error: OSError | ValueError) -> str:

@@ -30,10 +30,12 @@ from localai import (
     importing,
     library,
     manifests,
+    packing,
     portable,
     pulling,
     removing,
     settings,
+    updating,
 )
 from localai.domain.files import InstalledModel
 from localai.errors import DoesNotFit, HashMismatch, LocalaiError, NotFound, UsageError
@@ -91,7 +93,7 @@ def test_what_is_exported_is_pulled_byte_for_byte(hub: HubOnLoopback, tmp_path: 
     again = pulling.pull(plan, patience=QUICK)
     assert [file.sha256 for file in library.files(again)] == [file.sha256 for file in library.files(model)]
     assert (again.commit, again.revision) == (COMMIT, COMMIT)
-    assert not pulling.is_updatable(again)
+    assert not updating.is_updatable(again)
 
 
 @pytest.mark.parametrize(
@@ -196,8 +198,8 @@ def test_the_commands(cli: Cli, hub: HubOnLoopback, tmp_path: Path, other_machin
 
 
 def pack(text: str, folder: Path) -> manifests.Pinned:
-    pinned = portable.pack(pulling.plan_pull(text, machine(), disk=folder), folder, patience=QUICK)
-    portable.describe(folder, [pinned])
+    pinned = packing.pack(pulling.plan_pull(text, machine(), disk=folder), folder, patience=QUICK)
+    packing.describe(folder, [pinned])
     return pinned
 
 
@@ -300,7 +302,7 @@ def test_a_stick_that_is_too_small(hub: HubOnLoopback, tmp_path: Path, monkeypat
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(copies.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(DoesNotFit):
-        portable.pack(plan, tmp_path / "stick")
+        packing.pack(plan, tmp_path / "stick")
     assert hub.downloads() == []
 
 
@@ -373,8 +375,8 @@ def test_local_models_of_one_name_lie_apart_on_a_stick(tmp_path: Path, other_mac
         assert isinstance(model, InstalledModel)
         models.append(replace(model, model=name))
     for model in models:
-        pinned = portable.pack(pulling.nothing_to_do(model), tmp_path / "stick")
-        portable.describe(tmp_path / "stick", [replace(pinned, model="m")])
+        pinned = packing.pack(pulling.nothing_to_do(model), tmp_path / "stick")
+        packing.describe(tmp_path / "stick", [replace(pinned, model="m")])
     other_machine()
     assert {each.files[0].sha256 for each in take(tmp_path / "stick")} == {each.files[0].sha256 for each in models}
 

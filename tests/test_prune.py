@@ -30,6 +30,7 @@ from localai import (
     records,
     removing,
     settings,
+    updating,
 )
 from localai.copies import How
 from localai.domain.files import InstalledModel
@@ -108,7 +109,7 @@ def test_a_superseded_revision_goes_and_its_shared_blobs_stay(hub: HubOnLoopback
     hub.add("o/m", {"m-Q4_0.gguf": model_bytes("old"), "mmproj-F16.gguf": b"eyes"})
     old = pulling.pull(pulling.plan_pull("o/m", machine()))
     hub.add("o/m", {"m-Q4_0.gguf": model_bytes("newer"), "mmproj-F16.gguf": b"eyes"}, commit=NEWER)
-    plan = pulling.plan_update(old, machine())
+    plan = updating.plan_update(old, machine())
     assert plan is not None
     new = pulling.pull(plan)
     assert new.commit == NEWER
@@ -157,7 +158,7 @@ def test_what_an_earlier_version_pulled_is_ours_when_it_is_replaced(hub: HubOnLo
     old = pull()
     shutil.rmtree(claims.folder())
     hub.repos[REPO].replace({NAME: model_bytes("newer")}, NEWER)
-    plan = pulling.plan_update(old, machine())
+    plan = updating.plan_update(old, machine())
     assert plan is not None
     pulling.pull(plan)
     assert [each.path.name for each in pruning.find()] == [COMMIT]
@@ -167,7 +168,7 @@ def test_what_another_program_pinned_before_us_stays(hub: HubOnLoopback) -> None
     snapshot = hub_snapshot(settings.hub_cache(), REPO, COMMIT, {NAME: model_bytes("old")}, ref=None)
     old = pull()
     hub.repos[REPO].replace({NAME: model_bytes("newer")}, NEWER)
-    plan = pulling.plan_update(old, machine())
+    plan = updating.plan_update(old, machine())
     assert plan is not None
     removing.remove(pulling.pull(plan))
     assert pruning.find(0) == ()
@@ -211,7 +212,7 @@ def test_a_whole_shard_of_a_pull_that_was_cut_off(hub: HubOnLoopback, monkeypatc
 def test_what_is_found_is_looked_at_again_before_it_goes(hub: HubOnLoopback) -> None:
     old = pull()
     hub.repos[REPO].replace({NAME: model_bytes("newer")}, NEWER)
-    plan = pulling.plan_update(old, machine())
+    plan = updating.plan_update(old, machine())
     assert plan is not None
     pulling.pull(plan)
     (found,) = pruning.find()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from small_models import sha256 as hash_of
 from test_library import machine
 
-from localai import embedded, pulling, records
+from localai import embedded, pulling, record_format, records
 from localai.domain.files import InstalledFile, InstalledModel
 from localai.errors import LocalaiError
 
@@ -243,14 +243,14 @@ def test_ten_thousand_models() -> None:
 def test_a_record_removed_while_the_list_is_read_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     records.save(model())
     records.save(model("b", 1))
-    read = records._read
+    read = record_format.read
 
     def vanishing(path: str) -> InstalledModel:
         if Path(path).name.startswith("b-"):
             Path(path).unlink()
         return read(path)
 
-    monkeypatch.setattr(records, "_read", vanishing)
+    monkeypatch.setattr(record_format, "read", vanishing)
     told: list[str] = []
     assert records.load(told.append) == (model(),)
     assert told == []

@@ -85,12 +85,12 @@ def _pinned(manifest: Path, disk: Path | None) -> list[Wanted]:
 
 def _updates(session: Session, names: list[str] | None) -> list[Wanted]:
     """The installed models to look up; a name that is not installed is pulled as ever."""
-    from localai import library, pulling
+    from localai import library, updating
 
     models = library.installed()
-    update = partial(pulling.plan_update, on_retry=render.note)
+    update = partial(updating.plan_update, on_retry=render.note)
     if not names:
-        chosen = [model for model in models if pulling.is_updatable(model)]
+        chosen = [model for model in models if updating.is_updatable(model)]
         if not chosen:
             render.note("no installed model comes from the Hub, so there is nothing to update")
         return [(f"{model.model} ({model.quantization})", partial(update, model)) for model in chosen]
@@ -123,15 +123,15 @@ class Session:
 
     def pack(self, wanted: Iterable[Wanted], folder: Path) -> dict[str, Any]:
         """The same into a folder to carry, which is complete when its manifest is written. Returns the manifest."""
-        from localai import manifests, portable
+        from localai import manifests, packing
 
         packed = []
         if plans := self.agreed(wanted, elsewhere=True):
-            with portable.writing(folder, lambda: render.note(f"another process writes into {folder}; waiting for it")):
+            with packing.writing(folder, lambda: render.note(f"another process writes into {folder}; waiting for it")):
                 for name, plan in plans:
                     with self.attempt(name), downloading(plan) as progress:
-                        packed.append(portable.pack(plan, folder, progress, on_retry=render.note))
-                path = portable.describe(folder, packed) if packed else None
+                        packed.append(packing.pack(plan, folder, progress, on_retry=render.note))
+                path = packing.describe(folder, packed) if packed else None
         if packed:
             render.note(f"{path} names {len(packed)} models; on the other machine: localai import {folder}")
         return {"folder": str(folder), "models": manifests.as_json(packed)["models"]}
