@@ -44,7 +44,8 @@ class KeptTurns:
         """There is no answer to it."""
         if self.session is not None:
             with contextlib.suppress(LocalaiError):
-                sessions.unask(self.session)
+                if not sessions.unask(self.session):
+                    self.session = None
 
     def add(self, model: str, system: str | None, question: str, answer: str, replaces: bool = False) -> None:
         """Keep a turn, in place of the last one where it `replaces` that. Raises LocalaiError; it is then tried again
@@ -65,6 +66,7 @@ class KeptTurns:
 
     def take_back(self) -> None:
         """Forget the last turn. Raises LocalaiError where it stays."""
-        if self.session is not None and (not self._waiting or self._waiting[-1].replaces):
-            sessions.take_back(self.session)
+        written = not self._waiting or self._waiting[-1].replaces
+        if self.session is not None and written and not sessions.take_back(self.session):
+            self.session = None
         del self._waiting[-1:]

@@ -105,11 +105,14 @@ def ask(session: int | None, model: str, system: str | None, question: str) -> i
     return session
 
 
-def unask(session: int) -> None:
-    """Forget a question that was not answered, and the conversation with its only one. Raises LocalaiError."""
+def unask(session: int) -> bool:
+    """Forget a question that was not answered, and the conversation with its only one; whether there is still one.
+
+    Raises LocalaiError.
+    """
     with _open() as connection:
         _forget_unanswered(connection, session)
-        _forget_empty(connection, session)
+        return _is_left(connection, session)
 
 
 def keep(
@@ -130,13 +133,17 @@ def keep(
     return session
 
 
-def take_back(session: int) -> None:
-    """Forget the last turn of a kept conversation, and the conversation with its only one. Raises LocalaiError."""
+def take_back(session: int) -> bool:
+    """Forget the last turn of a kept conversation, and the conversation with its only one; whether there is still one.
+
+    Raises LocalaiError.
+    """
     with _open() as connection:
         _forget_unanswered(connection, session)
         _take_back(connection, session, 1)
-        _forget_empty(connection, session)
+        left = _is_left(connection, session)
     kept_states.remove(session)
+    return left
 
 
 _MESSAGE = "INSERT INTO message (session, role, content) VALUES (?, ?, ?)"
@@ -168,11 +175,12 @@ def _forget_unanswered(connection: sqlite3.Connection, session: int) -> None:
     )
 
 
-def _forget_empty(connection: sqlite3.Connection, session: int) -> None:
-    connection.execute(
-        "DELETE FROM session WHERE id = ? AND NOT EXISTS (SELECT 1 FROM message WHERE session = session.id)",
-        (session,),
-    )
+def _is_left(connection: sqlite3.Connection, session: int) -> bool:
+    """Whether there is a session; one without any message is removed."""
+    if connection.execute("SELECT 1 FROM message WHERE session = ?", (session,)).fetchone():
+        return True
+    connection.execute("DELETE FROM session WHERE id = ?", (session,))
+    return False
 
 
 def _take_back(connection: sqlite3.Connection, session: int, turns: int) -> None:

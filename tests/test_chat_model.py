@@ -83,7 +83,7 @@ def test_without_any_model_the_chat_goes_on_and_takes_another(
     assert "cannot be loaded again" in capsys.readouterr().err
     with pytest.raises(EngineError, match="no model is loaded"):
         room.ask("a")
-    assert sessions.every() == ()
+    assert (sessions.every(), room.session) == ((), None)
     room.meter()
     chat_model.change(room, str(path))
     room.ask("a")
