@@ -71,5 +71,14 @@ def test_json_survives_names_that_are_not_text() -> None:
     assert json.loads(line)["schema_version"] == 1
 
 
+@given(st.text(st.characters(exclude_categories=["Cs"])) | st.text("\x07\x1b\x7f\x9b\x9d\u202e\u2066é\n\t"))
+def test_json_drives_no_terminal_and_says_the_same(text: str) -> None:
+    for indent, encoding in ((2, "utf-8"), (None, "ascii")):
+        line = render.json_line({"text": text}, indent, encoding)
+        assert json.loads(line)["text"] == text
+        assert not set(line) & set("\x07\x1b\x7f\x9b\x9d\u202e\u2066")
+        assert render.safe(line) == line
+
+
 def test_durations() -> None:
     assert [render.duration(s) for s in (5, 200, 7500)] == ["5 s", "3 min 20 s", "2 h 5 min"]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from localai.render.streams import flush, is_terminal, paint, width, write
-from localai.render.text import safe
+from localai.render.text import LIVE, safe
 
 SCHEMA_VERSION = 1
 
@@ -80,10 +80,12 @@ def event(kind: str, content: Mapping[str, Any]) -> None:
 
 
 def json_line(content: Mapping[str, Any], indent: int | None = None, encoding: str | None = None) -> str:
-    """`content` as JSON text that stdout, or another `encoding`, can carry: non-ASCII stays readable in UTF-8."""
+    """`content` as JSON text that stdout, or another `encoding`, can carry: non-ASCII stays readable in UTF-8, but for
+    what could drive a terminal.
+    """
     encoding = encoding or getattr(sys.stdout, "encoding", None) or "utf-8"
     utf8 = encoding.lower().replace("-", "") == "utf8"
     text = json.dumps({"schema_version": SCHEMA_VERSION, **content}, ensure_ascii=not utf8, indent=indent, default=str)
     if utf8 and not text.isascii():
         text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")  # a file name need not be text
-    return text + "\n"
+    return LIVE.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"  # stands within strings only

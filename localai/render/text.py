@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from localai.render.streams import width
 
+# What a terminal may obey: C0 and C1 controls but tab and newline, DEL, and the bidirectional overrides.
+LIVE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
 
 def safe(text: str) -> str:
     """`text` with every character that could drive a terminal shown as an escape instead."""
-    if text.isprintable():
-        return text
-    return "".join(f"\\x{ord(c):02x}" if _is_live(c) else c for c in text)
-
-
-def _is_live(character: str) -> bool:
-    """Whether a terminal may obey the character: C0 and C1 controls, DEL, and the bidirectional overrides."""
-    number = ord(character)
-    return (
-        (number < 0x20 and character not in "\n\t")
-        or 0x7F <= number <= 0x9F
-        or 0x202A <= number <= 0x202E
-        or 0x2066 <= number <= 0x2069
-    )
+    return text if text.isprintable() else LIVE.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def cells(text: str) -> int:
