@@ -101,7 +101,7 @@ def test_a_terminal_is_not_left_dim(monkeypatch: pytest.MonkeyPatch, capsys: pyt
             yield ThinkingText("Hm.")
             raise EngineError("broken")
 
-    monkeypatch.setattr(render, "colour_wanted", lambda stream: True)
+    monkeypatch.setattr(render.answers, "colour_wanted", lambda stream: True)
     prepared = loading.Prepared(library.Found(None, Path("x"), "x"), plan(), 1, None)
     loaded = loading.Loaded(prepared, None, Breaks())
     with pytest.raises(EngineError):
