@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from localai.domain.engine import BatchEngine, ChatEngine, Delivery, Ticket
 from localai.domain.generation import AnswerEnd, GenerationRequest, Message, Timings, Usage
-from localai.errors import EngineError, LocalaiError, QueueFull, UsageError, unexpected
+from localai.errors import EngineClosed, LocalaiError, QueueFull, UsageError, unexpected
 
 QUEUE = 16
 
@@ -36,9 +36,9 @@ class Alone(BatchEngine):
         return self._closed
 
     def submit(self, request: GenerationRequest, deliver: Callable[[Delivery], None]) -> Ticket:
-        """As `BatchEngine`; what is too long is told by `deliver`. Raises QueueFull, UsageError, EngineError."""
+        """As `BatchEngine`; what is too long is told by `deliver`. Raises QueueFull, UsageError, EngineClosed."""
         if self._closed:
-            raise EngineError("the engine is closed", "load the model again")
+            raise EngineClosed("the engine is closed", "load the model again")
         if request.raw is not None or request.tools or request.logprobs is not None:
             raise UsageError("tools, logprobs and raw prompts cannot be combined with images", "ask for either")
         if len(self._tickets) >= QUEUE:
@@ -51,12 +51,16 @@ class Alone(BatchEngine):
     def _answer(self, request: GenerationRequest, deliver: Callable[[Delivery], None], ticket: AloneTicket) -> None:
         try:
             with self._turn:
-                if ticket.cancelled.is_set() or self._closed:
+                if ticket.cancelled.is_set():
                     deliver(
                         AnswerEnd("", "", Usage(0, 0, 0), Timings(self.load_ms, 0, None, None, None), "interrupted")
                     )
                     return
-                for event in self._engine.generate(request, ticket.cancelled.is_set):
+                if self._closed:
+                    raise EngineClosed
+                for event in self._engine.generate(request, lambda: ticket.cancelled.is_set() or self._closed):
+                    if isinstance(event, AnswerEnd) and event.finish_reason == "interrupted" and self._closed:
+                        raise EngineClosed
                     deliver(event)
         except LocalaiError as error:
             deliver(error)
@@ -75,7 +79,5 @@ class Alone(BatchEngine):
 
     def close(self) -> None:
         self._closed = True
-        for ticket in list(self._tickets):
-            ticket.cancel()
         with self._turn:
             self._engine.close()

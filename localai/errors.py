@@ -9,6 +9,7 @@
     ├── NetworkError             5  network            no network, Hub down, offline mode
     │   └── HashMismatch         5  hash-mismatch      bytes that are not the Hub's
     ├── EngineError              6  engine             corrupt or unsupported model, failed load
+    │   └── EngineClosed         6  engine-closed      let go of before the answer was done
     ├── ContextOverflow          7  context-overflow   the input is longer than the context
     ├── SchemaIncomplete         8  schema-incomplete  the answer did not complete its schema
     └── AccessDenied             9  access-denied      gated repository, missing or wrong token
@@ -90,6 +91,15 @@ class HashMismatch(NetworkError):
 class EngineError(LocalaiError):
     exit_code = ExitCode.ENGINE
     code = "engine"
+
+
+class EngineClosed(EngineError):
+    code = "engine-closed"
+
+    def __init__(
+        self, message: str = "the model was let go of before the answer was done", hint: str = "ask again"
+    ) -> None:
+        super().__init__(message, hint)
 
 
 class ContextOverflow(LocalaiError):

@@ -33,6 +33,7 @@ class Held:
     params: int = 0
     context_length: int | None = None
     users: int = 0
+    asked_context: int = 0  # what it was loaded for, which may be more than there was room for
     keep_alive_s: float = KEEP_ALIVE_S
     used_at: float = field(default_factory=monotonic)
     one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
@@ -106,6 +107,8 @@ class Holder:
             return here
         try:
             with self._loading:
+                if self._closed:
+                    raise _stopping()
                 if (here := self._take(found, kind, context, keep_alive_s)) is not None:
                     return here
                 self._let_go_where_unused(lambda each: each.found.path == found.path and each.kind == kind)
@@ -113,11 +116,15 @@ class Holder:
                 with self._changed:
                     if self._closed:
                         loaded.close()
-                        raise NotFound("the server is stopping", "start it again: localai serve")
-                    loaded.users = 1
+                        raise _stopping()
+                    loaded.users, loaded.asked_context = 1, context or 0
                     loaded.keep_alive_s = self.keep_alive_s if keep_alive_s is None else keep_alive_s
                     self._held.append(loaded)
                 return loaded
+        except KeyboardInterrupt:
+            if self._closed:  # what was loading has seen it; else it is Ctrl-C
+                raise _stopping() from None
+            raise
         finally:
             with self._changed:  # `wait_until_empty` asks whether anything is being loaded
                 self._changed.notify_all()
@@ -138,8 +145,8 @@ class Holder:
 
     def _grows(self, each: Held, context: int) -> bool:
         """Whether loading it anew would give it more context, so that this many tokens have room."""
-        longest = each.context_length or each.plan.context
-        return self._wishes.context is None and each.plan.context < min(context, longest)
+        longest = min(context, each.context_length or each.plan.context)
+        return self._wishes.context is None and max(each.plan.context, each.asked_context) < longest
 
     def peek(self, found: library.Found) -> Held | None:
         """The model, where it is held to write, without using it."""
@@ -163,6 +170,14 @@ class Holder:
         for each in gone:
             each.close()
         return [each.name for each in gone]
+
+    def let_go(self, found: library.Found) -> None:
+        """Let go of a model as soon as nobody is using it, whatever its keep-alive."""
+        with self._changed:
+            for each in self._held:
+                if each.found.path == found.path:
+                    each.keep_alive_s = 0.0
+        self._let_go_where_unused(lambda each: each.found.path == found.path)
 
     def close(self) -> None:
         """Free everything. Idempotent."""
@@ -193,7 +208,7 @@ class Holder:
         if kind == VECTORS:
             vectors = embeddings.prepare(found, Wishes(None, self._wishes.gpu_layers, self._wishes.threads))
             self._refuse_beside_others(found, vectors.plan)
-            embedder = embeddings.load(vectors)
+            embedder = embeddings.load(vectors, cancelled=self._is_closed)
             return Held(kind, found, vectors.plan, vectors.warning, embedder=embedder)
         alone = kind == PICTURES
         sequences = 1 if alone else self._parallel
@@ -202,11 +217,14 @@ class Holder:
         more = {"params": prepared.params, "context_length": prepared.context_length}
         if alone:
             loading.refuse_blind(prepared)  # a projector that llama.cpp crashes over must not end the server
-            single = loading.load(prepared, notice=self._notice)
+            single = loading.load(prepared, cancelled=self._is_closed, notice=self._notice)
             return Held(kind, found, prepared.plan, single.note, Alone(single.engine), **more)  # type: ignore[arg-type]
-        batch = loading.load_batch(prepared, notice=self._notice, queue=self._queue)
+        batch = loading.load_batch(prepared, cancelled=self._is_closed, notice=self._notice, queue=self._queue)
         engine = recording.Recorded(batch.engine, prepared, "serve")
         return Held(kind, found, prepared.plan, batch.note, engine, **more)  # type: ignore[arg-type]
+
+    def _is_closed(self) -> bool:
+        return self._closed
 
     def _refuse_beside_others(self, found: library.Found, plan: Plan) -> None:
         """The system counts the mapped weights of the models that are here as free: they are in use."""
@@ -251,3 +269,7 @@ class Holder:
                 if due is None or due > 0:
                     self._changed.wait(due)
             self._let_go_where_unused(lambda each: each.expires_in_s == 0)
+
+
+def _stopping() -> NotFound:
+    return NotFound("the server is stopping", "start it again: localai serve")

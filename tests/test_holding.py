@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import pytest
 from fake_engine import FakeBatchEngine, FakeEngine
 from real_model import plan
 
-from localai import library
+from localai import library, loading
 from localai.alone import Alone
-from localai.domain.generation import GenerationRequest, Message, TokenLogprob
+from localai.domain.engine import Delivery
+from localai.domain.generation import Event, GenerationRequest, Message, PromptProgress, TokenLogprob
 from localai.engine import child
-from localai.errors import EngineError
+from localai.errors import EngineClosed, EngineError, NotFound
 from localai.holding import VECTORS, Held, Holder
 
 FOUND = library.Found(None, Path("small.gguf"), "small")
@@ -49,6 +51,34 @@ def test_a_keep_alive_stays_until_another_is_given(holder: Holder) -> None:
     assert holder.acquire(FOUND).keep_alive_s == -1
     assert holder.acquire(FOUND, keep_alive_s=7).keep_alive_s == 7
     assert held.keep_alive_s == 7
+
+
+def test_a_context_that_there_is_no_room_for_is_asked_for_once() -> None:
+    loads: list[int | None] = []
+
+    class Small(Holder):
+        def _load(self, found: library.Found, kind: str, context: int | None) -> Held:
+            loads.append(context)
+            return Held(kind, found, plan(512), None, FakeBatchEngine(), context_length=8192)
+
+    holder = Small()
+    for context in (None, 2048, 2048, 1024, 4096, 4096):
+        holder.release(holder.acquire(FOUND, context=context))
+    assert loads == [None, 2048, 4096]
+    holder.close()
+
+
+def test_a_server_that_ends_waits_for_no_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(prepared: Any, *, cancelled: Any, **_: Any) -> Any:
+        assert not cancelled()
+        holder.close()
+        assert cancelled()
+        raise KeyboardInterrupt
+
+    holder = Holder()
+    monkeypatch.setattr(loading, "load_batch", load)
+    with pytest.raises(NotFound, match="stopping"):
+        holder.acquire(library.find("smollm2-135m"), context=512)
 
 
 def test_who_waits_for_nothing_to_be_held_hears_of_a_load_that_failed() -> None:
@@ -99,6 +129,25 @@ def test_one_at_a_time_takes_nothing_once_it_is_closed() -> None:
     assert engine.closed
     with pytest.raises(EngineError, match="closed"):
         engine.submit(HELLO, lambda event: None)
+
+
+def test_one_at_a_time_that_is_closed_fails_what_is_under_way() -> None:
+    began, heard = threading.Event(), queue.SimpleQueue[Delivery]()
+
+    class Slow(FakeEngine):
+        def generate(self, request: GenerationRequest, cancelled: Callable[[], bool]) -> Iterator[Event]:
+            began.set()
+            while not cancelled():
+                pass
+            yield from super().generate(request, cancelled)
+
+    engine = Alone(Slow())
+    for _ in range(2):
+        engine.submit(HELLO, heard.put)
+    assert began.wait(60)
+    engine.close()
+    ends = [event for event in (heard.get(timeout=60) for _ in range(4)) if not isinstance(event, PromptProgress)]
+    assert [type(end) for end in ends] == [EngineClosed, EngineClosed]
 
 
 @pytest.mark.parametrize("in_time", [True, False])

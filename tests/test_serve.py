@@ -6,6 +6,7 @@ import base64
 import contextlib
 import http.client
 import io
+import itertools
 import json
 import os
 import socket
@@ -26,6 +27,8 @@ from conftest import Cli
 from pydantic import BaseModel
 from running_server import Running, serving
 
+from localai import warm
+
 MODEL = "smollm2-135m"
 ASKED = [{"role": "user", "content": "Name the capital of France."}]
 WEATHER = {
@@ -39,6 +42,12 @@ WEATHER = {
             "required": ["city"],
         },
     },
+}
+LONG: dict[str, Any] = {
+    "model": MODEL,
+    "messages": [{"role": "user", "content": "Tell a very long story."}],
+    "temperature": 0,
+    "extra_body": {"repeat_penalty": 1.2},
 }
 PIXEL = base64.b64encode(b"not an image").decode()
 
@@ -337,6 +346,30 @@ def test_a_client_that_goes_away_frees_its_slot(server: Running, stream: bool) -
         pass
     assert server.metric("answers_interrupted_total") == before + 1
     assert ask(server, "/health")[0] == 200
+
+
+def test_an_answer_whose_model_is_let_go_is_no_whole_one(
+    client: openai.OpenAI, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCALAI_HOME", str(server.home))
+    with client.chat.completions.create(**LONG, stream=True) as stream:
+        assert next(stream).choices
+        warm.ask({"do": "stop", "model": MODEL}, 60)
+        with pytest.raises(openai.APIError, match="let go"):
+            list(stream)
+
+
+def test_keep_alive_0_lets_go_once_nobody_is_answered(
+    client: openai.OpenAI, other: ollama.Client, server: Running
+) -> None:
+    with client.chat.completions.create(**LONG, stream=True) as stream:
+        assert next(stream).choices
+        other.generate(model=MODEL, keep_alive=0)
+        for piece in itertools.islice(stream, 20):
+            assert piece.choices[0].finish_reason is None
+        assert other.ps().models
+    while other.ps().models:
+        pass
 
 
 def test_off_loopback_a_key_is_needed(tmp_path: Path) -> None:

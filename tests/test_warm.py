@@ -68,6 +68,25 @@ def test_map_asks_it_too(cli: Cli) -> None:
     assert result.returncode == 0
 
 
+def test_a_map_whose_model_is_let_go_writes_nothing_unfinished(cli: Cli, server: Running, isolated: Path) -> None:
+    out = isolated / "out.jsonl"
+    words = (*MODEL, "--max-tokens", "1000", "--repeat-penalty", "1.2", "--resume", str(out))
+    with subprocess.Popen(
+        [sys.executable, "-m", "localai", "map", "Write a very long story about {text}.", *words],
+        stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write("a river\na lake\n")
+        process.stdin.close()
+        while not requests(server):
+            pass
+        assert cli("stop", MODEL[1]).returncode == 0
+        told = process.stderr.read()
+        assert process.wait(60) == 6, told
+    assert out.read_text() == ""
+
+
 def test_ctrl_c_frees_the_slot(server: Running) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "localai", *LONG], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

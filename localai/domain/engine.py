@@ -101,5 +101,5 @@ class BatchEngine(Protocol):
         ...
 
     def close(self) -> None:
-        """End what is under way as interrupted, and free the memory. Idempotent."""
+        """Fail what is under way with EngineClosed, and free the memory. Idempotent."""
         ...

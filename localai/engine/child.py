@@ -19,7 +19,7 @@ from localai.domain.engine import Delivery, KvState
 from localai.domain.generation import AnswerEnd, Event, GenerationRequest, Message
 from localai.domain.plan import Plan
 from localai.engine import child_process
-from localai.errors import EngineError, LocalaiError
+from localai.errors import EngineClosed, EngineError, LocalaiError
 
 _POLL_S = 0.1  # how often Ctrl-C is asked for while nothing comes
 _PATIENCE_S = 3.0  # how long a child may take to end an answer, or itself, before it is killed
@@ -46,8 +46,8 @@ def load(
     return engine
 
 
-def _closed() -> EngineError:
-    return EngineError("the engine is closed", "load the model again")
+def _closed() -> EngineClosed:
+    return EngineClosed("the engine is closed", "load the model again")
 
 
 class _Ticket:

@@ -26,7 +26,7 @@ from localai.engine.sequences import WORTH_COPYING, Sequences, common_length
 from localai.engine.slots import Slots
 from localai.engine.templates import Renderer
 from localai.engine.weights import open_for_text
-from localai.errors import EngineError, LocalaiError, QueueFull, unexpected
+from localai.errors import EngineClosed, EngineError, LocalaiError, QueueFull, unexpected
 
 QUEUE = 64  # requests that may wait beside those that are being answered
 PATIENCE_S = 0.25  # how long the answers under way stand still, at most, while a part of a prompt is evaluated
@@ -147,7 +147,7 @@ class Scheduler:
 
     def _check_open(self) -> None:
         if self._closing:
-            raise EngineError("the engine is closed", "load the model again")
+            raise EngineClosed("the engine is closed", "load the model again")
 
     def _refuse_if_full(self) -> None:
         self._check_open()
@@ -155,7 +155,7 @@ class Scheduler:
             raise QueueFull(f"{self._unfinished} requests are under way, and no more are taken", "try again later")
 
     def close(self) -> None:
-        """End what is under way as interrupted, and free the memory. Idempotent."""
+        """Fail what is under way with EngineClosed, and free the memory. Idempotent."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -229,7 +229,7 @@ class Scheduler:
             self._waiting += self._new
             self._new.clear()
         for job in self._jobs():
-            self._end(job)
+            self._end(job, None if job.cancelled else EngineClosed())  # cut off, it must not pass for a whole answer
         with self._rendering:  # nobody is tokenizing
             self._renderer.close()
             self._sequences.close()

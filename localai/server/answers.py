@@ -13,8 +13,10 @@ from fastapi import Response
 from localai.errors import (
     ContextOverflow,
     DoesNotFit,
+    EngineClosed,
     EngineError,
     LocalaiError,
+    NetworkError,
     NotFound,
     QueueFull,
     SchemaIncomplete,
@@ -34,6 +36,8 @@ STATUS: tuple[tuple[type[LocalaiError], int, str], ...] = (
     (NotFound, 404, "model_not_found"),
     (QueueFull, 429, "queue_full"),
     (DoesNotFit, 503, "out_of_memory"),
+    (NetworkError, 503, "network"),
+    (EngineClosed, 503, "engine_closed"),
     (EngineError, 500, "engine"),
 )
 

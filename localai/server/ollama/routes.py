@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from fastapi import APIRouter, Request, Response
 
 from localai.domain.generation import GenerationRequest
-from localai.errors import NotFound
 from localai.holding import PICTURES, TEXT
 from localai.library import Found
 from localai.server import asking
@@ -85,11 +82,10 @@ class Api:
         return whole(await while_there(request.receive, answers.in_one(events, asked.model, chat)))
 
     async def _only_load(self, asked: Asked, found: Found, chat: bool) -> Response:
-        """An empty request loads a model, or lets it go where it is to be kept for no time."""
+        """An empty request loads a model, or lets it go, once nobody uses it, where it is to be kept for no time."""
         keep = asking.keep_alive(asked.keep_alive)
         if keep == 0:
-            with contextlib.suppress(NotFound):
-                await self._desk.blocking(self._desk.holder.unload, found)
+            await self._desk.blocking(self._desk.holder.let_go, found)
         else:
             async with self._desk.hold(found, TEXT, asked.wished_context, keep):
                 pass
