@@ -20,7 +20,7 @@ MOST_AT_ONCE = 8  # answers that a model is planned for where nobody said how ma
 TEXT, PICTURES, VECTORS = "text", "pictures", "vectors"
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Held:
     """A model in memory: `engine` for one that writes, `embedder` for vectors. `users` are requests under way."""
 
@@ -103,13 +103,13 @@ class Holder:
         `context` is how many tokens the request needs: a model held with less is loaded anew if nobody is using it.
         Raises NotFound, DoesNotFit, EngineError.
         """
-        if (here := self._take(found, kind, context, keep_alive_s)) is not None:
+        if (here := self.take(found, kind, context, keep_alive_s)) is not None:
             return here
         try:
             with self._loading:
                 if self._closed:
                     raise _stopping()
-                if (here := self._take(found, kind, context, keep_alive_s)) is not None:
+                if (here := self.take(found, kind, context, keep_alive_s)) is not None:
                     return here
                 self._let_go_where_unused(lambda each: each.found.path == found.path and each.kind == kind)
                 loaded = self._load(found, kind, context)
@@ -129,7 +129,8 @@ class Holder:
             with self._changed:  # `wait_until_empty` asks whether anything is being loaded
                 self._changed.notify_all()
 
-    def _take(self, found: library.Found, kind: str, context: int | None, keep_alive_s: float | None) -> Held | None:
+    def take(self, found: library.Found, kind: str, context: int | None, keep_alive_s: float | None) -> Held | None:
+        """As `acquire`, where nothing must be loaded for it; None where something must."""
         self._let_go_of_closed()
         with self._changed:
             for each in self._held:

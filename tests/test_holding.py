@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -14,10 +15,11 @@ from real_model import plan
 
 from localai import library, loading
 from localai.alone import Alone
+from localai.domain.embedding import Embedding
 from localai.domain.engine import Delivery
 from localai.domain.generation import Event, GenerationRequest, Message, PromptProgress, TokenLogprob
 from localai.engine import child
-from localai.errors import EngineClosed, EngineError, NotFound
+from localai.errors import EngineClosed, EngineError, NotFound, QueueFull
 from localai.holding import VECTORS, Held, Holder
 
 FOUND = library.Found(None, Path("small.gguf"), "small")
@@ -121,6 +123,57 @@ def test_an_embedder_is_freed_only_when_nobody_evaluates() -> None:
         assert not freed.is_set()
     closing.join()
     assert freed.is_set()
+
+
+def test_who_waits_for_a_load_or_for_vectors_holds_up_nobody_else() -> None:
+    generating = pytest.importorskip("localai.server.generating")
+    go = threading.Event()
+
+    class Embedder:
+        def embed(self, texts: list[str], **_: Any) -> list[Embedding]:
+            assert go.wait(60)
+            return [Embedding([1.0], 1) for _ in texts]
+
+        def close(self) -> None:
+            pass
+
+    class Slow(FakeHolder):
+        def _load(self, found: library.Found, kind: str, context: int | None) -> Held:
+            if found is not FOUND:
+                assert go.wait(60)
+            if kind == VECTORS:
+                return Held(kind, found, plan(), None, embedder=Embedder())  # type: ignore[arg-type]
+            return super()._load(found, kind, context)
+
+    async def ask() -> None:
+        desk = generating.Desk(holder)
+
+        async def hold(found: library.Found) -> None:
+            async with desk.hold(found):
+                pass
+
+        async def embed() -> int:
+            async with desk.hold(FOUND, VECTORS) as held:
+                return len(await desk.embedded(held, ["a cat"], truncate=False))
+
+        loads = [asyncio.create_task(hold(library.Found(None, Path("large.gguf"), "large"))) for _ in range(40)]
+        embeds = [asyncio.create_task(embed()) for _ in range(generating.MOST_EMBEDDING)]
+        while vectors.users < len(embeds):
+            await asyncio.sleep(0)
+        with pytest.raises(QueueFull):
+            await embed()
+        await asyncio.wait_for(hold(FOUND), 60)
+        go.set()
+        assert await asyncio.gather(*embeds) == [1] * len(embeds)
+        await asyncio.gather(*loads)
+        desk.close()
+
+    holder = Slow()
+    holder.release(holder.acquire(FOUND))
+    vectors = holder.acquire(FOUND, VECTORS)
+    holder.release(vectors)
+    asyncio.run(ask())
+    holder.close()
 
 
 def test_one_at_a_time_takes_nothing_once_it_is_closed() -> None:

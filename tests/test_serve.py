@@ -8,6 +8,7 @@ import http.client
 import io
 import itertools
 import json
+import math
 import os
 import socket
 import subprocess
@@ -278,10 +279,17 @@ def test_a_file_that_only_embeds_is_served_and_listed(tmp_path: Path) -> None:
         assert name == asked("/api/tags")["models"][0]["name"] != MODEL
         assert len(asked("/v1/embeddings", model=name, input="a cat")["data"][0]["embedding"]) == 64
         assert asked("/api/embed", model=name, input=long)["prompt_eval_count"] == 64
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            asked("/api/embed", model=name, input=long, truncate=False)
-        assert refused.value.code == 400
-        refused.value.close()
+        assert asked("/api/embed", model=name, input="")["embeddings"] == []
+        whole = asked("/api/embed", model=name, input="a cat")["embeddings"][0]
+        (short,) = asked("/api/embed", model=name, input="a cat", dimensions=8)["embeddings"]
+        assert short == pytest.approx([each / math.hypot(*whole[:8]) for each in whole[:8]])
+        told = asked("/v1/embeddings", model=name, input="a cat", dimensions=8)["data"][0]["embedding"]
+        assert told == pytest.approx(short)
+        for wrong in ({"input": long, "truncate": False}, {"input": ["a", ""]}, {"input": "a", "dimensions": 65}):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                asked("/api/embed", model=name, **wrong)
+            assert refused.value.code == 400
+            refused.value.close()
 
 
 # ------------------------------------------------------------------------------------------------------ security

@@ -16,7 +16,7 @@ from localai.engine import library
 from localai.engine.cache import KV_TYPES
 from localai.engine.vocabulary import Vocabulary
 from localai.engine.weights import check_magic, load_model
-from localai.errors import ContextOverflow, DoesNotFit, EngineError
+from localai.errors import ContextOverflow, DoesNotFit, EngineError, UsageError
 
 _UNSPECIFIED, _NONE = -1, 0  # enum llama_pooling_type of llama.h
 _MOST_TEXTS = 64  # of a batch, one llama.cpp sequence each
@@ -95,7 +95,7 @@ class Embedder:
         """A vector for each text, in their order, of length 1 if `normalize`; all of them are counted first.
 
         `numbers` are what messages call the texts, 0 and up without. Raises ContextOverflow for a text that is too
-        long before any is evaluated, EngineError, KeyboardInterrupt when `cancelled` says so.
+        long before any is evaluated, UsageError for an empty one, EngineError, KeyboardInterrupt when `cancelled` says so.
         """
         if self._model is None:
             raise EngineError("the model is no longer in memory", "ask again: it is then loaded anew")
@@ -112,7 +112,7 @@ class Embedder:
 
     def _check(self, number: int, tokens: Sequence[int]) -> None:
         if not tokens:
-            raise EngineError(f"text {number} is empty", "leave empty texts out")
+            raise UsageError(f"text {number} is empty", "leave empty texts out")
         if len(tokens) > self.context:
             made_for = int(self._api.llama_model_n_ctx_train(self._model))
             more = f"--context {len(tokens)}, or shorten it" if len(tokens) <= made_for else "shorten the text"

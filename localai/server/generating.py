@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from localai import library
+from localai.domain.embedding import Embedding
 from localai.domain.engine import Delivery
 from localai.domain.files import InstalledModel
 from localai.domain.generation import AnswerEnd, AnswerText, GenerationRequest, TokenLogprob
-from localai.errors import EngineError, LocalaiError, NotFound, UsageError
+from localai.errors import EngineError, LocalaiError, NotFound, QueueFull, UsageError
 from localai.holding import TEXT, Held, Holder
 from localai.naming import Kind, parse
 
 T = TypeVar("T")
-THREADS = 16  # requests that are being taken or wait for a model to load
+THREADS = 16  # for what takes a moment: names, prompts
+LOADING, EMBEDDING = 4, 4  # threads that load a model, one after the other, and that make vectors, one a model
+MOST_EMBEDDING = 64  # requests for vectors of one model, those that wait included
 
 
 @dataclass(slots=True)
@@ -81,11 +86,21 @@ class Desk:
     def __init__(self, holder: Holder, default: library.Found | None = None) -> None:
         self.holder, self.default = holder, default
         self.counts = Counts()
+        # apart, so that whoever waits for a model to load, or for vectors, holds up nobody else
         self._threads = ThreadPoolExecutor(THREADS, "request")
+        self._loading = ThreadPoolExecutor(LOADING, "loading")
+        self._embedding = ThreadPoolExecutor(EMBEDDING, "embedding")
+        self._turns: WeakKeyDictionary[Held, asyncio.Lock] = WeakKeyDictionary()
 
-    async def blocking(self, work: Callable[..., T], *arguments: Any, undo: Callable[[T], object] | None = None) -> T:
+    async def blocking(
+        self,
+        work: Callable[..., T],
+        *arguments: Any,
+        undo: Callable[[T], object] | None = None,
+        threads: ThreadPoolExecutor | None = None,
+    ) -> T:
         """What `work` gives in a thread. Where nobody waits for it any more, it is undone once it is there."""
-        future = asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+        future = asyncio.get_running_loop().run_in_executor(threads or self._threads, work, *arguments)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -121,10 +136,11 @@ class Desk:
         self, found: library.Found, kind: str = TEXT, context: int | None = None, keep_alive_s: float | None = None
     ) -> AsyncIterator[Held]:
         """Raises UsageError for a model that cannot be loaded: what is wrong is the choice, not the server."""
+        asked, release = (found, kind, context, keep_alive_s), self.holder.release
         try:
-            held = await self.blocking(
-                self.holder.acquire, found, kind, context, keep_alive_s, undo=self.holder.release
-            )
+            held = await self.blocking(self.holder.take, *asked, undo=lambda taken: taken and release(taken))
+            if held is None:
+                held = await self.blocking(self.holder.acquire, *asked, undo=release, threads=self._loading)
         except EngineError as error:
             raise UsageError(error.message, error.hint) from error
         try:
@@ -163,6 +179,28 @@ class Desk:
             self.counts.interrupted += not ended
             ticket.cancel()
 
+    async def embedded(self, held: Held, texts: Sequence[str], truncate: bool) -> list[Embedding]:
+        """A vector for each text; with `truncate` for as much of it as the context holds.
+
+        Raises QueueFull, UsageError, ContextOverflow. Left early, what is being evaluated is the last.
+        """
+        embedder = held.embedder
+        assert embedder is not None, "it is held for vectors"
+        if held.users > MOST_EMBEDDING:
+            raise QueueFull(f"{MOST_EMBEDDING} requests for vectors are under way", "try again later")
+        stop = threading.Event()
+
+        def embed() -> list[Embedding]:
+            with held.one_at_a_time:
+                asked = [embedder.cut(text) for text in texts] if truncate else texts
+                return embedder.embed(asked, cancelled=stop.is_set)
+
+        async with self._turns.setdefault(held, asyncio.Lock()):  # before a thread is taken
+            try:
+                return await self.blocking(embed, threads=self._embedding)
+            finally:
+                stop.set()
+
     async def started(
         self, found: library.Found, kind: str, context: int | None, keep_alive_s: float | None,
         request: GenerationRequest,
@@ -184,7 +222,8 @@ class Desk:
 
     def close(self) -> None:
         """Take nothing more. The models are the holder's."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._loading, self._embedding):
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _undo(done: asyncio.Future[T], undo: Callable[[T], object] | None) -> None:

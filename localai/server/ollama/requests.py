@@ -59,6 +59,7 @@ class EmbedRequest(Form):
     model: str
     input: str | list[str]
     truncate: bool | None = True
+    dimensions: Tokens = None
     keep_alive: KeepAlive = None
 
 

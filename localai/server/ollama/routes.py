@@ -93,12 +93,14 @@ class Api:
 
     async def embed(self, asked: EmbedRequest, request: Request) -> Response:
         """A vector for each text."""
-        texts = [asked.input] if isinstance(asked.input, str) else asked.input
-        if not texts:
+        if not asked.input:
             return whole(answers.embeddings([], asked.model))
-        keep = asking.keep_alive(asked.keep_alive)
-        asking_for = vectors(self._desk, asked.model, texts, keep, asked.truncate is not False)
-        _, rows = await while_there(request.receive, asking_for)
+        texts = [asked.input] if isinstance(asked.input, str) else asked.input
+        if not all(texts):
+            raise refused("a text of the input is empty", "leave it out")
+        keep, cut = asking.keep_alive(asked.keep_alive), asked.truncate is not False
+        making = vectors(self._desk, asked.model, texts, keep, truncate=cut, dimensions=asked.dimensions)
+        _, rows = await while_there(request.receive, making)
         return whole(answers.embeddings(rows, asked.model))
 
     async def embeddings(self, asked: OldEmbedRequest, request: Request) -> Response:

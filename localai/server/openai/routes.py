@@ -7,7 +7,6 @@ from fastapi import APIRouter, Request, Response
 from localai.holding import PICTURES, TEXT
 from localai.server import asking
 from localai.server.answers import Stream, while_there, whole
-from localai.server.asking import refused
 from localai.server.forms import Json
 from localai.server.generating import Desk, ended
 from localai.server.openai import answers
@@ -88,9 +87,8 @@ class Api:
         """A vector for each text."""
         texts = texts_of(asked)
         keep = asking.keep_alive(asked.keep_alive)
-        name, rows = await while_there(request.receive, vectors(self._desk, asked.model, texts, keep))
-        if asked.dimensions is not None and asked.dimensions != len(rows[0].vector):
-            raise refused(f"dimensions is not the {len(rows[0].vector)} that the model has")
+        making = vectors(self._desk, asked.model, texts, keep, dimensions=asked.dimensions)
+        name, rows = await while_there(request.receive, making)
         return whole(answers.embeddings(rows, asked.model or name, asked.encoding_format == "base64"))
 
 
