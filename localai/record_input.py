@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -183,7 +184,7 @@ def _of_json(index: int, line: bytes) -> Record:
     digest = _digest(line)
     shown: Any = line.decode("utf-8", "replace")
     try:
-        value = json.loads(line.decode("utf-8"))
+        value = json.loads(line.decode("utf-8"), parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         told = UsageError(f"the record is no JSON: {str(error)[:200]}", "one JSON object a line")
         return Record(index, shown[:1000], digest, error=told)
@@ -195,10 +196,24 @@ def _of_json(index: int, line: bytes) -> Record:
     return Record(index, value.get("id", value), digest, value)
 
 
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:40]} is larger than any number")
+    return value
+
+
 def _of_path(index: int, line: bytes) -> Record:
     path, shown = Path(os.fsdecode(line)), line.decode("utf-8", "replace")
     digest = hashlib.sha256(line)
     try:
+        if line == b"-" or stat.S_IFMT(os.stat(path).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+            # stdin has the other records; a pipe or a device may have no end, and gives nothing twice
+            told: LocalaiError = UsageError(f"{shown[:200]} is no file", "name files, one path a line")
+            return Record(index, shown, _digest(line), error=told)
         with path.open("rb") as stream:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)

@@ -106,14 +106,16 @@ _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def seconds(text: str) -> float:
-    """A duration: a number of seconds, or with a unit (500ms, 90s, 5m, 24h, 7d); less than 0 is for ever.
+    """A duration: a number of seconds, or with units (500ms, 90s, 5m, 1h30m, 7d); less than 0 is for ever.
 
     Raises ValueError.
     """
-    found = re.fullmatch(r"\s*(-?\d{1,12}(?:\.\d{1,9})?)\s*(ms|s|m|h|d|)\s*", text.lower())
+    number = r"\d{1,12}(?:\.\d{0,9})?"
+    found = re.fullmatch(rf"\s*(-?)({number}\s*|(?:{number}\s*(?:ms|s|m|h|d)\s*){{1,5}})", text.lower())
     if found is None:
-        raise ValueError("expected a duration such as 90s, 5m or 24h; -1 is for ever")
-    return float(found[1]) * _UNITS[found[2]]
+        raise ValueError("expected a duration such as 90s, 5m or 1h30m; -1 is for ever")
+    parts = re.findall(rf"({number})\s*(ms|s|m|h|d|)", found[2])
+    return float(f"{found[1]}1") * sum(float(value) * _UNITS[unit] for value, unit in parts)
 
 
 def duration(text: str) -> str:

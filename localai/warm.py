@@ -142,7 +142,8 @@ def find(
     """
     content = {"do": "hold", "path": str(path), "load": load, **wanted}
     try:
-        told = ask(content, None if load else ANSWER_LIMIT_S, cancelled)
+        # also what is held may have to be loaded anew, for its context
+        told = ask(content, None if load else LOADING_LIMIT_S, cancelled)
         return (told, wire.to_plan(told["plan"])) if told and told.get("held") else None
     except (LocalaiError, KeyError, TypeError, ValueError):
         return None

@@ -158,6 +158,22 @@ def test_a_line_beyond_all_measure_is_one_bad_record(monkeypatch: pytest.MonkeyP
     assert found[1].error is not None
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "[-1e999]"])
+def test_numbers_that_json_has_not_are_no_json(number: str) -> None:
+    (record,) = record_input.records(iter([f'{{"id": {number}}}'.encode()]), "jsonl")
+    assert isinstance(record.error, UsageError)
+    assert record.shown == f'{{"id": {number}}}'
+
+
+def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    found = list(record_input.records(iter([b"-", b"/dev/zero", os.fsencode(pipe), os.fsencode(tmp_path)]), "files"))
+    assert [isinstance(record.error, UsageError) for record in found] == [True, True, True, False]
+    with pytest.raises(LocalaiError):
+        found[3].fields()
+
+
 def test_the_size_of_files_and_pipes(tmp_path: Path) -> None:
     file = tmp_path / "a file"
     file.write_bytes(b"one\nthree\nno end")

@@ -19,7 +19,7 @@ from localai.domain.embedding import Embedding
 from localai.domain.engine import Delivery
 from localai.domain.generation import Event, GenerationRequest, Message, PromptProgress, TokenLogprob
 from localai.engine import child
-from localai.errors import EngineClosed, EngineError, NotFound, QueueFull
+from localai.errors import EngineClosed, EngineError, NetworkError, NotFound, QueueFull
 from localai.holding import VECTORS, Held, Holder
 
 FOUND = library.Found(None, Path("small.gguf"), "small")
@@ -158,22 +158,32 @@ def test_who_waits_for_a_load_or_for_vectors_holds_up_nobody_else() -> None:
 
         loads = [asyncio.create_task(hold(library.Found(None, Path("large.gguf"), "large"))) for _ in range(40)]
         embeds = [asyncio.create_task(embed()) for _ in range(generating.MOST_EMBEDDING)]
-        while vectors.users < len(embeds):
+        while not any(turn.requests == len(embeds) for turn in desk._turns.values()):
             await asyncio.sleep(0)
-        with pytest.raises(QueueFull):
-            await embed()
-        await asyncio.wait_for(hold(FOUND), 60)
-        go.set()
+        try:
+            with pytest.raises(QueueFull):
+                await asyncio.wait_for(embed(), 30)
+            await asyncio.wait_for(hold(FOUND), 30)
+        finally:
+            go.set()
         assert await asyncio.gather(*embeds) == [1] * len(embeds)
         await asyncio.gather(*loads)
         desk.close()
 
     holder = Slow()
     holder.release(holder.acquire(FOUND))
-    vectors = holder.acquire(FOUND, VECTORS)
-    holder.release(vectors)
+    holder.release(holder.acquire(FOUND, VECTORS))
     asyncio.run(ask())
     holder.close()
+
+
+def test_what_passes_is_told_as_unavailable() -> None:
+    answers = pytest.importorskip("localai.server.answers")
+    assert [answers.status_of(error)[0] for error in (NetworkError("x"), EngineClosed(), EngineError("x"))] == [
+        503,
+        503,
+        500,
+    ]
 
 
 def test_one_at_a_time_takes_nothing_once_it_is_closed() -> None:

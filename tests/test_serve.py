@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import http.client
@@ -29,6 +30,7 @@ from pydantic import BaseModel
 from running_server import Running, serving
 
 from localai import warm
+from localai.server import security
 
 MODEL = "smollm2-135m"
 ASKED = [{"role": "user", "content": "Name the capital of France."}]
@@ -50,6 +52,7 @@ LONG: dict[str, Any] = {
     "temperature": 0,
     "extra_body": {"repeat_penalty": 1.2},
 }
+PAGE = "https://page.example"
 PIXEL = base64.b64encode(b"not an image").decode()
 
 
@@ -174,6 +177,29 @@ def test_a_tool_that_is_no_schema_is_refused_and_harms_nobody(client: openai.Ope
                 model="smollm2-135m", messages=ASKED, tools=[tool], tool_choice="required"  # type: ignore[arg-type]
             )  # fmt: skip
     assert client.chat.completions.create(model="smollm2-135m", messages=ASKED, max_tokens=2).choices  # type: ignore[arg-type]
+
+
+def test_calls_whose_arguments_are_nested_too_deep_are_refused(client: openai.OpenAI, server: Running) -> None:
+    deep = "[" * 600 + "]" * 600
+    for path in ("/v1/chat/completions", "/api/chat"):
+        for arguments in (f'{{"a": {deep}}}', json.dumps(f'{{"a": {deep}}}')):
+            call = f'{{"type": "function", "function": {{"name": "f", "arguments": {arguments}}}}}'
+            turns = f'[{{"role": "user", "content": "Hi"}}, {{"role": "assistant", "tool_calls": [{call}]}}]'
+            status, told = ask(server, path, f'{{"model": "{MODEL}", "messages": {turns}, "max_tokens": 1}}'.encode())
+            assert (status, "nested" in str(told)) == (400, True), told
+
+
+def test_images_are_counted_before_they_are_decoded(server: Running) -> None:
+    bad = "x" * 17
+    parts = [{"type": "image_url", "image_url": {"url": "x"}} for _ in bad]
+    turn = {"role": "user", "content": "What is it?"}
+    for path, asked in (
+        ("/v1/chat/completions", {"messages": [{**turn, "content": parts}]}),
+        ("/api/chat", {"messages": [{**turn, "images": list(bad)}]}),
+        ("/api/generate", {"prompt": "What is it?", "images": list(bad)}),
+    ):
+        status, told = ask(server, path, json.dumps({"model": MODEL, **asked}).encode())
+        assert (status, "more than 16 images" in str(told)) == (400, True), told
 
 
 def test_openai_completions_and_embeddings(client: openai.OpenAI) -> None:
@@ -336,6 +362,67 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(server: Running) 
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         connection.sendall(b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999999999\r\n\r\n{")
         assert b"413" in connection.recv(4096).split(b"\r\n")[0]
+
+
+def test_a_body_that_tells_no_length_is_counted_as_it_comes(server: Running) -> None:
+    chunk = b"%x\r\n" % (1 << 20) + b" " * (1 << 20) + b"\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        connection.sendall(b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        with contextlib.suppress(OSError):  # it need not read to the end
+            connection.sendall(chunk * 33)
+        assert b"413" in connection.recv(4096).split(b"\r\n")[0]
+
+
+def guarded(
+    headers: Mapping[str, str], method: str = "POST", drips: int = 1, key: str | None = None
+) -> tuple[int, dict[str, str]]:
+    """What an application behind the guard answers to a body that comes a byte a millisecond: status and headers."""
+    sent: list[Any] = []
+    left = list(range(drips))
+
+    async def receive() -> Any:
+        await asyncio.sleep(0.001)
+        left.pop()
+        return {"type": "http.request", "body": b" ", "more_body": bool(left)}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while (message := await receive()).get("more_body"):
+            pass
+        status = 200 if message["type"] == "http.request" else 400
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    rules = security.Rules("127.0.0.1", key, frozenset({PAGE}))
+    raw = [(name.encode(), value.encode()) for name, value in {"host": "localhost", **headers}.items()]
+    scope = {"type": "http", "method": method, "path": "/v1/models", "headers": raw}
+    asyncio.run(security.Guard(app, rules)(scope, receive, send))
+    assert [each["type"] for each in sent] == ["http.response.start", "http.response.body"]
+    return sent[0]["status"], {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+
+
+def test_a_body_that_drips_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert guarded({}, drips=2)[0] == 200
+    monkeypatch.setattr(security, "BODY_LIMIT_S", 0.05)
+    assert guarded({}, drips=1000)[0] == 408
+
+
+def test_a_page_that_may_ask_can_read_what_it_is_told() -> None:
+    asked = {
+        "origin": PAGE,
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,content-type,x-stainless-lang",
+    }
+    status, told = guarded(asked, "OPTIONS", key="k")
+    assert (status, told["access-control-allow-origin"]) == (204, PAGE)
+    assert told["access-control-allow-headers"] == asked["access-control-request-headers"]
+    for status, more, key in ((401, {}, "k"), (413, {"content-length": "99999999999"}, None), (200, {}, None)):
+        found, told = guarded({"origin": PAGE, **more}, key=key)
+        assert (found, told["access-control-allow-origin"]) == (status, PAGE)
+    status, told = guarded({**asked, "origin": "https://evil.example"}, "OPTIONS")
+    assert (status, "access-control-allow-origin" in told) == (403, False)
 
 
 @pytest.mark.parametrize("stream", [True, False])

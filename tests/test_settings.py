@@ -139,3 +139,17 @@ def test_a_home_has_one_name(home: str, tmp_path: Path, monkeypatch: pytest.Monk
     assert data.is_absolute()
     assert ".." not in data.parts
     assert settings.hub_cache({"HF_HOME": "~nobody9"}) == Path("~nobody9/hub")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("90", 90), ("1.5h", 5400), (" 500ms ", 0.5), ("1h30m", 5400), ("1h 2m 3s", 3723), ("-1", -1), ("-1m", -60)],
+)
+def test_durations(text: str, found: float) -> None:
+    assert settings.seconds(text) == found
+
+
+@pytest.mark.parametrize("text", ["", "soon", "h", "1h30", "1x", "1h-2m", "1e9", "1_000", "1m" * 9])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(ValueError, match="duration"):
+        settings.seconds(text)

@@ -100,6 +100,25 @@ def test_recorded_answers(name: str, size: int) -> None:
     assert told in ("Let me see.", "")
 
 
+def test_json_that_names_no_tool_is_an_answer() -> None:
+    for text in (
+        '{"name": "Alice", "age": 30}',
+        '{"name": "clock", "age": 30}',
+        '{"name": "Alice", "parameters": {"age": 30}}',
+        '[{"name": "clock", "parameters": {}}]',
+    ):
+        assert read(tools.LLAMA, list(text)) == (text, [])
+    assert read(tools.LLAMA, ['{"name": "clock", "parameters": {}}']) == ("", [ToolCall("clock", "{}")])
+
+
+def test_constants_of_json_within_values_of_python() -> None:
+    text = "<|tool_call_start|>[clock(a=[true, {'b': false}], c=null, d=True)]<|tool_call_end|>"
+    (call,) = read(tools.LFM, [text])[1]
+    assert json.loads(call.arguments) == {"a": [True, {"b": False}], "c": None, "d": True}
+    text = text.replace("null", "nothing")
+    assert read(tools.LFM, [text]) == (text, [])
+
+
 def test_several_calls() -> None:
     one = '<tool_call>{"name": "clock", "arguments": {}}</tool_call>'
     told, calls = read(tools.HERMES, [f"{one}\n{one}\n"])

@@ -18,6 +18,8 @@ from running_server import Running, serving
 from localai import __version__, background, sessions, warm, wire
 from localai.domain.generation import AnswerEnd, GenerationRequest, Image, Message, Sampling, Timings, ToolCall, Usage
 from localai.errors import ContextOverflow, EngineError, NotFound, UsageError
+from localai.holding import Holder
+from localai.server import shell
 
 MODEL = ("-m", "smollm2-135m")
 # one thread: two that wait for each other are slow where other tests run
@@ -68,18 +70,24 @@ def test_map_asks_it_too(cli: Cli) -> None:
     assert result.returncode == 0
 
 
-def test_a_map_whose_model_is_let_go_writes_nothing_unfinished(cli: Cli, server: Running, isolated: Path) -> None:
-    out = isolated / "out.jsonl"
+def test_a_map_whose_model_is_let_go_writes_nothing_unfinished(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCALAI_HOME", str(tmp_path / "home"))
+    out = tmp_path / "out.jsonl"
     words = (*MODEL, "--max-tokens", "1000", "--repeat-penalty", "1.2", "--resume", str(out))
-    with subprocess.Popen(
-        [sys.executable, "-m", "localai", "map", "Write a very long story about {text}.", *words],
-        stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
+    with (
+        serving(tmp_path / "home", "--socket-only", "--parallel", "2") as running,
+        subprocess.Popen(
+            [sys.executable, "-m", "localai", "map", "Write a very long story about {text}.", *words],
+            stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ) as process,
+    ):  # fmt: skip
         assert process.stdin is not None
         assert process.stderr is not None
         process.stdin.write("a river\na lake\n")
         process.stdin.close()
-        while not requests(server):
+        while not requests(running):
             pass
         assert cli("stop", MODEL[1]).returncode == 0
         told = process.stderr.read()
@@ -119,6 +127,37 @@ def test_ps_and_a_second_server(cli: Cli, server: Running) -> None:
     assert (second.returncode, f"running already (process {server.pid})" in second.stderr) == (0, True)
     assert cli("serve", "--socket-only").returncode == 1
     assert cli("stop", "nosuch").returncode == 3
+
+
+def test_a_connection_that_fails_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair()
+    left: list[OSError | socket.socket] = [OSError(24, "too many open files"), ours, OSError(9, "closed")]
+
+    class Listener:
+        def accept(self) -> tuple[socket.socket, str]:
+            found = left.pop(0)
+            if not left:
+                door._listener = None
+            if isinstance(found, OSError):
+                raise found
+            return found, ""
+
+    monkeypatch.setattr(shell, "ACCEPT_AGAIN_S", 0)
+    holder = Holder()
+    door = shell.Shell(holder, {}, holder.close)
+    door._listener = listener = Listener()  # type: ignore[assignment]
+    with theirs:
+        door._accept(listener)  # type: ignore[arg-type]
+        theirs.sendall(wire.line({"do": "ps"}))
+        assert b'"models":[]' in theirs.recv(4096)
+    holder.close()
+
+
+def test_a_held_model_that_must_be_loaded_anew_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float | None] = []
+    monkeypatch.setattr(warm, "ask", lambda content, limit_s, cancelled: limits.append(limit_s))
+    assert warm.find(Path("x.gguf"), {}) is None
+    assert limits == [warm.LOADING_LIMIT_S]
 
 
 def test_only_this_user_can_open_the_socket() -> None:

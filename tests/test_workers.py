@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import queue
 import re
 import signal
 import socket
@@ -25,10 +26,11 @@ from running_server import serving
 from localai import hardware, workers
 from localai.checks import engine as checks
 from localai.checks.building import Installation, Way
-from localai.domain.generation import AnswerEnd, GenerationRequest, Message, Sampling
+from localai.domain.engine import Delivery
+from localai.domain.generation import AnswerEnd, AnswerText, GenerationRequest, Message, Sampling
 from localai.domain.machine import EngineInfo
 from localai.engine import child
-from localai.errors import EngineError, NetworkError, UsageError
+from localai.errors import EngineError, LocalaiError, NetworkError, UsageError
 
 QUESTION = "Name the capital of France."
 
@@ -95,6 +97,7 @@ def test_a_worker_says_what_it_lends_and_to_whom(start: Start) -> None:
     assert 0 < (lent.vram_free_bytes or 0) <= 2 * 1024**3
     assert (lent.name, lent.usable_by_engine, lent.bandwidth_gbps) == (f"worker {where}", True, 50.0)
     assert worker.stderr is not None
+    assert "the protocol has no authentication" in worker.stderr.readline()
     assert worker.stderr.readline() == "Ctrl-C ends it.\n"
     assert worker.stderr.readline() == "a program has connected\n"
 
@@ -136,6 +139,29 @@ def test_ctrl_c_ends_a_run_whose_worker_hangs(start: Start, isolated: Path) -> N
         running.send_signal(signal.SIGINT)
         assert running.wait(60) == 130
     server_of(worker).resume()
+
+
+def test_a_cancelled_answer_of_a_worker_that_hangs_frees_its_slot(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "_STUCK_S", 0.5)
+    worker = start()
+    spread = child.load(model_file(), replace(plan(512), workers=(endpoint(worker),), gpu_layers=31))
+    heard: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
+    story = (Message("user", "Tell me a very long story."),)
+    try:
+        ticket = spread.submit(GenerationRequest(story, Sampling(temperature=0)), heard.put)
+        while not isinstance(heard.get(timeout=60), AnswerText):
+            pass
+        server_of(worker).suspend()
+        ticket.cancel()
+        while not isinstance(end := heard.get(timeout=60), AnswerEnd | LocalaiError):
+            pass
+        assert isinstance(end, EngineError)
+        assert "lost" in end.message
+    finally:
+        server_of(worker).resume()
+        spread.close()
 
 
 def test_the_engine_comes_back_with_its_worker(start: Start) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Annotated
 
 import typer
@@ -40,11 +39,10 @@ def worker(
     lent = workers.start(host, port, threads or speed.cores(machine), round((memory or 0) * GIB))
     try:
         render.note(f"lending this machine's memory at {lent.endpoint}; there: localai chat --rpc {lent.endpoint}")
-        if not ipaddress.ip_address(lent.endpoint.rpartition(":")[0]).is_loopback:
-            render.note(
-                "warning: whoever reaches this port can use this machine and read what passes: the protocol has no "
-                "authentication and no encryption. Use a private network or an SSH tunnel only."
-            )
+        render.note(
+            "warning: whoever reaches this port can use this machine and read what passes: the protocol has no "
+            "authentication and no encryption. Use a private network or an SSH tunnel only."
+        )
         render.note("Ctrl-C ends it.")
         for came in lent.clients():
             render.note("a program has connected" if came else "it has left; waiting for the next")

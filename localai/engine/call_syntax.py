@@ -39,7 +39,7 @@ def tagged(body: str, tools: Sequence[Tool]) -> list[ToolCall] | None:
     arguments: dict[str, Any] = {}
     for each in re.finditer(r"<parameter=([^>\n]{1,200})>(.*?)</parameter>", body[:LONGEST], re.DOTALL):
         key, text = each[1].strip(), each[2].removeprefix("\n").removesuffix("\n")
-        arguments[key] = text if _is_text(types.get(key)) else _json_or_text(text)
+        arguments[key] = text if _is_text(types.get(key)) else json_or_text(text)
     return [_call(name, arguments)]
 
 
@@ -61,13 +61,20 @@ def json_calls(body: str, tools: Sequence[Tool]) -> list[ToolCall] | None:
     return [call for call in calls if call] if calls and all(calls) else None
 
 
+def bare(body: str, tools: Sequence[Tool]) -> list[ToolCall] | None:
+    """As `json_calls`, but only what names tools that there are, with arguments: other JSON is an answer."""
+    calls, names = json_calls(body, tools), {tool.name for tool in tools}
+    meant = calls and all(call.name in names for call in calls) and re.search(r'"(?:parameters|arguments)"\s*:', body)
+    return calls if meant else None
+
+
 def _of_json(value: Any) -> ToolCall | None:
     if not isinstance(value, dict):
         return None
     value = value.get("function") if isinstance(value.get("function"), dict) else value
     arguments = value.get("arguments", value.get("parameters", {}))
     if isinstance(arguments, str):
-        arguments = _json_or_text(arguments)
+        arguments = json_or_text(arguments)
     name = value.get("name")
     return _call(name, arguments) if isinstance(name, str) and isinstance(arguments, dict) else None
 
@@ -95,7 +102,6 @@ def pythonic(body: str, tools: Sequence[Tool]) -> list[ToolCall] | None:
     text = body.strip()[:LONGEST]
     if (found := json_calls(text, tools)) is not None:
         return found
-    constants = {"true": True, "false": False, "null": None}
     try:
         parsed = ast.parse(text if text.startswith("[") else f"[{text}]", mode="eval").body
         if not isinstance(parsed, ast.List):
@@ -104,16 +110,18 @@ def pythonic(body: str, tools: Sequence[Tool]) -> list[ToolCall] | None:
         for each in parsed.elts:
             if not isinstance(each, ast.Call) or each.args:
                 return None
-            arguments = {
-                str(pair.arg): constants[pair.value.id]
-                if isinstance(pair.value, ast.Name)
-                else ast.literal_eval(pair.value)
-                for pair in each.keywords
-            }
+            arguments = {str(pair.arg): ast.literal_eval(_Constants().visit(pair.value)) for pair in each.keywords}
             calls.append(_call(ast.unparse(each.func), arguments))
     except (SyntaxError, ValueError, KeyError, TypeError, RecursionError, MemoryError):
         return None
     return calls or None
+
+
+class _Constants(ast.NodeTransformer):
+    """JSON's names for what Python calls otherwise, wherever they stand in a value. Raises KeyError for others."""
+
+    def visit_Name(self, node: ast.Name) -> ast.Constant:
+        return ast.Constant({"true": True, "false": False, "null": None}[node.id])
 
 
 def gemma(body: str, tools: Sequence[Tool]) -> list[ToolCall] | None:
@@ -144,7 +152,8 @@ def _call(name: str, arguments: Any) -> ToolCall:
     return ToolCall(name, json.dumps(arguments, ensure_ascii=False, default=str))
 
 
-def _json_or_text(text: str) -> Any:
+def json_or_text(text: str) -> Any:
+    """The value that a text is as JSON; the text where it is none."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -165,7 +174,7 @@ def _is_text(schema: Any) -> bool:
 
 def arguments_of(call: ToolCall) -> dict[str, Any]:
     """A call's arguments as values; {} where they are no JSON object."""
-    found = _json_or_text(call.arguments)
+    found = json_or_text(call.arguments)
     return found if isinstance(found, dict) else {}
 
 

@@ -23,6 +23,7 @@ from localai.errors import EngineClosed, EngineError, LocalaiError
 
 _POLL_S = 0.1  # how often Ctrl-C is asked for while nothing comes
 _PATIENCE_S = 3.0  # how long a child may take to end an answer, or itself, before it is killed
+_STUCK_S = 30.0  # how long it may say nothing at all, asked to end one of several answers: a step may take long
 _HINT = "see whether the workers still run (localai worker), and ask again"
 
 Progress = Callable[[float], None]
@@ -117,7 +118,7 @@ class ChildEngine:
         child.ask(number, "submit", request, arrived)
         if (refusal := first.get()) is not None:
             raise refusal
-        return _Ticket(lambda: child.send(("cancel", number)))
+        return _Ticket(lambda: child.cancel(number))
 
     def count_tokens(self, messages: Sequence[Message], think: bool | None = None) -> int:
         """Tokens that the rendered conversation takes, the opening of the answer included."""
@@ -202,6 +203,7 @@ class _Child:
         self._sending = threading.Lock()
         self._asked: dict[int, Callable[[Any], None]] = {}
         self._changing = threading.Lock()
+        self._heard = 0  # messages
         self._reason = ""
         self._reader = threading.Thread(target=self._read, name="model's answers", daemon=True)
 
@@ -240,6 +242,27 @@ class _Child:
             self._asked[number] = deliver
         self.send((kind, number, content))
 
+    def cancel(self, number: int) -> None:
+        """Have an answer ended; where nothing is heard of it, nor anything else, the process is killed."""
+        self.send(("cancel", number))
+        self._watch(number)
+
+    def _watch(self, number: int) -> None:
+        if number not in self._asked:
+            return
+        heard = self._heard
+
+        def look() -> None:
+            if self._heard != heard:
+                self._watch(number)
+            elif number in self._asked:
+                self._reason = "it does not answer"
+                self._process.kill()
+
+        timer = threading.Timer(_STUCK_S, look)
+        timer.daemon = True
+        timer.start()
+
     def send(self, message: tuple[Any, ...]) -> None:
         with self._sending, contextlib.suppress(OSError, ValueError):  # a dead child is told of by the reader
             self._connection.send(message)
@@ -250,6 +273,7 @@ class _Child:
         try:
             while True:
                 kind, content = self._connection.recv()
+                self._heard += 1
                 if kind == "died":
                     self._reason = content
                 elif kind == "notice":

@@ -95,7 +95,8 @@ class Embedder:
         """A vector for each text, in their order, of length 1 if `normalize`; all of them are counted first.
 
         `numbers` are what messages call the texts, 0 and up without. Raises ContextOverflow for a text that is too
-        long before any is evaluated, UsageError for an empty one, EngineError, KeyboardInterrupt when `cancelled` says so.
+        long and UsageError for an empty one before any is evaluated, EngineError, KeyboardInterrupt when `cancelled`
+        says so.
         """
         if self._model is None:
             raise EngineError("the model is no longer in memory", "ask again: it is then loaded anew")

@@ -181,8 +181,8 @@ class ToolSplitter:
         return pieces
 
     def _close(self, pieces: list[str | ToolCall], body: str, closing: str) -> None:
-        calls = self._form.read(body, self._tools)
         opening, self._inside = self._inside or "", None
+        calls = (self._form.read if opening else syntax.bare)(body, self._tools)
         if calls:
             self._called, self._space = True, ""
             pieces += calls

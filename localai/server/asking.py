@@ -10,13 +10,15 @@ from typing import Any
 
 from localai import answer_schema, images, settings
 from localai.domain.generation import Image, Message, Sampling, Tool, ToolCall
+from localai.engine.call_syntax import json_or_text
 from localai.errors import UsageError
+from localai.holding import PICTURES, TEXT
 from localai.server.forms import Drawing
 
 MOST_IMAGES = 16
 MOST_TOOLS = 128
 MOST_STOPS = 16
-MOST_LEVELS = 100  # of a tool's parameters
+MOST_LEVELS = 100  # of a tool's parameters, or a call's arguments
 ANY_OBJECT = {"type": "object"}
 DRAWN = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed")
 ROLES = {"developer": "system", "function": "tool"}
@@ -101,17 +103,22 @@ def calls(given: Sequence[Mapping[str, Any]] | None) -> tuple[ToolCall, ...]:
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise refused("a tool call has no function with a name")
         arguments = function.get("arguments") or {}
+        if _too_deep(json_or_text(arguments) if isinstance(arguments, str) else arguments):
+            raise refused(f"the arguments of a tool call are nested more than {MOST_LEVELS} deep")
         text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
         found.append(ToolCall(function["name"], text))
     return tuple(found)
 
 
-def check_images(messages: Sequence[Message]) -> bool:
-    """Whether there are images. Raises UsageError for too many."""
-    count = sum(len(message.images) for message in messages)
+def check_images(count: int) -> None:
+    """Refuse too many images, before any is decoded. Raises UsageError."""
     if count > MOST_IMAGES:
         raise refused(f"more than {MOST_IMAGES} images")
-    return count > 0
+
+
+def kind_of(messages: Sequence[Message]) -> str:
+    """The kind of model that a conversation is for."""
+    return PICTURES if any(message.images for message in messages) else TEXT
 
 
 def role(given: str) -> str:

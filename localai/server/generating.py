@@ -80,6 +80,14 @@ async def ended(events: Events) -> tuple[AnswerEnd, list[TokenLogprob]]:
     return end, found
 
 
+@dataclass(slots=True)
+class Turn:
+    """One model's requests for vectors: how many there are, and whose turn it is."""
+
+    requests: int = 0
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
 class Desk:
     """Takes requests to the models. `default` is the model for those that name none."""
 
@@ -90,7 +98,7 @@ class Desk:
         self._threads = ThreadPoolExecutor(THREADS, "request")
         self._loading = ThreadPoolExecutor(LOADING, "loading")
         self._embedding = ThreadPoolExecutor(EMBEDDING, "embedding")
-        self._turns: WeakKeyDictionary[Held, asyncio.Lock] = WeakKeyDictionary()
+        self._turns: WeakKeyDictionary[Held, Turn] = WeakKeyDictionary()
 
     async def blocking(
         self,
@@ -186,7 +194,8 @@ class Desk:
         """
         embedder = held.embedder
         assert embedder is not None, "it is held for vectors"
-        if held.users > MOST_EMBEDDING:
+        turn = self._turns.setdefault(held, Turn())
+        if turn.requests >= MOST_EMBEDDING:
             raise QueueFull(f"{MOST_EMBEDDING} requests for vectors are under way", "try again later")
         stop = threading.Event()
 
@@ -195,11 +204,13 @@ class Desk:
                 asked = [embedder.cut(text) for text in texts] if truncate else texts
                 return embedder.embed(asked, cancelled=stop.is_set)
 
-        async with self._turns.setdefault(held, asyncio.Lock()):  # before a thread is taken
-            try:
+        turn.requests += 1
+        try:
+            async with turn.lock:  # before a thread is taken
                 return await self.blocking(embed, threads=self._embedding)
-            finally:
-                stop.set()
+        finally:
+            turn.requests -= 1
+            stop.set()
 
     async def started(
         self, found: library.Found, kind: str, context: int | None, keep_alive_s: float | None,

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from localai import settings
@@ -123,11 +124,11 @@ class Guard:
                 await self._app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        allowed = self._cors(headers)
         refusal = self._refusal(scope, headers)
         if refusal is not None:
-            await _answer(send, scope["path"], *refusal)
+            await _answer(send, scope["path"], *refusal, allowed)
             return
-        allowed = self._cors(headers)
         if scope["method"] == "OPTIONS" and allowed:
             await send({"type": "http.response.start", "status": 204, "headers": allowed})
             await send({"type": "http.response.body", "body": b""})
@@ -138,14 +139,15 @@ class Guard:
         body = Body(receive)
 
         async def sending(message: MutableMapping[str, Any]) -> None:
+            if body.refusal is not None:  # what the application makes of it says less
+                return
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message.get("headers", ()), *allowed, *FIXED]}
             await send(message)
 
-        try:
-            await self._app(scope, body.receive, sending)
-        except TooLarge:
-            await _answer(send, scope["path"], 413, f"the body is larger than {LARGEST_BODY_BYTES:,} bytes", "")
+        await self._app(scope, body.receive, sending)
+        if body.refusal is not None:
+            await _answer(send, scope["path"], *body.refusal, allowed)
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str, str] | None:
         host = headers.get("host", "")
@@ -161,16 +163,18 @@ class Guard:
             return 401, "the API key is missing or wrong", f"Authorization: Bearer KEY; the key is in {key_file()}"
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length[:20]) > LARGEST_BODY_BYTES:
-            return 413, f"the body is larger than {LARGEST_BODY_BYTES:,} bytes", "send less"
+            return TOO_LARGE
         return None
 
     def _cors(self, headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
         origin = headers.get("origin", "")
         if origin.casefold() not in self._rules.origins:
             return []
+        # the clients' own headers tell only what they run on
+        wanted = headers.get("access-control-request-headers") or "authorization, content-type"
         return [
             (b"access-control-allow-origin", origin.encode("latin-1")),
-            (b"access-control-allow-headers", b"authorization, content-type"),
+            (b"access-control-allow-headers", wanted.encode("latin-1")),
             (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
             (b"vary", b"Origin"),
         ]
@@ -179,17 +183,23 @@ class Guard:
 FIXED = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
 
 
-class TooLarge(Exception):
-    """More bytes of a body than are taken. Caught in this module."""
+TOO_LARGE = 413, f"the body is larger than {LARGEST_BODY_BYTES:,} bytes", "send less"
+TOO_SLOW = 408, f"the body took longer than {BODY_LIMIT_S:.0f} s", "send it faster"
+Headers = Iterable[tuple[bytes, bytes]]
 
 
 class Body:
-    """Counts the bytes of a body that tells no length, and ends the wait for one that never comes."""
+    """Counts the bytes of a body that tells no length, and ends the wait for one that takes too long.
+
+    `refusal` is why it was given up: status, message, hint. The application is told that the client has gone.
+    """
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
+        self._ends_at = monotonic() + BODY_LIMIT_S
         self._bytes = 0
         self._whole = False
+        self.refusal: tuple[int, str, str] | None = None
 
     async def receive(self) -> MutableMapping[str, Any]:
         import asyncio
@@ -197,20 +207,22 @@ class Body:
         if self._whole:
             return await self._receive()
         try:
-            message = await asyncio.wait_for(self._receive(), BODY_LIMIT_S)
+            message = await asyncio.wait_for(self._receive(), max(self._ends_at - monotonic(), 0.0))
         except TimeoutError:
+            self.refusal = TOO_SLOW
             return {"type": "http.disconnect"}
         if message["type"] == "http.request":
             self._bytes += len(message.get("body", b""))
             self._whole = not message.get("more_body", False)
             if self._bytes > LARGEST_BODY_BYTES:
-                raise TooLarge
+                self.refusal = TOO_LARGE
+                return {"type": "http.disconnect"}
         return message
 
 
-async def _answer(send: Send, path: str, status: int, message: str, hint: str) -> None:
+async def _answer(send: Send, path: str, status: int, message: str, hint: str, more: Headers) -> None:
     body = error_body(path, status, message, hint)
-    headers: Iterable[tuple[bytes, bytes]] = [(b"content-type", b"application/json"), *FIXED]
+    headers: Headers = [(b"content-type", b"application/json"), *more, *FIXED]
     if status == 401:
         headers = [*headers, (b"www-authenticate", b"Bearer")]
     await send({"type": "http.response.start", "status": status, "headers": list(headers)})

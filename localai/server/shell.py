@@ -7,6 +7,7 @@ import os
 import queue
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from localai.wire import Json
 
 FIRST_LINE_S = 30.0
 MOST_CONNECTIONS = 256
+ACCEPT_AGAIN_S = 0.1
 
 
 class Shell:
@@ -89,7 +91,10 @@ class Shell:
             try:
                 connection, _ = listener.accept()
             except OSError:
-                return
+                if self._listener is None:
+                    return
+                time.sleep(ACCEPT_AGAIN_S)  # such as too many open files: that passes
+                continue
             if warm.peer_uid(connection) != os.getuid() or not self._room.acquire(blocking=False):
                 connection.close()
                 continue

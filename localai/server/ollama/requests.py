@@ -118,11 +118,13 @@ def message_of(given: Turn) -> Message:
 
 def chat_messages(asked: ChatRequest) -> tuple[Message, ...]:
     """The conversation of a request. Raises UsageError."""
+    asking.check_images(sum(len(each.images or ()) for each in asked.messages or ()))
     return tuple(map(message_of, asked.messages or ()))
 
 
 def prompt_messages(asked: GenerateRequest) -> tuple[Message, ...]:
     """A prompt, as a conversation of one question. Raises UsageError."""
+    asking.check_images(len(asked.images or ()))
     system = [Turn(role="system", content=asked.system)] if asked.system else []
     user = Turn(role="user", content=asked.prompt, images=asked.images)
     return tuple(map(message_of, [*system, user]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from localai.domain.generation import GenerationRequest
-from localai.holding import PICTURES, TEXT
+from localai.holding import TEXT
 from localai.library import Found
 from localai.server import asking
 from localai.server.answers import Stream, while_there, whole
@@ -73,7 +73,7 @@ class Api:
     async def _answer(
         self, asked: Asked, request: Request, found: Found, wanted: GenerationRequest, chat: bool
     ) -> Response:
-        kind = PICTURES if asking.check_images(wanted.messages) else TEXT
+        kind = asking.kind_of(wanted.messages)
         keep = asking.keep_alive(asked.keep_alive)
         starting = self._desk.started(found, kind, asked.wished_context, keep, wanted)
         events = await while_there(request.receive, starting)

@@ -95,7 +95,9 @@ def message_of(message: ChatMessage) -> Message:
 
 
 def conversation(given: list[ChatMessage]) -> tuple[Message, ...]:
-    """The messages; the result of a tool gets the name of the call that its id is of."""
+    """The messages; the result of a tool gets the name of the call that its id is of. Raises UsageError."""
+    parts = [part for message in given if isinstance(message.content, list) for part in message.content]
+    asking.check_images(sum(part.get("type") == "image_url" for part in parts))
     names = {
         str(call.get("id")): call["function"]["name"]
         for message in given

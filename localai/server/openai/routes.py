@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from localai.holding import PICTURES, TEXT
+from localai.holding import TEXT
 from localai.server import asking
 from localai.server.answers import Stream, while_there, whole
 from localai.server.forms import Json
@@ -59,7 +59,7 @@ class Api:
         """The next turn of a conversation."""
         found = await self._desk.blocking(self._desk.find, asked.model)
         wanted = await self._desk.blocking(chat_request, asked, found.name)
-        kind = PICTURES if asking.check_images(wanted.messages) else TEXT
+        kind = asking.kind_of(wanted.messages)
         starting = self._desk.started(found, kind, None, asking.keep_alive(asked.keep_alive), wanted)
         events = await while_there(request.receive, starting)
         name = asked.model or found.name
