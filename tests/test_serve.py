@@ -131,6 +131,52 @@ def test_openai_limits_and_stops(client: openai.OpenAI) -> None:
     assert len(drawn) == 1
 
 
+def test_openai_several_answers(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": MODEL, "temperature": 2, "seed": 7, "max_tokens": 8}
+    one = client.chat.completions.create(**asked, messages=ASKED)
+    both = client.chat.completions.create(**asked, messages=ASKED, n=2)
+    assert [each.index for each in both.choices] == [0, 1]
+    assert both.choices[0].message.content != both.choices[1].message.content
+    assert both.usage.prompt_tokens == one.usage.prompt_tokens
+    assert both.usage.completion_tokens == 16
+    with client.chat.completions.create(
+        **asked, messages=ASKED, n=2, stream=True, stream_options={"include_usage": True}
+    ) as stream:
+        *pieces, last = stream
+    told = ["", ""]
+    for piece in pieces:
+        told[piece.choices[0].index] += piece.choices[0].delta.content or ""
+    assert len(set(told)) == 2
+    assert last.usage.completion_tokens == 16
+    with client.completions.create(
+        model=MODEL, prompt=["The sky is", "The sea is"], n=2, max_tokens=4, temperature=0, logprobs=1, stream=True
+    ) as texts:
+        choices = [piece.choices[0] for piece in texts]
+    assert sorted({each.index for each in choices}) == [0, 1, 2, 3]
+    for index in range(4):
+        starts = [at for each in choices if each.index == index and each.logprobs for at in each.logprobs.text_offset]
+        assert starts == sorted(set(starts))
+        assert len(starts) == 4
+
+
+def test_penalties_change_what_is_drawn(client: openai.OpenAI, other: ollama.Client) -> None:
+    words = [{"role": "user", "content": "Repeat the word 'no' a hundred times."}]
+    plain, presence, frequency = (
+        client.chat.completions.create(model=MODEL, messages=words, temperature=0, max_tokens=40, **more)
+        .choices[0].message.content
+        for more in ({}, {"presence_penalty": 2}, {"frequency_penalty": 2})
+    )  # fmt: skip
+    assert len({plain, presence, frequency}) == 3
+    greedy = {"temperature": 0, "num_predict": 40}
+    for options, same in (
+        ({"presence_penalty": 2}, presence),
+        ({"presence_penalty": 2, "repeat_last_n": 0}, plain),
+        ({"frequency_penalty": 2}, frequency),
+        ({"frequency_penalty": 2, "repeat_last_n": -1}, frequency),
+    ):
+        assert other.chat(model=MODEL, messages=words, options={**greedy, **options}).message.content == same
+
+
 def test_openai_structured_output(client: openai.OpenAI) -> None:
     messages = [{"role": "user", "content": "Make up a person."}]
     made = client.chat.completions.parse(
@@ -220,9 +266,8 @@ def test_openai_errors(client: openai.OpenAI) -> None:
     assert long.value.code == "context_length_exceeded"
     bounded = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {"type": "string"}}}}
     for wrong in (
-        {"n": 2},
+        {"n": 17},
         {"temperature": -1},
-        {"presence_penalty": 1},
         {"tool_choice": "required"},
         {"response_format": bounded},
         {"messages": seeing("https://pictures.example/a.png")},
@@ -271,6 +316,26 @@ def test_ollama(other: ollama.Client) -> None:
     assert client.show(MODEL).details.quantization_level == "Q4_1"
 
 
+def test_ollama_logprobs(other: ollama.Client) -> None:
+    greedy = {"temperature": 0, "num_predict": 8}
+    told = other.chat(model=MODEL, messages=ASKED, options=greedy, logprobs=True, top_logprobs=2)
+    assert "".join(each.token for each in told.logprobs) == told.message.content
+    assert len(told.logprobs[0].top_logprobs) == 2
+    pieces = list(other.generate(model=MODEL, prompt="Hi", options=greedy, logprobs=True, stream=True))
+    assert "".join(each.token for piece in pieces for each in piece.logprobs or ()) == "".join(
+        piece.response for piece in pieces
+    )
+    assert other.chat(model=MODEL, messages=ASKED, options=greedy).logprobs is None
+    with pytest.raises(ollama.ResponseError, match="raw"):
+        other.generate(model=MODEL, prompt="Hi", raw=True, images=[b"x"])
+
+
+def test_what_a_model_can_is_told_from_its_header(other: ollama.Client) -> None:
+    told = other.show(MODEL)
+    assert told.capabilities == ["completion"]
+    assert told.details.family == told.modelinfo["general.architecture"] == "llama"
+
+
 def test_ollama_embeddings_format_and_tools(other: ollama.Client) -> None:
     client = other
     made = client.embed(model=MODEL, input=["a cat", "a dog"]).embeddings
@@ -305,6 +370,8 @@ def test_a_file_that_only_embeds_is_served_and_listed(tmp_path: Path) -> None:
         assert name == asked("/api/tags")["models"][0]["name"] != MODEL
         assert len(asked("/v1/embeddings", model=name, input="a cat")["data"][0]["embedding"]) == 64
         assert asked("/api/embed", model=name, input=long)["prompt_eval_count"] == 64
+        shown = asked("/api/show", model=name)
+        assert (shown["capabilities"], shown["details"]["family"]) == (["embedding"], "bert")
         assert asked("/api/embed", model=name, input="")["embeddings"] == []
         whole = asked("/api/embed", model=name, input="a cat")["embeddings"][0]
         (short,) = asked("/api/embed", model=name, input="a cat", dimensions=8)["embeddings"]

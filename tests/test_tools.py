@@ -221,6 +221,27 @@ def test_required_makes_a_call_of_some_tool(engine: Scheduler) -> None:
     assert end.tool_calls[0] == ToolCall("clock", "{}")
 
 
+@pytest.mark.parametrize("form", [tools.HERMES, tools.MISTRAL], ids=["hermes", "mistral"])
+def test_one_call_is_one_call(engine: Scheduler, form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine._prompts, "tool_form", form)
+    asked = (Message("user", "What time is it? Ask twice."),)
+    more = tools.grammar(form, [CLOCK], "required")
+    one = tools.grammar(form, [CLOCK], "required", one_call=True)
+    monkeypatch.setattr(tools, "_grammar", lambda *_: more.replace("*\n", "+\n").replace(")* ", ")+ "))
+    end, _ = answer(
+        engine, GenerationRequest(asked, Sampling(temperature=0), 80, tools=(CLOCK,), tool_choice="required")
+    )
+    assert len(end.tool_calls) > 1
+    held = GenerationRequest(asked, Sampling(temperature=0), 80, tools=(CLOCK,), tool_choice="required", one_call=True)
+    end, heard = answer(engine, held)  # what has more calls all the same, as where no grammar holds it
+    assert (
+        [event for event in heard if isinstance(event, ToolCall)] == list(end.tool_calls) == [ToolCall("clock", "{}")]
+    )
+    monkeypatch.setattr(tools, "_grammar", lambda *_: one)
+    end, _ = answer(engine, held)
+    assert (len(end.tool_calls), end.finish_reason) == (1, "stop")
+
+
 def test_results_go_back_to_the_model(engine: Scheduler) -> None:
     call = ToolCall("clock", "{}")
     asked = (

@@ -52,7 +52,8 @@ class Message:
 class Sampling:
     """How the next token is drawn. The defaults are llama.cpp's own; temperature 0 is greedy.
 
-    `seed` None draws a fresh one. `logit_bias` adds to the logits of single tokens: (number of the token, what to add).
+    The penalties look back on `penalty_window` tokens. `seed` None draws a fresh one. `logit_bias` adds to the logits
+    of single tokens: (number of the token, what to add).
     """
 
     temperature: float = 0.8
@@ -60,6 +61,9 @@ class Sampling:
     top_p: float = 0.95
     min_p: float = 0.05
     repeat_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    penalty_window: int = 64
     seed: int | None = None
     logit_bias: tuple[tuple[int, float], ...] = ()
 
@@ -149,8 +153,8 @@ class GenerationRequest:
     the conversation may be taken up again before this answer or its question, so keep what going back there needs.
 
     The rest is for a `BatchEngine`. `raw` is a text to continue, without template, instead of the messages. `tools`
-    may be asked for as `tool_choice` says: auto, none, required, or the name of the one that must be. `logprobs` is
-    how many of the likeliest tokens are told beside each token; None tells none.
+    may be asked for as `tool_choice` says: auto, none, required, or the name of the one that must be; with `one_call`
+    at most one. `logprobs` is how many of the likeliest tokens are told beside each token; None tells none.
     `reserve`: tokens of the context that must be left for the answer; a prompt that leaves fewer does not fit.
     """
 
@@ -164,5 +168,6 @@ class GenerationRequest:
     raw: str | None = None
     tools: tuple[Tool, ...] = ()
     tool_choice: str = "auto"
+    one_call: bool = False
     logprobs: int | None = None
     reserve: int = 1

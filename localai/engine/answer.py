@@ -44,6 +44,7 @@ class Answer:
             if tool_form is not None and request.tools and request.tool_choice != "none"
             else None
         )
+        self._one_call = request.one_call
         self._calls: list[ToolCall] = []
         self._logprobs: list[TokenLogprob] = []
         self._stop = StopMatcher((*request.stop, *prompt.stops))
@@ -115,6 +116,8 @@ class Answer:
     def _sort(self, pieces: list[str | ToolCall]) -> Iterator[Event]:
         for piece in pieces:
             if isinstance(piece, ToolCall):
+                if self._one_call and self._calls:
+                    continue
                 self._calls.append(piece)
                 self._logprobs.clear()
                 yield piece

@@ -120,9 +120,11 @@ class Prompts:
             return None, None
         form = self.tool_form
         if request.tool_choice != "auto":
-            return tool_calls.grammar(form, request.tools, request.tool_choice), None
+            return tool_calls.grammar(form, request.tools, request.tool_choice, request.one_call), None
         trigger = self.vocabulary.single(form.opening) if form.triggers and not form.bare else None
-        return (None, None) if trigger is None else (tool_calls.grammar(form, request.tools, ""), trigger)
+        if trigger is None:
+            return None, None
+        return tool_calls.grammar(form, request.tools, "", request.one_call), trigger
 
     def _encode(self, text: str) -> list[int]:
         def encode(part: str) -> list[int]:

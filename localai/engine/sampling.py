@@ -8,7 +8,6 @@ from typing import Any
 from localai.domain.generation import Sampling
 from localai.engine.constraint import Constraint
 
-PENALTY_WINDOW = 64  # tokens looked back on, llama.cpp's own default (common_params_sampling.penalty_last_n)
 FRESH_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: llama.cpp draws one
 NOTHING = -1  # drawn where a grammar leaves no token at all
 
@@ -16,7 +15,7 @@ NOTHING = -1  # drawn where a grammar leaves no token at all
 class Sampler:
     """Draws the tokens of one answer, in llama.cpp's own order: penalties, bias, top-k, top-p, min-p, temperature.
 
-    The repeat penalty counts the prompt's last tokens too, as in llama.cpp's programs. With a grammar (GBNF) only
+    The penalties count the prompt's last tokens too, as in llama.cpp's programs. With a grammar (GBNF) only
     tokens that continue a text of it are drawn, from the token `trigger` on where there is one. Use it in a `with`.
     Raises EngineError for a grammar that llama.cpp does not take.
     """
@@ -85,11 +84,12 @@ class Sampler:
 
 
 def _penalties(api: Any, vocab: Any, sampling: Sampling, prompt: Sequence[int]) -> Any:
-    if sampling.repeat_penalty == 1.0:
+    window, presence, frequency = sampling.penalty_window, sampling.presence_penalty, sampling.frequency_penalty
+    if window <= 0 or (sampling.repeat_penalty == 1.0 and not presence and not frequency):
         return None
     size = api.llama_vocab_n_tokens(vocab)
-    penalties = api.llama_sampler_init_penalties(size, PENALTY_WINDOW, sampling.repeat_penalty, 0.0, 0.0)
-    for token in prompt[-PENALTY_WINDOW:]:
+    penalties = api.llama_sampler_init_penalties(size, window, sampling.repeat_penalty, frequency, presence)
+    for token in prompt[-window:]:
         if token >= 0:  # no part of a picture
             api.llama_sampler_accept(penalties, token)
     return penalties

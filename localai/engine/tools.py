@@ -81,21 +81,21 @@ def form(template: str) -> Form:
     return LLAMA if "ipython" in template and "parameters" in template else HERMES
 
 
-def grammar(form: Form, tools: Sequence[Tool], choice: str) -> str:
-    """The grammar (GBNF) of calls of these tools: of one where `choice` is its name, else of one or more.
+def grammar(form: Form, tools: Sequence[Tool], choice: str, one_call: bool = False) -> str:
+    """The grammar (GBNF) of calls of these tools: of one where `choice` is its name, or with `one_call`, else of more.
 
     A schema with keywords that cannot be honoured counts as that of any object. Where calls have no opening, a bare
     one is meant. Raises UsageError for a schema that is none.
     """
     try:
-        return _grammar(form, tools, choice)
+        return _grammar(form, tools, choice, one_call)
     except (TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UsageError("the parameters of a tool are no JSON schema", "see https://json-schema.org") from error
 
 
-def _grammar(form: Form, tools: Sequence[Tool], choice: str) -> str:
+def _grammar(form: Form, tools: Sequence[Tool], choice: str, one_call: bool) -> str:
     named = [tool for tool in tools if tool.name == choice]
-    meant = named or list(tools)
+    meant, single = named or list(tools), one_call or bool(named)
     rules: dict[str, str] = {}
 
     def expression(schema: Any) -> str:
@@ -116,10 +116,10 @@ def _grammar(form: Form, tools: Sequence[Tool], choice: str) -> str:
     rules["call"] = calls
     opening = "" if form.bare else literal(form.opening) if form is not HARMONY else ""
     one = f"{form.before} call {form.after}".strip()
-    if not named and form.between:
+    if not single and form.between:
         one = f"{form.before} call ({form.between} call)* {form.after}"
     whole = f"{opening} {one} {literal(form.closing) if form.closing and form is not HARMONY else ''}".strip()
-    rules["root"] = f'{whole} ("\\n"? {whole})*' if not named and not form.between and form.closing else whole
+    rules["root"] = f'{whole} ("\\n"? {whole})*' if not single and not form.between and form.closing else whole
     rules.update({**syntax.EXTRA, **PRIMITIVES})
     return "".join(f"{name} ::= {rule}\n" for name, rule in rules.items())
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import Response
 
+from localai.domain.generation import TokenLogprob
 from localai.errors import (
     ContextOverflow,
     DoesNotFit,
@@ -68,6 +69,20 @@ def error_body(path: str, status: int, message: str, hint: str = "", code: str |
     return dumps(error_content(path, status, message, hint, code))
 
 
+def finite(logprob: float) -> float:
+    """JSON has no number for a probability of 0; OpenAI tells this one."""
+    return max(logprob, -9999.0)
+
+
+def logprob(found: TokenLogprob) -> dict[str, Any]:
+    """A token with its probability and those of the likeliest, as both forms tell it."""
+
+    def one(token: bytes, value: float) -> dict[str, Any]:
+        return {"token": token.decode("utf-8", "replace"), "logprob": finite(value), "bytes": list(token)}
+
+    return {**one(found.token, found.logprob), "top_logprobs": [one(*each) for each in found.top]}
+
+
 class ClientGone(Exception):
     """Nobody waits for the answer any more. Caught where the application is made."""
 
@@ -94,11 +109,11 @@ async def while_there(receive: Callable[[], Awaitable[Any]], work: Coroutine[Any
 
 
 class Stream(Response):
-    """An answer in pieces, made from `source`, which is closed whatever becomes of the reader."""
+    """An answer in pieces, made from `sources`, which are closed whatever becomes of the reader."""
 
-    def __init__(self, pieces: AsyncGenerator[bytes, None], media_type: str, source: Events) -> None:
+    def __init__(self, pieces: AsyncGenerator[bytes, None], media_type: str, *sources: Events) -> None:
         super().__init__(media_type=media_type)
-        self._pieces, self._source = pieces, source
+        self._pieces, self._sources = pieces, sources
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         async def pump() -> None:
@@ -114,7 +129,8 @@ class Stream(Response):
                 await while_there(receive, pump())
         finally:
             await self._pieces.aclose()
-            await self._source.aclose()
+            for source in self._sources:
+                await source.aclose()
 
 
 def whole(content: Any, status: int = 200) -> Response:

@@ -20,7 +20,9 @@ MOST_TOOLS = 128
 MOST_STOPS = 16
 MOST_LEVELS = 100  # of a tool's parameters, or a call's arguments
 ANY_OBJECT = {"type": "object"}
-DRAWN = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed")
+DRAWN = (
+    "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty", "seed"
+)  # fmt: skip
 ROLES = {"developer": "system", "function": "tool"}
 
 

@@ -10,6 +10,7 @@ Json = dict[str, Any]
 KeepAlive = str | float | int | None
 MOST_TOKENS = 2**31 - 1
 Tokens = Annotated[int | None, Field(ge=1, le=MOST_TOKENS)]
+Penalty = Annotated[float | None, Field(ge=-10, le=10)]
 Share = Annotated[float | None, Field(ge=0, le=1)]
 
 
@@ -27,5 +28,7 @@ class Drawing(Form):
     top_k: Annotated[int | None, Field(ge=0, le=MOST_TOKENS)] = None
     min_p: Share = None
     repeat_penalty: Annotated[float | None, Field(gt=0, le=10)] = None
+    presence_penalty: Penalty = None
+    frequency_penalty: Penalty = None
     seed: int | None = None
     stop: str | list[str] | None = None

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -78,6 +78,20 @@ async def ended(events: Events) -> tuple[AnswerEnd, list[TokenLogprob]]:
         await events.aclose()
     assert end is not None, "an engine ends with AnswerEnd"
     return end, found
+
+
+async def all_ended(several: Sequence[Events]) -> list[tuple[AnswerEnd, list[TokenLogprob]]]:
+    """As `ended` for each of several answers."""
+    try:
+        return [await ended(events) for events in several]
+    finally:
+        await closed(several)
+
+
+async def closed(several: Iterable[Events]) -> None:
+    """Free the slots of answers that nobody waits for any more."""
+    for events in several:
+        await events.aclose()
 
 
 @dataclass(slots=True)
@@ -219,6 +233,19 @@ class Desk:
         """The events once the first is there: what is refused raises here, and not in the middle of a stream."""
         rest = self._held_events(found, kind, context, keep_alive_s, request)
         return Events(await anext(rest), rest)
+
+    async def all_started(
+        self, found: library.Found, kind: str, keep_alive_s: float | None, requests: Sequence[GenerationRequest]
+    ) -> list[Events]:
+        """As `started` for each request; either all are or none."""
+        several: list[Events] = []
+        try:
+            for request in requests:
+                several.append(await self.started(found, kind, None, keep_alive_s, request))
+        except BaseException:
+            await closed(several)
+            raise
+        return several
 
     async def _held_events(
         self, found: library.Found, kind: str, context: int | None, keep_alive_s: float | None,

@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from localai.domain.embedding import Embedding
-from localai.domain.generation import AnswerEnd, AnswerText, ThinkingText, ToolCall
+from localai.domain.generation import AnswerEnd, AnswerText, ThinkingText, TokenLogprob, ToolCall
 from localai.engine.call_syntax import arguments_of
 from localai.errors import LocalaiError
-from localai.server.answers import dumps
+from localai.server.answers import dumps, logprob
 from localai.server.forms import Json
 from localai.server.generating import Events, ended
 
@@ -39,6 +39,11 @@ def call(found: ToolCall, index: int = 0) -> Json:
     return {"function": {"index": index, "name": found.name, "arguments": arguments_of(found)}}
 
 
+def told_logprobs(found: Sequence[TokenLogprob]) -> Json:
+    """The key `logprobs`, where they were asked for."""
+    return {"logprobs": [logprob(each) for each in found]} if found else {}
+
+
 async def pieces(events: Events, model: str, chat: bool) -> AsyncGenerator[bytes, None]:
     """A line for each piece, the last with the numbers."""
 
@@ -53,8 +58,8 @@ async def pieces(events: Events, model: str, chat: bool) -> AsyncGenerator[bytes
             match event:
                 case ThinkingText(text):
                     yield line({"thinking": text})
-                case AnswerText(text):
-                    yield line({key: text})
+                case AnswerText(text, found):
+                    yield line({key: text}, **told_logprobs(found))
                 case ToolCall():
                     yield line({"tool_calls": [call(event, calls)]})
                     calls += 1
@@ -66,14 +71,15 @@ async def pieces(events: Events, model: str, chat: bool) -> AsyncGenerator[bytes
 
 async def in_one(events: Events, model: str, chat: bool) -> Json:
     """The answer as one object, with the numbers in it."""
-    end, _ = await ended(events)
+    end, found = await ended(events)
+    more = {**told_logprobs(found), **last(end)}
     thoughts = {"thinking": end.thinking} if end.thinking else {}
     if not chat:
-        return {"model": model, "created_at": now(), "response": end.text, **thoughts, **last(end)}
+        return {"model": model, "created_at": now(), "response": end.text, **thoughts, **more}
     message: Json = {"role": "assistant", "content": end.text, **thoughts}
     if end.tool_calls:
         message["tool_calls"] = [call(each, index) for index, each in enumerate(end.tool_calls)]
-    return {"model": model, "created_at": now(), "message": message, **last(end)}
+    return {"model": model, "created_at": now(), "message": message, **more}
 
 
 def empty(model: str, chat: bool, reason: str) -> Json:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 
-from localai import catalog, gguf
+from localai import catalog, gguf, loading, shapes
 from localai.domain.files import InstalledModel
+from localai.engine import thinking
 from localai.holding import Held
 from localai.library import Found
 from localai.server.forms import Json
+from localai.server.generating import Desk
 
 UNKNOWN_TIME = "1970-01-01T00:00:00Z"
 FOR_EVER_S = 3.15e9  # a hundred years
@@ -27,6 +30,12 @@ def facts(model: InstalledModel | None) -> Json:
         "quantization_level": model.quantization,
         "parent_model": "",
     }
+
+
+def all_listed(desk: Desk) -> list[Json]:
+    """The model that is served, where it is a file, and the installed ones."""
+    found = desk.unlisted()
+    return [*([listed_file(found)] if found is not None else []), *(listed(*each) for each in desk.installed())]
 
 
 def listed(name: str, model: InstalledModel) -> Json:
@@ -71,11 +80,25 @@ def held(each: Held) -> Json:
     }
 
 
+def abilities(found: Found, header: gguf.Header) -> list[str]:
+    """What a model can, by its header and its chat template."""
+    if not shapes.makes_text(header):
+        return ["embedding"]
+    template = str(header.metadata.get("tokenizer.chat_template", ""))
+    return [
+        "completion",
+        *(["vision"] if loading.projector_of(found) else []),
+        *(["tools"] if re.search(r"\btools\b", template) else []),
+        *(["thinking"] if thinking.opening(template) or thinking.CHANNEL in template else []),
+    ]
+
+
 def shown(found: Found) -> Json:
     """What /api/show tells, from the header of the model's file. Raises as `gguf.read_model` does."""
     model = found.model
     header = gguf.read_model(found.paths)
     known = catalog.resolve_name(model.model) if model else None
+    family = str(header.metadata.get("general.architecture", ""))
     simple = {
         key: value
         for key, value in header.metadata.items()
@@ -86,8 +109,8 @@ def shown(found: Found) -> Json:
         "parameters": "",
         "template": str(header.metadata.get("tokenizer.chat_template", "")),
         "license": known.license if known else str(header.metadata.get("general.license", "")),
-        "details": facts(model),
+        "details": {**facts(model), "family": family, "families": [family]},
         "model_info": simple,
-        "capabilities": sorted({"completion", *(["vision"] if model and model.projector else []), "tools"}),
+        "capabilities": abilities(found, header),
         "modified_at": (model.verified_at if model else None) or UNKNOWN_TIME,
     }

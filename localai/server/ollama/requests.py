@@ -11,8 +11,11 @@ from localai.server import asking
 from localai.server.asking import refused
 from localai.server.forms import MOST_TOKENS, Drawing, Form, Json, KeepAlive, Tokens
 
+WIDEST_WINDOW = 2**16  # tokens that penalties look back on
+
 
 class Options(Drawing):
+    repeat_last_n: Annotated[int | None, Field(ge=-1, le=MOST_TOKENS)] = None
     num_ctx: Tokens = None
     num_predict: Annotated[int | None, Field(ge=-2, le=MOST_TOKENS)] = None
 
@@ -33,6 +36,8 @@ class Asked(Form):
     options: Options | None = None
     keep_alive: KeepAlive = None
     think: bool | str | None = None
+    logprobs: bool | None = False
+    top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
 
     @property
     def wished_context(self) -> int | None:
@@ -88,19 +93,22 @@ def request_of(asked: Asked, name: str, messages: tuple[Message, ...], raw: str 
     tools = asking.tools(asked.tools) if isinstance(asked, ChatRequest) else ()
     if tools and grammar is not None:
         raise refused("tools and format cannot be combined", "ask for one of them")
+    last_n = options.repeat_last_n
+    window = last_n if last_n is None or 0 <= last_n <= WIDEST_WINDOW else WIDEST_WINDOW
     limit = options.num_predict if options.num_predict is not None and options.num_predict > 0 else None
     think = asked.think if isinstance(asked.think, bool) or asked.think is None else True
     if grammar is not None and think is None:
         think = False
     return GenerationRequest(
         messages,
-        asking.sampling(name, options),
+        asking.sampling(name, options, penalty_window=window),
         limit,
         asking.stops(options.stop),
         think,
         grammar,
         raw=raw,
         tools=tools,
+        logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
     )
 
 

@@ -63,6 +63,8 @@ class Api:
         found = await self._desk.blocking(self._desk.find, asked.model)
         if not asked.prompt and not asked.images:
             return await self._only_load(asked, found, False)
+        if asked.raw and asked.images:
+            raise refused("a raw prompt cannot be combined with images", "ask for either")
         if asked.raw:
             wanted = await self._desk.blocking(request_of, asked, found.name, (), asked.prompt)
         else:
@@ -113,10 +115,7 @@ class Api:
 
     async def tags(self) -> Response:
         """The model that is served, where it is a file, and the installed ones."""
-        listed = [models.listed(*each) for each in await self._desk.blocking(self._desk.installed)]
-        if (found := self._desk.unlisted()) is not None:
-            listed.insert(0, models.listed_file(found))
-        return whole({"models": listed})
+        return whole({"models": await self._desk.blocking(models.all_listed, self._desk)})
 
     async def show(self, asked: ShowRequest) -> Response:
         """What a model's header says."""
@@ -125,7 +124,7 @@ class Api:
 
     async def ps(self) -> Response:
         """The models in memory."""
-        return whole({"models": [models.held(each) for each in self._desk.holder.held()]})
+        return whole({"models": await self._desk.blocking(lambda: [*map(models.held, self._desk.holder.held())])})
 
     async def version(self) -> Response:
         """The version of the API."""

@@ -13,44 +13,35 @@ from typing import Any
 from localai.domain.embedding import Embedding
 from localai.domain.generation import AnswerEnd, AnswerText, ThinkingText, TokenLogprob, ToolCall, Usage
 from localai.errors import LocalaiError
-from localai.server.answers import dumps, error_body, status_of
+from localai.server.answers import dumps, error_body, finite, logprob, status_of
 from localai.server.forms import Json
-from localai.server.generating import Events, ended
+from localai.server.generating import Events, all_ended
 
 DONE = b"data: [DONE]\n\n"
 
 
-def usage(found: Usage) -> Json:
+def together(took: Sequence[Usage], prompts: int = 1) -> Json:
+    """What several answers took, as many to each prompt: a prompt counts once."""
+    read = took[:: max(len(took) // prompts, 1)]
+    prompt, answers = sum(each.prompt_tokens for each in read), sum(each.completion_tokens for each in took)
     return {
-        "prompt_tokens": found.prompt_tokens,
-        "completion_tokens": found.completion_tokens,
-        "total_tokens": found.prompt_tokens + found.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": found.cached_tokens},
+        "prompt_tokens": prompt,
+        "completion_tokens": answers,
+        "total_tokens": prompt + answers,
+        "prompt_tokens_details": {"cached_tokens": sum(each.cached_tokens for each in read)},
     }
-
-
-def finite(logprob: float) -> float:
-    """JSON has no number for a probability of 0; OpenAI tells this one."""
-    return max(logprob, -9999.0)
-
-
-def logprob(found: TokenLogprob) -> Json:
-    def one(token: bytes, value: float) -> Json:
-        return {"token": token.decode("utf-8", "replace"), "logprob": finite(value), "bytes": list(token)}
-
-    return {**one(found.token, found.logprob), "top_logprobs": [one(*each) for each in found.top]}
 
 
 def logprobs(found: tuple[TokenLogprob, ...]) -> Json | None:
     return {"content": [logprob(each) for each in found]} if found else None
 
 
-def old_logprobs(found: list[TokenLogprob]) -> Json | None:
-    """As /v1/completions tells them."""
+def old_logprobs(found: Sequence[TokenLogprob], start: int = 0) -> Json | None:
+    """As /v1/completions tells them; `start` is where the first token stands in the answer."""
     if not found:
         return None
     tokens = [each.token.decode("utf-8", "replace") for each in found]
-    starts = [0, *itertools.accumulate(map(len, tokens[:-1]))]
+    starts = [*itertools.accumulate(map(len, tokens[:-1]), initial=start)]
     top = [{token.decode("utf-8", "replace"): finite(value) for token, value in each.top} for each in found]
     return {"tokens": tokens, "token_logprobs": [finite(each.logprob) for each in found], "top_logprobs": top,
             "text_offset": starts}  # fmt: skip
@@ -86,79 +77,96 @@ class Head:
         return b"data: " + dumps({**self.content, "choices": choices, **more}) + b"\n\n"
 
 
-def chunk(delta: Json, finish: str | None = None, found: Json | None = None) -> Json:
-    return {"index": 0, "delta": delta, "logprobs": found, "finish_reason": finish}
-
-
-async def chat_pieces(events: Events, model: str, wants_usage: bool) -> AsyncGenerator[bytes, None]:
+async def chat_pieces(several: Sequence[Events], model: str, wants_usage: bool) -> AsyncGenerator[bytes, None]:
+    """The answers one after the other: they are given together, and told by their index."""
     head = Head("chatcmpl", "chat.completion.chunk", model)
     more = {"usage": None} if wants_usage else {}
-    yield head.piece([chunk({"role": "assistant", "content": ""})], **more)
-    calls = 0
+    took: list[Usage] = []
+
+    def piece(delta: Json, finish: str | None = None, found: Json | None = None) -> bytes:
+        return head.piece([{"index": len(took), "delta": delta, "logprobs": found, "finish_reason": finish}], **more)
+
     try:
-        async for event in events:
-            match event:
-                case ThinkingText(text):
-                    yield head.piece([chunk({"reasoning_content": text})], **more)
-                case AnswerText(text, found):
-                    yield head.piece([chunk({"content": text}, None, logprobs(found))], **more)
-                case ToolCall():
-                    whole_call = {"index": calls, **call(event)}
-                    calls += 1
-                    start = {**whole_call, "function": {"name": event.name, "arguments": ""}}
-                    rest = {"index": whole_call["index"], "function": {"arguments": event.arguments}}
-                    yield head.piece([chunk({"tool_calls": [start]})], **more)
-                    yield head.piece([chunk({"tool_calls": [rest]})], **more)
-                case AnswerEnd():
-                    yield head.piece([chunk({}, reason(event))], **more)
-                    if wants_usage:
-                        yield head.piece([], usage=usage(event.usage))
+        for events in several:
+            yield piece({"role": "assistant", "content": ""})
+            calls = 0
+            async for event in events:
+                match event:
+                    case ThinkingText(text):
+                        yield piece({"reasoning_content": text})
+                    case AnswerText(text, found):
+                        yield piece({"content": text}, None, logprobs(found))
+                    case ToolCall():
+                        start = {"index": calls, **call(event)}
+                        yield piece({"tool_calls": [{**start, "function": {"name": event.name, "arguments": ""}}]})
+                        yield piece({"tool_calls": [{"index": calls, "function": {"arguments": event.arguments}}]})
+                        calls += 1
+                    case AnswerEnd():
+                        yield piece({}, reason(event))
+                        took.append(event.usage)
+        if wants_usage:
+            yield head.piece([], usage=together(took))
     except LocalaiError as error:
         yield failure(error)
     yield DONE
 
 
-async def chat_whole(events: Events, model: str) -> Json:
-    end, found = await ended(events)
-    message: Json = {"role": "assistant", "content": end.text or (None if end.tool_calls else "")}
-    if end.thinking:
-        message["reasoning_content"] = end.thinking
-    if end.tool_calls:
-        message["tool_calls"] = [call(each) for each in end.tool_calls]
-    choice = {"index": 0, "message": message, "logprobs": logprobs(tuple(found)), "finish_reason": reason(end)}
+async def chat_whole(several: Sequence[Events], model: str) -> Json:
+    ends = await all_ended(several)
+    choices = [
+        {"index": index, "message": message(end), "logprobs": logprobs(tuple(found)), "finish_reason": reason(end)}
+        for index, (end, found) in enumerate(ends)
+    ]
     head = Head("chatcmpl", "chat.completion", model)
-    return {**head.content, "choices": [choice], "usage": usage(end.usage)}
+    return {**head.content, "choices": choices, "usage": together([end.usage for end, _ in ends])}
 
 
-async def completion_pieces(events: Events, model: str, wants_usage: bool) -> AsyncGenerator[bytes, None]:
+def message(end: AnswerEnd) -> Json:
+    """An answer as a turn of the conversation."""
+    content: Json = {"role": "assistant", "content": end.text or (None if end.tool_calls else "")}
+    if end.thinking:
+        content["reasoning_content"] = end.thinking
+    if end.tool_calls:
+        content["tool_calls"] = [call(each) for each in end.tool_calls]
+    return content
+
+
+async def completion_pieces(
+    several: Sequence[Events], model: str, prompts: int, wants_usage: bool
+) -> AsyncGenerator[bytes, None]:
+    """The answers to all prompts, one after the other, told by their index."""
     head = Head("cmpl", "text_completion", model)
+    took: list[Usage] = []
+
+    def piece(text: str, finish: str | None = None, found: Json | None = None) -> bytes:
+        return head.piece([{"index": len(took), "text": text, "logprobs": found, "finish_reason": finish}])
+
     try:
-        async for event in events:
-            if isinstance(event, AnswerText):
-                found = old_logprobs(list(event.logprobs))
-                yield head.piece([{"index": 0, "text": event.text, "logprobs": found, "finish_reason": None}])
-            elif isinstance(event, AnswerEnd):
-                yield head.piece([{"index": 0, "text": "", "logprobs": None, "finish_reason": reason(event)}])
-                if wants_usage:
-                    yield head.piece([], usage=usage(event.usage))
+        for events in several:
+            start = 0
+            async for event in events:
+                if isinstance(event, AnswerText):
+                    yield piece(event.text, None, old_logprobs(event.logprobs, start))
+                    start += sum(len(each.token.decode("utf-8", "replace")) for each in event.logprobs)
+                elif isinstance(event, AnswerEnd):
+                    yield piece("", reason(event))
+                    took.append(event.usage)
+        if wants_usage:
+            yield head.piece([], usage=together(took, prompts))
     except LocalaiError as error:
         yield failure(error)
     yield DONE
 
 
-def completion_whole(answers: Sequence[tuple[AnswerEnd, list[TokenLogprob]]], model: str) -> Json:
+async def completion_whole(several: Sequence[Events], model: str, prompts: int) -> Json:
     """The answers to all prompts, with what they took together."""
+    ends = await all_ended(several)
     choices = [
         {"index": index, "text": end.text, "logprobs": old_logprobs(found), "finish_reason": reason(end)}
-        for index, (end, found) in enumerate(answers)
+        for index, (end, found) in enumerate(ends)
     ]
-    took = [end.usage for end, _ in answers]
-    together = Usage(
-        sum(each.prompt_tokens for each in took),
-        sum(each.cached_tokens for each in took),
-        sum(each.completion_tokens for each in took),
-    )
-    return {**Head("cmpl", "text_completion", model).content, "choices": choices, "usage": usage(together)}
+    took = together([end.usage for end, _ in ends], prompts)
+    return {**Head("cmpl", "text_completion", model).content, "choices": choices, "usage": took}
 
 
 def embeddings(rows: Sequence[Embedding], model: str, in_base64: bool) -> Json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -12,7 +13,8 @@ from localai.server import asking
 from localai.server.asking import refused
 from localai.server.forms import Drawing, Form, Json, KeepAlive, Tokens
 
-MOST_PROMPTS = 32
+MOST_CHOICES = 16  # answers to one prompt
+MOST_ANSWERS = 32  # to all prompts
 
 
 class Common(Drawing):
@@ -20,9 +22,7 @@ class Common(Drawing):
     stream: bool | None = False
     stream_options: Json | None = None
     max_tokens: Tokens = None
-    n: int | None = 1
-    presence_penalty: float | None = 0
-    frequency_penalty: float | None = 0
+    n: Annotated[int | None, Field(ge=1, le=MOST_CHOICES)] = 1
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     keep_alive: KeepAlive = None
 
@@ -48,6 +48,7 @@ class ChatRequest(Common):
     response_format: Json | None = None
     tools: list[Json] | None = None
     tool_choice: str | Json | None = None
+    parallel_tool_calls: bool | None = True
     reasoning_effort: str | None = None
     chat_template_kwargs: Json | None = None
 
@@ -112,14 +113,6 @@ def conversation(given: list[ChatMessage]) -> tuple[Message, ...]:
     return tuple(found)
 
 
-def check_common(asked: Common) -> None:
-    """Raises UsageError for what is never taken."""
-    if asked.n not in (None, 1):
-        raise refused("n is not 1", "ask as often as you want answers")
-    if asked.presence_penalty or asked.frequency_penalty:
-        raise refused("presence_penalty and frequency_penalty are not taken", "repeat_penalty is")
-
-
 def sampling_of(asked: Common, name: str) -> Sampling:
     """How the model called `name` is to draw. Raises UsageError."""
     if not asked.logit_bias:
@@ -165,7 +158,6 @@ def held_to(form: Json | None) -> str | None:
 
 def chat_request(asked: ChatRequest, name: str) -> GenerationRequest:
     """Raises UsageError for what cannot be honoured."""
-    check_common(asked)
     tools, choice, grammar = asking.tools(asked.tools), choice_of(asked), held_to(asked.response_format)
     if not tools and choice not in ("auto", "none"):
         raise refused("tool_choice asks for a tool, and there is none")
@@ -181,23 +173,35 @@ def chat_request(asked: ChatRequest, name: str) -> GenerationRequest:
         grammar,
         tools=tools,
         tool_choice=choice,
+        one_call=asked.parallel_tool_calls is False,
         logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
     )
 
 
+def times(request: GenerationRequest, count: int | None) -> list[GenerationRequest]:
+    """The request so often, each with a seed of its own."""
+    drawn = request.sampling
+    return [
+        replace(request, sampling=replace(drawn, seed=None if drawn.seed is None else drawn.seed + number))
+        for number in range(count or 1)
+    ]
+
+
 def check_completion(asked: CompletionRequest) -> None:
-    """Raises UsageError for what is never taken, and for more prompts than are answered at once."""
-    check_common(asked)
+    """Raises UsageError for what is never taken, and for more answers than are given at once."""
     if asked.echo or asked.suffix or asked.best_of not in (None, 1):
         raise refused("echo, suffix and best_of are not taken")
-    if not 1 <= len(asked.prompts) <= MOST_PROMPTS or (asked.stream and len(asked.prompts) > 1):
-        raise refused(f"prompt is a text, or up to {MOST_PROMPTS} of them where the answer is not streamed")
+    if not 1 <= len(asked.prompts) * (asked.n or 1) <= MOST_ANSWERS:
+        raise refused(f"prompt is a text, or several of them; there are up to {MOST_ANSWERS} answers in all")
 
 
 def completion_requests(asked: CompletionRequest, name: str) -> list[GenerationRequest]:
-    """One for each prompt. Raises UsageError for what cannot be honoured."""
+    """For each prompt as many as are wanted. Raises UsageError for what cannot be honoured."""
     drawn, limit, stops = sampling_of(asked, name), asked.max_tokens or 16, asking.stops(asked.stop)
-    return [GenerationRequest((), drawn, limit, stops, raw=prompt, logprobs=asked.logprobs) for prompt in asked.prompts]
+    asking_for = (
+        GenerationRequest((), drawn, limit, stops, raw=prompt, logprobs=asked.logprobs) for prompt in asked.prompts
+    )
+    return [each for request in asking_for for each in times(request, asked.n)]
 
 
 def texts_of(asked: EmbeddingsRequest) -> list[str]:
@@ -205,5 +209,8 @@ def texts_of(asked: EmbeddingsRequest) -> list[str]:
     given = [asked.input] if isinstance(asked.input, str) else asked.input
     texts = [text for text in given if isinstance(text, str) and text]
     if not texts or len(texts) < len(given):
-        raise refused("input is no text, nor a list of texts", "token numbers are not taken")
+        raise refused(
+            "input is no text, nor a list of texts",
+            "send no token numbers: they are another model's (LangChain: check_embedding_ctx_length=False)",
+        )
     return texts

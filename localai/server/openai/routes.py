@@ -8,7 +8,7 @@ from localai.holding import TEXT
 from localai.server import asking
 from localai.server.answers import Stream, while_there, whole
 from localai.server.forms import Json
-from localai.server.generating import Desk, ended
+from localai.server.generating import Desk
 from localai.server.openai import answers
 from localai.server.openai.requests import (
     ChatRequest,
@@ -18,6 +18,7 @@ from localai.server.openai.requests import (
     check_completion,
     completion_requests,
     texts_of,
+    times,
 )
 from localai.server.vectors import vectors
 
@@ -60,12 +61,12 @@ class Api:
         found = await self._desk.blocking(self._desk.find, asked.model)
         wanted = await self._desk.blocking(chat_request, asked, found.name)
         kind = asking.kind_of(wanted.messages)
-        starting = self._desk.started(found, kind, None, asking.keep_alive(asked.keep_alive), wanted)
-        events = await while_there(request.receive, starting)
-        name = asked.model or found.name
+        keep, name = asking.keep_alive(asked.keep_alive), asked.model or found.name
+        starting = self._desk.all_started(found, kind, keep, times(wanted, asked.n))
+        several = await while_there(request.receive, starting)
         if asked.stream:
-            return Stream(answers.chat_pieces(events, name, asked.wants_usage), EVENT_STREAM, events)
-        return whole(await while_there(request.receive, answers.chat_whole(events, name)))
+            return Stream(answers.chat_pieces(several, name, asked.wants_usage), EVENT_STREAM, *several)
+        return whole(await while_there(request.receive, answers.chat_whole(several, name)))
 
     async def completions(self, asked: CompletionRequest, request: Request) -> Response:
         """A text, continued."""
@@ -73,15 +74,12 @@ class Api:
         found = await self._desk.blocking(self._desk.find, asked.model)
         wanted = await self._desk.blocking(completion_requests, asked, found.name)
         keep, name = asking.keep_alive(asked.keep_alive), asked.model or found.name
+        several = await while_there(request.receive, self._desk.all_started(found, TEXT, keep, wanted))
+        prompts = len(asked.prompts)
         if asked.stream:
-            events = await while_there(request.receive, self._desk.started(found, TEXT, None, keep, wanted[0]))
-            return Stream(answers.completion_pieces(events, name, asked.wants_usage), EVENT_STREAM, events)
-
-        async def all_of_them() -> Json:
-            ends = [await ended(await self._desk.started(found, TEXT, None, keep, each)) for each in wanted]
-            return answers.completion_whole(ends, name)
-
-        return whole(await while_there(request.receive, all_of_them()))
+            pieces = answers.completion_pieces(several, name, prompts, asked.wants_usage)
+            return Stream(pieces, EVENT_STREAM, *several)
+        return whole(await while_there(request.receive, answers.completion_whole(several, name, prompts)))
 
     async def embeddings(self, asked: EmbeddingsRequest, request: Request) -> Response:
         """A vector for each text."""
