@@ -6,6 +6,7 @@ import contextlib
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from localai import answer_schema
 from localai.domain.engine import Delivery
 from localai.domain.generation import AnswerEnd, AnswerText, GenerationRequest, Message, Sampling, Tool, ToolCall
 from localai.engine import library, scheduler, tools
+from localai.engine.notation import literal
 from localai.engine.scheduler import Scheduler
 from localai.engine.thinking import splitter
 from localai.engine.tools import FORMS, Form, ToolSplitter
@@ -225,21 +227,18 @@ def test_required_makes_a_call_of_some_tool(engine: Scheduler) -> None:
 def test_one_call_is_one_call(engine: Scheduler, form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine._prompts, "tool_form", form)
     asked = (Message("user", "What time is it? Ask twice."),)
-    more = tools.grammar(form, [CLOCK], "required")
-    one = tools.grammar(form, [CLOCK], "required", one_call=True)
-    monkeypatch.setattr(tools, "_grammar", lambda *_: more.replace("*\n", "+\n").replace(")* ", ")+ "))
-    end, _ = answer(
-        engine, GenerationRequest(asked, Sampling(temperature=0), 80, tools=(CLOCK,), tool_choice="required")
-    )
-    assert len(end.tool_calls) > 1
-    held = GenerationRequest(asked, Sampling(temperature=0), 80, tools=(CLOCK,), tool_choice="required", one_call=True)
-    end, heard = answer(engine, held)  # what has more calls all the same, as where no grammar holds it
+    more = GenerationRequest(asked, Sampling(temperature=0), 80, tools=(CLOCK,), tool_choice="required")
+    one = replace(more, one_call=True)
+    end, _ = answer(engine, one)
+    assert (len(end.tool_calls), end.finish_reason) == (1, "stop")
+    text = form.opening + ("[{}]" if form is tools.MISTRAL else "{}").format('{"name": "clock", "arguments": {}}')
+    text = (text + form.closing) * 2
+    monkeypatch.setattr(tools, "_grammar", lambda *_: f"root ::= {literal(text)}")
+    assert len(answer(engine, more)[0].tool_calls) == 2
+    end, heard = answer(engine, one)  # a model that calls twice where no grammar holds it
     assert (
         [event for event in heard if isinstance(event, ToolCall)] == list(end.tool_calls) == [ToolCall("clock", "{}")]
     )
-    monkeypatch.setattr(tools, "_grammar", lambda *_: one)
-    end, _ = answer(engine, held)
-    assert (len(end.tool_calls), end.finish_reason) == (1, "stop")
 
 
 def test_results_go_back_to_the_model(engine: Scheduler) -> None:
