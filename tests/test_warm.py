@@ -9,16 +9,25 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import Cli
+from fake_engine import FakeEngine
+from real_model import plan
 from running_server import Running, serving
 
-from localai import __version__, background, sessions, warm, wire
+from localai import __version__, background, record_template, sessions, warm, wire
+from localai.batch import Asking
+from localai.commands import serve
+from localai.commands.batch_engines import AHEAD, BatchEngines
 from localai.domain.generation import AnswerEnd, GenerationRequest, Image, Message, Sampling, Timings, ToolCall, Usage
-from localai.errors import ContextOverflow, EngineError, NotFound, UsageError
+from localai.errors import ContextOverflow, EngineError, LocalaiError, NotFound, UsageError
 from localai.holding import Holder
+from localai.interrupt import Interrupts
+from localai.library import Found
+from localai.loading import Prepared, Wishes
 from localai.server import shell
 
 MODEL = ("-m", "smollm2-135m")
@@ -68,6 +77,16 @@ def test_map_asks_it_too(cli: Cli) -> None:
     result = cli("map", "Say {text}", *MODEL, "--max-tokens", "3", input="one\ntwo\nthree\n")
     assert [json.loads(line)["index"] for line in result.stdout.splitlines()] == [0, 1, 2]
     assert result.returncode == 0
+
+
+def test_map_asks_for_no_more_at_once_than_it_is_told(cli: Cli) -> None:
+    prepared = Prepared(Found(None, Path("x.gguf"), "x"), replace(plan(), sequences=4), 0, None, warm=FakeEngine())
+    asking = Asking(record_template.parse("{text}"), None, Sampling(), 1)
+    with Interrupts() as interrupts:
+        found = [BatchEngines(prepared, Wishes(), asking, interrupts, wanted).at_once for wanted in (2, 4, None)]
+    assert found == [2, 4, 4 + AHEAD]
+    done = cli("map", "Say {text}", *MODEL, "--max-tokens", "1", "--parallel", "3", input="one\ntwo\nthree\n")
+    assert (done.returncode, "the server answers 2 at once" in done.stderr) == (0, True)
 
 
 def test_a_map_whose_model_is_let_go_writes_nothing_unfinished(
@@ -248,6 +267,20 @@ def test_keep_alive_starts_one_that_stop_ends(cli: Cli, tmp_path: Path) -> None:
         stopped = cli("stop", env=environ)
     assert stopped.returncode == 0
     assert not json.loads(cli("ps", "--json", env=environ).stdout)["running"]
+
+
+def test_a_server_that_goes_on_has_not_ended(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        monkeypatch.setattr(warm, "ask", lambda *_: {"pid": process.pid})
+        monkeypatch.setattr(serve, "END_LIMIT_S", 0.01)
+        with pytest.raises(LocalaiError, match="still ending"):
+            serve.stop()
+        process.kill()
+        monkeypatch.setattr(serve, "END_LIMIT_S", 60)
+        serve.stop()
+    assert "the server has ended" in capsys.readouterr().err
 
 
 def test_one_that_is_unused_leaves(cli: Cli, tmp_path: Path) -> None:

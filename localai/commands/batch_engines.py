@@ -15,13 +15,24 @@ AHEAD = 8  # records with the engine beside those being answered
 
 
 class BatchEngines:
-    """As many loads as it takes, one after the other: `load` is the first, `grow` the others."""
+    """As many loads as it takes, one after the other: `load` is the first, `grow` the others.
 
-    def __init__(self, prepared: Prepared, wished: Wishes, asking: Asking, interrupts: Interrupts) -> None:
+    `parallel` is what the user wants answered at once, and `at_once` how many are to be with the engine.
+    """
+
+    def __init__(
+        self, prepared: Prepared, wished: Wishes, asking: Asking, interrupts: Interrupts, parallel: int | None = None
+    ) -> None:
         self._prepared, self._wished, self._asking, self._interrupts = prepared, wished, asking, interrupts
         self._loaded: LoadedBatch | None = None
         # as many as the first engine has: a larger context leaves room for fewer, and these may wait
-        self.at_once = prepared.plan.sequences + AHEAD
+        sequences = prepared.plan.sequences
+        self.at_once = sequences + AHEAD
+        if prepared.warm is not None and parallel is not None:  # the plan is the server's own
+            if parallel <= sequences:
+                self.at_once = parallel
+            else:
+                render.note(f"the server answers {sequences} at once; after localai stop, map does {parallel} itself")
 
     def load(self) -> BatchEngine:
         if self._prepared.warm is not None:

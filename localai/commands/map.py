@@ -150,7 +150,7 @@ def map_records(
         preset_sampling = asking.preset.sampling if asking.preset else {}
         asking = replace(asking, sampling=options.sampling(prepared.found.name, {**preset_sampling, **flags}))
         records = record_input.records(itertools.chain(named, lines.lines()), form)
-        go_through(prepared, wished, asking, records, size, output, out)
+        go_through(prepared, wished, at_once, asking, records, size, output, out)
 
 
 def likely_context(asking: Asking, size: Size, form: str) -> int:
@@ -165,6 +165,7 @@ def likely_context(asking: Asking, size: Size, form: str) -> int:
 def go_through(
     prepared: Prepared,
     wished: Wishes,
+    parallel: int | None,
     asking: Asking,
     records: Iterator[Record],
     size: Size,
@@ -186,7 +187,7 @@ def go_through(
     following = next(records, None)
     if following is not None:
         with Interrupts() as interrupts:
-            engines = BatchEngines(prepared, wished, asking, interrupts)
+            engines = BatchEngines(prepared, wished, asking, interrupts, parallel)
             try:
                 asked = batch.Batch(
                     engines.load(),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import time
 from typing import Annotated
 
 import typer
@@ -19,8 +21,9 @@ from localai.commands.options import (
     RpcOption,
     ThreadsOption,
 )
-from localai.errors import ExitCode, NotFound, UsageError
+from localai.errors import ExitCode, LocalaiError, NotFound, UsageError
 
+END_LIMIT_S, END_POLL_S = 20.0, 0.05
 DEFAULT_PORT = 11435  # one more than Ollama's, so that both can run
 
 
@@ -178,8 +181,10 @@ def stop(model: ModelArgument = None, as_json: JsonFlag = False) -> None:
     told = warm.ask({"do": "stop", "model": model}, 60.0)
     if told is None:
         raise NotFound("no server is running", "localai serve --background starts one")
-    if model is None:
-        wait_for_end(int(told["pid"]))
+    if model is None and not has_ended(pid := int(told["pid"])):
+        raise LocalaiError(
+            f"the server is still ending (process {pid})", f"look again: localai ps; kill -9 {pid} ends it at once"
+        )
     if as_json:
         render.json_object({"stopped": model is None, "models": told.get("models", [])})
     elif model is None:
@@ -188,11 +193,15 @@ def stop(model: ModelArgument = None, as_json: JsonFlag = False) -> None:
         render.note(f"no longer in memory: {', '.join(told['models'])}")
 
 
-def wait_for_end(pid: int) -> None:
-    """Until the process has ended, 20 s at most: it gives answers under way a moment."""
-    import contextlib
-
+def has_ended(pid: int) -> bool:
+    """Whether the process ends within a while: it gives answers under way a moment."""
     import psutil
 
-    with contextlib.suppress(psutil.Error):
-        psutil.Process(pid).wait(20)
+    ends_at = time.monotonic() + END_LIMIT_S
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            if time.monotonic() > ends_at:
+                return False
+            time.sleep(END_POLL_S)
+    return True
