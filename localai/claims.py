@@ -50,11 +50,21 @@ class Claim:
 
     def whole_blobs(self) -> list[Path]:
         """Those of its blobs that are there."""
-        return [path for sha256 in sorted(self.blobs) if (path := self.folder / "blobs" / sha256).is_file()]
+        return [path for sha256 in sorted(self.blobs) if os.path.isfile(path := self.folder / "blobs" / sha256)]
 
     def is_void(self) -> bool:
-        """Whether neither its parts nor anything else of that commit is there."""
-        return not self.whole_blobs() and not self.snapshot.is_dir()
+        """Whether neither its parts nor anything else of that commit is there; what may not be looked into may be."""
+        return all(_is_gone(path) for path in (self.snapshot, *(self.folder / "blobs" / each for each in self.blobs)))
+
+
+def _is_gone(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def folder() -> Path:
@@ -83,7 +93,7 @@ def stake(repo: str, commit: str, revision: str | None, files: Sequence[RemoteFi
         replace(
             new,
             names=frozenset(file.name for file in files if not os.path.lexists(new.snapshot / file.name)),
-            blobs=frozenset(sha256 for sha256 in hashes if not (place / "blobs" / sha256).exists()),
+            blobs=frozenset(sha256 for sha256 in hashes if not os.path.exists(place / "blobs" / sha256)),
             refs=frozenset([ref] if ours and not _COMMIT.fullmatch(ref) else []),
         )
     )
@@ -178,7 +188,7 @@ def if_idle(claim: Claim, make: bool = True) -> Iterator[bool]:
 
     Without `make` nothing is written.
     """
-    if not claim.folder.is_dir():  # its disk is away
+    if not os.path.isdir(claim.folder):  # its disk is away
         yield False
         return
     names = [hub_cache.lock_in(claim.folder, sha256) for sha256 in sorted(claim.blobs)]

@@ -147,18 +147,26 @@ def _is_needed(snapshots: Path, blob: Path) -> bool:
 
 
 def pointers(folder: Path) -> dict[Path, Path]:
-    """Every pointer of a repository's folder and where it leads in one step, to itself where it is the file."""
+    """Every pointer of a repository's folder and where it leads in one step, to itself where it is the file.
+
+    Raises OSError where a folder may not be looked into: what it needs is not known then.
+    """
     return _pointers(folder / "snapshots")
 
 
 def _pointers(snapshots: Path) -> dict[Path, Path]:
     found = {}
-    for root, _, names in os.walk(snapshots):
+    for root, _, names in os.walk(snapshots, onerror=_unless_gone):
         for name in names:
             path = Path(root, name)
-            with suppress(OSError):
+            with suppress(FileNotFoundError):
                 found[path] = Path(os.path.normpath(path.parent / os.readlink(path))) if path.is_symlink() else path
     return found
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _remove_empty_folders(folder: Path, stop: Path) -> None:

@@ -52,11 +52,13 @@ def if_free(path: Path, make: bool = True) -> Iterator[bool]:
 
     Without `make` a lock that is not there counts as free, and nothing is written. One that cannot be told is not free.
     """
-    if not make and not path.exists():
-        yield True
-        return
     try:
+        if not make:
+            path.lstat()
         held = hold(path, patience_s=0)
+    except (FileNotFoundError, NotADirectoryError):
+        yield not make
+        return
     except OSError:  # a TimeoutError, too
         yield False
         return

@@ -144,8 +144,10 @@ def _claimed(known: Sequence[InstalledModel]) -> Iterator[Leftover]:
     needed = places(known)
     for claim in claims.read_all():
         with claims.if_idle(claim, make=False) as idle:
-            if idle:
-                yield from _parts(claim, needed)
+            parts: tuple[Leftover, ...] = ()
+            with suppress(OSError):  # what may not be looked into stays
+                parts = tuple(_parts(claim, needed)) if idle else ()
+            yield from parts
 
 
 def _parts(claim: Claim, needed: set[Path]) -> Iterator[Leftover]:

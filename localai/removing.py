@@ -51,7 +51,7 @@ def _needed_by_others(model: InstalledModel) -> set[Path]:
     if faults:
         raise LocalaiError(
             f"cannot tell which files of {model.model} other models need: {faults[0]}",
-            "mend or remove that record, then remove the model",
+            "localai doctor says how to mend that; then remove the model",
         )
     return places(other for other in others if _identity(other) != _identity(model))
 

@@ -257,6 +257,25 @@ def test_a_blob_that_is_taken_away_during_a_pull_is_fetched_again(
     assert len(hub.downloads()) == 3
 
 
+def test_a_cache_that_is_closed_keeps_what_was_claimed(
+    hub: HubOnLoopback, cli: Cli, bound_by_permissions: list[str]
+) -> None:
+    """A snapshot that may not be looked into may need any blob; so it does where claims lead into a closed folder."""
+    old = pull()
+    hub.repos[REPO].replace({NAME: model_bytes("newer")}, NEWER)
+    plan = updating.plan_update(old, machine())
+    assert plan is not None
+    pulling.pull(plan)
+    snapshots = hub_cache.pointer_path(REPO, NEWER, NAME).parent.parent
+    for closed in (snapshots / NEWER, snapshots.parent):
+        closed.chmod(0)
+        done = cli("prune", "--yes", "--json", under=bound_by_permissions)
+        closed.chmod(0o700)
+        assert (done.returncode, json.loads(done.stdout)["removed"]) == (0, [])
+    assert len(claims.read_all()) == 2
+    assert [each.path.name for each in pruning.find()] == [COMMIT]
+
+
 @pytest.mark.parametrize("harm", [b"{", b'{"schema_version": 2}', None])
 def test_an_index_that_cannot_be_read_keeps_what_models_may_need(
     hub: HubOnLoopback,

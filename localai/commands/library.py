@@ -60,7 +60,7 @@ def verify(
         render.out(f"DAMAGED  {line}")
     if unreadable:
         raise CheckFailed(
-            f"{len(unreadable)} records of models cannot be read",
+            f"{len(unreadable)} of the records of installed models cannot be read",
             "localai doctor says how to remove them; then pull or import their models again",
         )
     if wrong:
