@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import pytest
 import random_models
 
-from localai import chat_model, repl, sessions
+from localai import chat_model, kept_states, repl, sessions
 from localai.commands import model_loading
 from localai.errors import DoesNotFit, EngineError, LocalaiError, NotFound
 from localai.loading import Wishes
 from localai.room import Given, Room
+from localai.slash import files, turns
 
 TINY = random_models.TINY["plain"]
 
@@ -113,9 +115,39 @@ def test_a_draft_model_stays_with_the_model_it_guesses_for(
     assert room.wished.draft is None
 
 
-def test_the_system_text_outlives_a_preset(room: Room) -> None:
-    from localai.slash import files
+def test_a_state_is_saved_before_another_conversation_begins(room: Room) -> None:
+    room.ask("a")
+    first = room.session
+    assert first is not None
+    room.forget()
+    assert (kept_states.path(first).exists(), kept_states.context(first)) == (True, 1024)
+    room.ask("b")
+    second = room.session
+    assert second is not None
+    room.resume(sessions.find(str(first)))
+    assert kept_states.path(second).exists()
+    room.undo()
+    assert not kept_states.path(first).exists(), "what was taken back is in it"
 
+
+def test_a_long_conversation_is_resumed_with_room_for_it(isolated: Path) -> None:
+    kept = sessions.find(str(sessions.keep(None, "m", None, "word " * 20_000, "yes")))
+    room = Room(Given(), Wishes(), private=False)
+    assert room._context_for(kept) > 20_000
+    kept_states.path(kept.id).parent.mkdir(parents=True)
+    for damaged in (b"", b"x" * 100, b"\xff" * 100):
+        kept_states.path(kept.id).write_bytes(damaged)
+        assert kept_states.context(kept.id) is None
+
+
+def test_an_editor_without_a_place_for_the_message_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VISUAL", "true")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nosuch"))
+    with pytest.raises(LocalaiError, match="cannot hand the message"):
+        turns.edited("x")
+
+
+def test_the_system_text_outlives_a_preset(room: Room) -> None:
     room.set_system("Be brief.")
     files.preset(room, "summarize")
     room.ask("a")
