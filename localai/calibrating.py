@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter, time
 from typing import TYPE_CHECKING
@@ -31,10 +31,12 @@ KINDS = ("Q4_K", "Q8_0", "Q6_K", "Q4_0", "Q5_0", "F16")
 EXPERTS_KIND = "Q4_K"
 SMALLEST_BYTES, LARGEST_BYTES = 96 * MIB, 384 * MIB  # of a model: more than the caches hold
 OUTPUT_KINDS = ("Q6_K", "Q8_0")  # what outputs are
+NARROW_KINDS = ("Q4_K", "Q8_0")  # a layer takes as long whatever its type: twice, since it is little
 DEEP_KINDS = ("Q4_K", "Q8_0")  # the cache is the same whatever the weights: twice, since it is little
 # Few wide layers and many narrow ones, with the heads of Llama 3.2 1B and Qwen3 0.6B: width, feed-forward, heads, KV
 # heads, numbers of a head.
 _SHAPES = ((2048, 6144, 32, 8, 64), (1024, 3072, 16, 8, 128))
+_NARROW = (512, 1536, 8, 2, 64)
 _OUTPUT_WIDTH = 768
 _TOKENS, _WRITTEN = 256, 16
 _LONGEST_READ_S = 0.6  # fewer tokens are read at a time where it would take longer
@@ -79,24 +81,23 @@ def _device(
 ) -> DeviceRates:
     """The rates of one device, from as many kinds as the time allows, at least the commonest."""
     started, slowest = clock(), 0.0
-    found: dict[Synthetic, Timing] = {}
+    found: dict[_Subject, Timing] = {}
     for number in range(_ROUNDS):
-        for model in _models(size):
+        for subject in _subjects(size):
             began = clock()
-            if (len(found) >= 2 and began - started + slowest > budget_s) or (number and model not in found):
+            if (len(found) >= 2 and began - started + slowest > budget_s) or (number and subject not in found):
                 break
+            model = subject.model
             tell(f"measuring {'the GPU' if gpu else 'the processor'}: {_named(model)}")
-            timing = _timed(machine, model, gpu, model.kind in DEEP_KINDS and _is_whole(model), cancelled, clock)
-            found[model] = _quicker(found[model], timing) if model in found else timing
+            deep = subject.told == _ALL and model.kind in DEEP_KINDS
+            timing = _timed(machine, model, gpu, deep, cancelled, clock)
+            found[subject] = _quicker(found[subject], timing) if subject in found else timing
             slowest = max(slowest, clock() - began)
-    experts = next((timing for model, timing in found.items() if model.experts), None)
-    outputs = [timing for model, timing in found.items() if model.tied]
-    return fitting.fit([timing for model, timing in found.items() if _is_whole(model)], experts, outputs)
 
+    def those(told: str) -> list[Timing]:
+        return [timing for subject, timing in found.items() if subject.told == told]
 
-def _is_whole(model: Synthetic) -> bool:
-    """Whether a model has layers as a dense one has: it is no mixture, and more than an output."""
-    return not (model.experts or model.tied)
+    return fitting.fit(those(_ALL), next(iter(those(_EXPERTS)), None), those(_WRITING))
 
 
 def _named(model: Synthetic) -> str:
@@ -112,19 +113,42 @@ def _quicker(one: Timing, other: Timing) -> Timing:
     return best if one.tokens != other.tokens else replace(best, read_s=min(one.read_s, other.read_s))
 
 
-def _models(size: int) -> Iterator[Synthetic]:
-    """Two models of each kind, of about `size` bytes each; after the commonest a mixture of experts and outputs."""
+# What a model's timing tells: all that there is, of a mixture's layers, of writing alone.
+_ALL, _EXPERTS, _WRITING = "all", "experts", "writing"
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    model: Synthetic
+    told: str = _ALL
+
+
+def _subjects(size: int) -> Iterator[_Subject]:
+    """Two models of each kind, of about `size` bytes each; after the commonest kinds a mixture of experts, and those
+    that have more rows and more layers than weights: outputs, and many narrow layers.
+    """
     from localai.engine.synthetic import Synthetic
 
     for number, kind in enumerate(KINDS):
         if number == _BEFORE_EXPERTS:
-            yield Synthetic(EXPERTS_KIND, max(4, size // (12 * MIB)), 1024, 256, experts=16, used=4)
+            mixture = Synthetic(EXPERTS_KIND, max(4, size // (12 * MIB)), 1024, 256, experts=16, used=4)
+            yield _Subject(mixture, _EXPERTS)
             for each in OUTPUT_KINDS:
-                yield _output(each, size)
-        for width, feed_forward, heads, kv_heads, length in _SHAPES:
-            one = Synthetic(kind, 1, width, feed_forward, heads=heads, kv_heads=kv_heads, head_length=length)
-            outer = replace(one, layers=0).size_bytes
-            yield replace(one, layers=max(1, round((size - outer) / (one.size_bytes - outer))))
+                yield _Subject(_output(each, size), _WRITING)
+            for each in NARROW_KINDS:
+                yield _Subject(_layers(each, _NARROW, size), _WRITING)
+        for shape in _SHAPES:
+            yield _Subject(_layers(kind, shape, size))
+
+
+def _layers(kind: str, shape: tuple[int, int, int, int, int], size: int) -> Synthetic:
+    """A model with as many layers as make up its size."""
+    from localai.engine.synthetic import Synthetic
+
+    width, feed_forward, heads, kv_heads, length = shape
+    one = Synthetic(kind, 1, width, feed_forward, heads=heads, kv_heads=kv_heads, head_length=length)
+    outer = replace(one, layers=0).size_bytes
+    return replace(one, layers=max(1, round((size - outer) / (one.size_bytes - outer))))
 
 
 def _output(kind: str, size: int) -> Synthetic:

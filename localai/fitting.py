@@ -1,7 +1,7 @@
 """From timings of synthetic models to the rates of a device: least squares, pure functions.
 
 Writing a token takes W·r + R·p + L·c (W weights of a tensor type in R rows, L layers): models of similar size tell them
-apart, one of few wide layers, one of more and narrower ones, one that is little more than an output.
+apart: of few wide layers, of many narrow ones, and one that is little more than an output.
 
 Reading u tokens takes u(W·f + O·e) + u²/2·E·a, where O counts the rows of the matrices, each a number of the output,
 and E the numbers of all heads' keys and values in all layers; what a cache of D tokens adds is D·E·a for each token. Of
@@ -44,11 +44,11 @@ class Timing:
     deep: tuple[int, float, float] | None = None
 
 
-def fit(timings: Sequence[Timing], experts: Timing | None = None, outputs: Sequence[Timing] = ()) -> DeviceRates:
+def fit(timings: Sequence[Timing], experts: Timing | None = None, writing: Sequence[Timing] = ()) -> DeviceRates:
     """The rates that explain the timings best, each relative to its own size; none is negative.
 
-    Every kind needs at least one timing, one of them two of different layers. Of `outputs`, models that are hardly more
-    than an output, only the writing counts. Raises ValueError for no timings at all.
+    Every kind needs at least one timing, one of them two of different layers. Of `writing`, models of many rows or many
+    layers for their weights, only that counts. Raises ValueError for no timings at all.
     """
     if not timings:
         raise ValueError("there are no timings to fit")
@@ -60,7 +60,7 @@ def fit(timings: Sequence[Timing], experts: Timing | None = None, outputs: Seque
     attention_write, cache_read = _plane(of_writing)
     attention_read = _slope(of_reading)
     kinds = sorted({each.kind for each in timings})
-    write_rates, row_s, layer_s = _writing(kinds, [each for each in (*timings, *outputs) if each.kind in kinds])
+    write_rates, row_s, layer_s = _writing(kinds, [each for each in (*timings, *writing) if each.kind in kinds])
     reading = {kind: _reading([each for each in timings if each.kind == kind], attention_read) for kind in kinds}
     rates = DeviceRates(
         tuple(zip(kinds, write_rates, strict=True)),

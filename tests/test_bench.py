@@ -192,6 +192,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrating, "KINDS", ("Q8_0", "Q4_0"))
     monkeypatch.setattr(calibrating, "EXPERTS_KIND", "Q8_0")
     monkeypatch.setattr(calibrating, "_BEFORE_EXPERTS", 1)
+    monkeypatch.setattr(calibrating, "_NARROW", (256, 256, 4, 2, 64))
     monkeypatch.setattr(calibrating, "_SHAPES", ((512, 1024, 8, 2, 64), (256, 512, 4, 2, 64)))
     monkeypatch.setattr(calibrating, "_TOKENS", 32)
     monkeypatch.setattr(calibrating, "_WRITTEN", 2)

@@ -88,7 +88,7 @@ def near(one: float, other: float, share: float) -> bool:
 
 
 def test_the_rates_behind_timings_are_found_again() -> None:
-    found = fitting.fit(timings(), outputs=[output("Q6_K"), output("Q8_0")])
+    found = fitting.fit(timings(), writing=[output("Q6_K"), output("Q8_0")])
     for name in ("decode", "prompt", "rows"):
         assert dict(getattr(found, name)) == pytest.approx(dict(getattr(TRUE, name)), rel=1e-3)
     for name in ("layer_s", "row_s", "attention_decode_s", "cache_decode_s", "attention_prompt_s"):
@@ -96,7 +96,7 @@ def test_the_rates_behind_timings_are_found_again() -> None:
 
 
 def test_noise_of_two_per_cent_moves_the_weights_rates_by_few() -> None:
-    found = fitting.fit(timings(noise=0.02), outputs=[output("Q6_K", 0.02), output("Q8_0", 0.02)])
+    found = fitting.fit(timings(noise=0.02), writing=[output("Q6_K", 0.02), output("Q8_0", 0.02)])
     assert all(near(dict(found.decode)[kind], rate, 0.06) for kind, rate in TRUE.decode)
     assert all(near(dict(found.prompt)[kind], rate, 0.10) for kind, rate in TRUE.prompt)
 
