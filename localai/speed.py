@@ -39,11 +39,14 @@ _ARM_CORE_FLOPS = 25e9
 # A phone's cores have int8 matrix instructions: Llama 3.2 1B at 4 bits reads 260 tokens per second on a Snapdragon 8
 # Gen 3 (the same page): 2 x 0.97e9 parameters beside the embedding x 260 / 8 cores.
 _PHONE_CORE_FLOPS = 60e9
-# Where the processor's matrix product was measured (numpy, 32-bit floats; 252 GFLOP/s on those 2 cores): decoding small
-# quantized models there is bound by arithmetic, not by memory, at 0.4 of it (73 and 157 t/s: 71 and 196 predicted);
-# prompts reached 0.45 and 1.7 of it.
-_DECODE_OF_COMPUTE = 0.4
-_PROMPT_OF_COMPUTE = 0.9
+# Where the processor's matrix product was measured (numpy, 32-bit floats; 240 GFLOP/s on 2 cores with AVX-512): what 7
+# shapes of 0.1 to 4B reached there in 3 types of tensors is in docs/accuracy.md. Writing is bound by arithmetic, not by
+# memory, at 0.3 (Q8_0) to 0.6 (Q4_K) of it; prompts reach 0.75 to 2 of it; a row of a matrix takes a core 8 ns beside
+# its weights. A token's attention reaches 0.13 of it, and each number of the cache counts nearly twice as much again.
+_DECODE_OF_COMPUTE = 0.48
+_PROMPT_OF_COMPUTE = 1.25
+_ROW_S = 8e-9
+_ATTENTION_OF_COMPUTE, _CACHE_OVER_HEADS = 0.13, 1.8
 # Reading with ordinary pages, as llama.cpp does, gave 0.9 of what is measured with the large pages numpy asks for.
 _MEASURED_EFFICIENCY = 0.9
 # Prompt FLOP per byte of a GPU's bandwidth: RTX 3090 60 (8B Q5_0, 3,500 t/s; llama.cpp PR 7676), RTX 2080 Ti 63
@@ -82,7 +85,7 @@ def _rates(machine: Machine, gpus: Sequence[Gpu], only_gpu: bool) -> _Rates:
     else:
         shown = gbps
     if "measured" in source.lower():
-        low, high = 0.7, 1.2
+        low, high = 0.6, 1.5
     elif "typical" in source.lower() or "assumed" in source.lower():
         low, high = 0.5, 1.7
     else:
@@ -125,7 +128,8 @@ def decode_speed(
         on_gpu = share * (read / rates.gpu + layers * _GPU_LAYER_S)
         of_experts = experts.read_bytes(shape, weights, shape.n_layers) or (read // 2 if per_layer > 1 else 0)
         from_ram = read - of_experts + of_experts / _CPU_EXPERT_EFFICIENCY
-        on_cpu = (1 - share) * (max(from_ram / rates.ram, _decode_arithmetic_s(shape, machine)) + layers * _CPU_LAYER_S)
+        arithmetic, beside = _decode_arithmetic_s(shape, weights, machine, depth)
+        on_cpu = (1 - share) * (max(from_ram / rates.ram, arithmetic) + layers * _CPU_LAYER_S + beside)
     found = _range(1 / max(on_gpu + on_cpu, 1e-9), rates.low, rates.high, rates.basis)
     return _corrected(found, machine, shape, weights, "decode") if corrected else found
 
@@ -152,7 +156,7 @@ def prompt_speed(
         found = _calibrated(shape, weights, calibration, split, seconds, tokens)
         return _corrected(found, machine, shape, weights, "prompt") if corrected else found
     rates = _rates(machine, gpus, share == 1)
-    active = shape.active_params or shape.params
+    active = sum(count for _, count in weights.prompt_kinds) or shape.active_params or shape.params
     width = shape.embedding_length or typical_width(shape)
     flop = 2 * active * UBATCH + 2 * UBATCH * UBATCH * width * sum(1 for heads in shape.kv_heads if heads)
     per_byte = _APPLE_FLOP_PER_BYTE if gpus and all(gpu.shared_memory for gpu in gpus) else _GPU_FLOP_PER_BYTE
@@ -226,10 +230,17 @@ def cores(machine: Machine) -> int:
     return physical if cpu.usable_cores is None else min(physical, cpu.usable_cores)
 
 
-def _decode_arithmetic_s(shape: Shape, machine: Machine) -> float:
-    """Seconds of arithmetic of one token on the processor, 0 where its speed is not measured."""
-    gflops = machine.compute.gflops
-    return 2 * (shape.active_params or shape.params) / (_DECODE_OF_COMPUTE * gflops * 1e9) if gflops else 0.0
+def _decode_arithmetic_s(shape: Shape, weights: Weights, machine: Machine, depth: int) -> tuple[float, float]:
+    """Seconds of arithmetic of one token on the processor: of the weights, while they are read, and of rows and
+    attention beside them. 0 where its speed is not measured.
+    """
+    if not machine.compute.gflops:
+        return 0.0, 0.0
+    flops = machine.compute.gflops * 1e9
+    heads, kv_heads = roofline.attention_cells(shape, min(depth, shape.context_length or depth))
+    attention = 2 * (heads + _CACHE_OVER_HEADS * kv_heads) / (_ATTENTION_OF_COMPUTE * flops)
+    of_weights = 2 * (shape.active_params or shape.params) / (_DECODE_OF_COMPUTE * flops)
+    return of_weights, weights.rows * _ROW_S / cores(machine) + attention
 
 
 def _cpu_flops(machine: Machine) -> float:

@@ -97,12 +97,12 @@ class Price:
 class Pace:
     """How many guessed tokens to try: as many as promise the most, within what earlier guesses have gained.
 
-    What is lost by wrong guesses stays under 1 % of the answer and one evaluation, unless right ones have paid for it.
+    What is lost by wrong guesses stays under 0.5 % of the answer and one first try, unless right ones have paid for it.
     """
 
     SIZES = (2, 3, 4, 6, 8, 11, 15)
-    CREDIT, MOST_CREDIT, LOSS = 1.0, 16.0, 0.01
-    HITS, TRIES = 1.6, 2.0  # before anything is known: 8 of 10 guesses are right
+    CREDIT, MOST_CREDIT, LOSS = 1.0, 8.0, 0.005  # the first at least: enough for a try of the least size
+    HITS, TRIES = 2.7, 3.0  # before anything is known: 9 of 10 guesses are right
     FADING = 0.97
 
     def __init__(self, price: Price, most: int) -> None:
@@ -110,10 +110,10 @@ class Pace:
         self._sizes = [size for size in self.SIZES if size <= most]
         self.begin()
 
-    def begin(self) -> None:
-        """A new answer: nothing is known of how well its tokens can be guessed."""
+    def begin(self, cost: float = 0.0) -> None:
+        """A new answer: nothing is known of how well its tokens can be guessed, at `cost` each."""
         self._hits = self._tries = 0.0
-        self._credit = self.CREDIT
+        self._credit = max(self.CREDIT, self._price.of(self.SIZES[0]) + self.SIZES[0] * cost)
 
     def size(self, cost: float) -> int:
         """How many guesses to try now, at `cost` each beside the evaluation; 0 for none."""

@@ -18,10 +18,11 @@ from localai.engine.drafting import Drafts, Pace, Price
 ROWS = 16  # tokens evaluated together at most: so many rows of logits, 10 MB at a vocabulary of 152,000
 SLOW_S = 0.15  # an evaluation of guesses that takes longer can be broken off inside
 
-# Measured on two cores: small batches cost nearly as many evaluations as they have tokens, 16 tokens cost 5 to 7. More
-# cores and GPUs have more to spare beside reading the weights. No clock decides: it would make the same question be
-# evaluated, and so answered, one way now and another way then.
-ON_CPU, ON_GPU = Price(0.55, 0.85), Price(0.06, 1.0)
+# Measured on two cores, of models from 0.1B to 1B in Q4_K_M, Q8_0, Q4_0 and Q4_1: two tokens cost 1.7 to 2.2 times as
+# much as one (other code computes them), 4 cost 2.7 to 3, 8 cost 3.4 to 4.5, 16 cost 4.4 to 7.5. More cores and GPUs
+# have more to spare beside reading the weights. No clock decides: it would make the same question be evaluated, and so
+# answered, one way now and another way then.
+ON_CPU, ON_GPU = Price(1.0, 0.7), Price(0.06, 1.0)
 
 
 class Speculation:
@@ -43,7 +44,7 @@ class Speculation:
         self._guesses, self._right, self.guessed = [], 0, 0
         if self._drafts is not None:
             self._drafts.begin(prompt, cancelled)
-            self._pace.begin()
+            self._pace.begin(self._drafts.cost)
 
     def add(self, token: int, room: int) -> int:
         """Take the token that was drawn last; returns the row of the logits that the next one is to be drawn from.
