@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter, thread_time
+from typing import TypeVar
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -39,6 +40,7 @@ from localai.domain.plan import MemoryNeed, Placement, Plan, SpeedRange  # noqa:
 from localai.domain.rates import Experience, Setting  # noqa: E402
 from localai.engine.stopwatch import Stopwatch  # noqa: E402
 
+Found = TypeVar("Found")
 MODELS = ("smollm2-135m", "gemma-3-270m", "qwen2.5-0.5b", "qwen3-0.6b", "llama-3.2-1b", "smollm3-3b", "qwen3-4b")
 QUANTIZATIONS = ("Q4_K_M", "Q8_0", "Q4_0")
 TUNED_MODEL = "qwen3-0.6b"
@@ -202,7 +204,7 @@ def tuned(machine: Machine, cache: Path, pairs: int, keep: bool) -> Iterator[Cel
             path.unlink()
 
 
-def until_interrupted(found: Iterator[Row]) -> Iterator[Row]:
+def until_interrupted(found: Iterator[Found]) -> Iterator[Found]:
     """The rows that there are until Ctrl-C: a table of some of them is better than none."""
     try:
         yield from found
@@ -276,7 +278,10 @@ def main() -> None:
         machine = replace(machine, cpu=replace(machine.cpu, usable_cores=1))
     where = f"{machine.cpu.name}, {speed.cores(machine)} threads, llama-cpp-python {machine.engine.version}"
     if options.tuning:
-        cells = list(tuned(machine, options.cache, options.pairs, options.keep))
+        cells = []
+        for cell in until_interrupted(tuned(machine, options.cache, options.pairs, options.keep)):
+            cells.append(cell)
+            say(f"{cell.quant} {cell.job}: {cell.setting}, {cell.ratio:.2f}")
         text, figures = tuning_table(cells), [asdict(each) for each in cells]
         command, title = "python benchmarks/speed.py --tuning --write", "What tuning is worth"
         name = "tuning"
