@@ -48,7 +48,8 @@ def measured(machine: Machine, announce: Callable[[str], None], again: bool = Fa
 
     `announce` is told before it begins. Where memory is too short to measure, the figures stay as they are, and
     `announce` is told so if measuring was asked for (`again`). What was first measured while other programs had the
-    processor is measured again the next times, `ATTEMPTS` in all and then once an hour, and the best is kept.
+    processor is measured again the next times, `ATTEMPTS` in all and then once an hour, and the best is kept
+    until it is quiet: what is measured then holds.
     """
     name = identity(machine)
     before = _read(_file()).get(name)
@@ -70,7 +71,7 @@ def measured(machine: Machine, announce: Callable[[str], None], again: bool = Fa
         return machine
     figures: dict[str, Any] = {"gbps": found.gbps, "gflops": found.gflops}
     if not again:
-        for each in figures:
+        for each in figures if not found.quiet else ():
             figures[each] = max(figures[each] or 0, _positive(before.get(each)) or 0) or None
         figures["attempts"] = ATTEMPTS if found.quiet else (attempts + 1 if before else 1)
     _keep(name, {**figures, "quiet": again or found.quiet, "measured_at": now})

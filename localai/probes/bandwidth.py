@@ -25,6 +25,7 @@ SMALLEST_BYTES = 256 * MIB
 LARGEST_BYTES = 2048 * MIB
 SHARE_OF_FREE = 3  # at most a third of the available memory
 QUIET_SHARE = 0.9  # of a pass that its threads must be running
+MOST_CORRECTED = 2.0  # times as fast as the best product that was seen: beyond that it is a guess
 UNKNOWN_L3 = 32 * MIB
 MATRIX = 768  # a product of 0.9 GFLOP: a tenth of a second on the slowest board
 
@@ -109,7 +110,7 @@ def _multiply() -> tuple[float, bool]:
     share = ours / max(busy, ours, 1e-9)
     seconds = min(taken)
     if share < QUIET_SHARE and idle < (1 - QUIET_SHARE) * busy:
-        seconds = min(seconds, sum(taken) / len(taken) * share)
+        seconds = max(min(seconds, sum(taken) / len(taken) * share), seconds / MOST_CORRECTED)
     return 2 * MATRIX**3 / max(seconds, 1e-9) / 1e9, share >= QUIET_SHARE
 
 
