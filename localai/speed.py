@@ -85,7 +85,7 @@ def _rates(machine: Machine, gpus: Sequence[Gpu], only_gpu: bool) -> _Rates:
     else:
         shown = gbps
     if "measured" in source.lower():
-        low, high = 0.6, 1.5
+        low, high = 0.66, 1.41
     elif "typical" in source.lower() or "assumed" in source.lower():
         low, high = 0.5, 1.7
     else:

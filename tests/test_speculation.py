@@ -95,9 +95,10 @@ def test_a_repeated_text_takes_few_evaluations_and_is_the_same(
     assert TEXT[:70] in end.text
     assert (end.text, end.usage, end.finish_reason) == (reference.text, reference.usage, reference.finish_reason)
     assert reference.usage.guessed_tokens == 0
-    assert 0.6 * end.usage.completion_tokens < end.usage.guessed_tokens < end.usage.completion_tokens
+    # it begins with two tokens at a time, since on a CPU the first ones hardly pay
+    assert 0.2 * end.usage.completion_tokens < end.usage.guessed_tokens < end.usage.completion_tokens
     assert max(sizes) > 4
-    assert len(sizes) < 12
+    assert len(sizes) < 0.8 * end.usage.completion_tokens
     assert guessing._cache.tokens == plain._cache.tokens
     del sizes[:]
     assert ask(guessing, TALK).text == ask(plain, TALK).text
@@ -229,6 +230,8 @@ def test_lookup_goes_on_after_a_word_that_was_replaced() -> None:
 )
 def test_what_wrong_guesses_cost_is_bounded_whatever_happens(rights: list[int], price: Price, cost: float) -> None:
     pace = Pace(price, 15)
+    pace.begin(cost)
+    first = max(Pace.CREDIT, price.of(Pace.SIZES[0]) + Pace.SIZES[0] * cost)
     said = spent = 0.0
     for right in rights:
         size = pace.size(cost)
@@ -239,7 +242,7 @@ def test_what_wrong_guesses_cost_is_bounded_whatever_happens(rights: list[int], 
         pace.tried(size, min(right, size), cost)
         said += min(right, size) + 1
         spent += 1 + price.of(size) + size * cost
-    assert spent <= said * (1 + Pace.LOSS) + Pace.CREDIT + 1e-6
+    assert spent <= said * (1 + Pace.LOSS) + first + 1e-6
 
 
 def test_a_gpu_takes_more_guesses(exact_file: Path) -> None:

@@ -22,7 +22,7 @@ SLOW_S = 0.15  # an evaluation of guesses that takes longer can be broken off in
 # much as one (other code computes them), 4 cost 2.7 to 3, 8 cost 3.4 to 4.5, 16 cost 4.4 to 7.5. More cores and GPUs
 # have more to spare beside reading the weights. No clock decides: it would make the same question be evaluated, and so
 # answered, one way now and another way then.
-ON_CPU, ON_GPU = Price(1.0, 0.7), Price(0.06, 1.0)
+ON_CPU, ON_GPU = Price(0.9, 0.7), Price(0.06, 1.0)
 
 
 class Speculation:
