@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import re
@@ -154,6 +155,9 @@ def test_a_cancelled_answer_of_a_worker_that_hangs_frees_its_slot(
         while not isinstance(heard.get(timeout=60), AnswerText):
             pass
         server_of(worker).suspend()
+        with contextlib.suppress(queue.Empty):  # until it waits for the worker in the midst of a token
+            while True:
+                heard.get(timeout=1)
         ticket.cancel()
         while not isinstance(end := heard.get(timeout=60), AnswerEnd | LocalaiError):
             pass
