@@ -71,14 +71,27 @@ class EditorReader:
     """prompt_toolkit's editor; its prompt is on stderr, since stdout has the answers alone."""
 
     def __init__(self, completions: Completer, meter: Callable[[], str], private: bool) -> None:
-        self._session = editor(completions, meter, private)
+        self._late = False
+        self._session = editor(completions, meter, private, self._pressed_late)
+
+    def _pressed_late(self) -> None:
+        self._late = True
 
     def read(self) -> str:
-        return unquoted(self._session.prompt(PROMPT))
+        self._late = False
+        text = unquoted(self._session.prompt(PROMPT))
+        if self._late:
+            raise KeyboardInterrupt
+        return text
 
 
-def editor(completions: Completer, meter: Callable[[], str], private: bool) -> PromptSession[str]:
-    """Enter sends; Alt-Enter, and Enter within three quotes, make a new line; Ctrl-X Ctrl-E opens $EDITOR."""
+def editor(
+    completions: Completer, meter: Callable[[], str], private: bool, pressed_late: Callable[[], None]
+) -> PromptSession[str]:
+    """Enter sends; Alt-Enter, and Enter within three quotes, make a new line; Ctrl-X Ctrl-E opens $EDITOR.
+
+    `pressed_late` hears of a Ctrl-C after Enter while the editor is still putting the terminal in order.
+    """
     from prompt_toolkit import PromptSession
     from prompt_toolkit.application import get_app
     from prompt_toolkit.completion import Completer as ToolkitCompleter
@@ -112,6 +125,13 @@ def editor(completions: Completer, meter: Callable[[], str], private: bool) -> P
     @keys.add("enter", filter=Condition(lambda: is_open(get_app().current_buffer.text)))
     def _(event: Any) -> None:
         event.current_buffer.insert_text("\n")
+
+    @keys.add("<sigint>")  # prompt_toolkit's own fails with a traceback where nothing is read any more
+    def _(event: Any) -> None:
+        if event.app.future is None or event.app.future.done():
+            pressed_late()
+        else:
+            event.app.exit(exception=KeyboardInterrupt(), style="class:aborting")
 
     return PromptSession(
         history=Kept(),

@@ -95,7 +95,7 @@ def test_in_a_slash_command(isolated: Path) -> None:
     terminal.see("editing")
     terminal.process.sendintr()
     terminal.ready()
-    for presses in (1, 2):
+    for presses in (1, 2, 3, 3):
         terminal.type("/model smollm2-135m")
         terminal.answering()
         for _ in range(presses):
