@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -42,6 +44,10 @@ from localai.commands.options import (
 )
 from localai.commands.run import run
 from localai.errors import UsageError
+
+if TYPE_CHECKING:
+    from localai.room import Given
+    from localai.sessions import Session
 
 
 def chat(
@@ -87,12 +93,8 @@ def chat(
         raise UsageError(f"two models are named: {model} and {model_option}", "name one")
     name = model or model_option
     flags = options.sampling_flags(temperature, top_k, top_p, min_p, repeat_penalty, seed)
-    kept = None
-    if resume is not None:
-        from localai import sessions
-
-        kept = sessions.find(resume)
-        name = name or kept.model
+    kept = None if resume is None else resumed(resume)
+    name = name or (kept.model if kept else None)
     if not render.is_terminal(sys.stdin):
         if kept:
             raise UsageError("a conversation goes on at a terminal only", f"localai sessions show {kept.id}")
@@ -106,25 +108,46 @@ def chat(
         raise UsageError(
             "--output and --on-overflow are for an answer to stdin: here is a terminal", "localai run has them"
         )
-    from localai import documents, images, presets, repl
+    from localai import repl
+
+    given = replace(
+        given_beforehand(file, image, preset, variable, language, json_schema, think),
+        system=system, flags=flags, max_tokens=options.setting("max_tokens", max_tokens), stop=tuple(stop or ()),
+        stats=stats,
+    )  # fmt: skip
+    if plain or options.setting("plain", None):
+        render.be_plain()
+    wished = model_loading.wishes(context, gpu_layers, threads, kv_type, rpc, speculate, draft)
+    repl.talk(name or welcome.offered_model(), given, wished, private, kept)
+
+
+def resumed(number: str) -> Session:
+    """The conversation to go on with. Raises NotFound."""
+    from localai import sessions
+
+    return sessions.find(number)
+
+
+def given_beforehand(
+    file: list[Path] | None,
+    image: list[Path] | None,
+    preset: str | None,
+    variable: list[str] | None,
+    language: str | None,
+    json_schema: Path | None,
+    think: bool | None,
+) -> Given:
+    """What goes with the first question, and the form of the answers. Raises UsageError, NotFound."""
+    from localai import documents, images, presets
     from localai.room import Given
     from localai.slash import files
 
     questions.check_for_preset(preset, variable or (), language)
     schema = questions.schema_wanted(json_schema, None)
-    given = Given(
-        system=system,
-        flags=flags,
-        max_tokens=options.setting("max_tokens", max_tokens),
-        stop=tuple(stop or ()),
+    return Given(
         think=False if schema is not None and think is None else think,  # the grammar leaves no room for thoughts
         documents=tuple(documents.read(path) for path in file or ()),
         images=tuple(images.read(path) for path in image or ()),
         preset=None if preset is None else files.activated(preset, presets.given_variables(variable or ()), language),
         schema=schema,
-        stats=stats,
     )
-    if plain or options.setting("plain", None):
-        render.be_plain()
-    wished = model_loading.wishes(context, gpu_layers, threads, kv_type, rpc, speculate, draft)
-    repl.talk(name or welcome.offered_model(), given, wished, private, kept)
