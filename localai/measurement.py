@@ -23,7 +23,7 @@ from localai.probes.source import Source
 MEASURED = "measured"
 ATTEMPTS = 3
 AGAIN_AFTER_S = 3600  # what was measured on a machine that stays busy is tried again once an hour
-METHOD = 2  # another way of measuring makes the kept figures those of another machine
+METHOD = 3  # another way of measuring makes the kept figures those of another machine
 _LARGEST_FILE_BYTES = 1_000_000
 _MOST_MACHINES = 50
 

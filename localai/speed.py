@@ -39,14 +39,14 @@ _ARM_CORE_FLOPS = 25e9
 # A phone's cores have int8 matrix instructions: Llama 3.2 1B at 4 bits reads 260 tokens per second on a Snapdragon 8
 # Gen 3 (the same page): 2 x 0.97e9 parameters beside the embedding x 260 / 8 cores.
 _PHONE_CORE_FLOPS = 60e9
-# Where the processor's matrix product was measured (numpy, 32-bit floats; 240 GFLOP/s on 2 cores with AVX-512): what 7
+# Where the processor's matrix product was measured (numpy, 32-bit floats; 490 GFLOP/s on 2 cores with AVX-512): what 7
 # shapes of 0.1 to 4B reached there in 3 types of tensors is in docs/accuracy.md. Writing is bound by arithmetic, not by
-# memory, at 0.3 (Q8_0) to 0.6 (Q4_K) of it; prompts reach 0.75 to 2 of it; a row of a matrix takes a core 8 ns beside
-# its weights. A token's attention reaches 0.13 of it, and each number of the cache counts nearly twice as much again.
-_DECODE_OF_COMPUTE = 0.48
-_PROMPT_OF_COMPUTE = 1.25
+# memory, at 0.15 (Q8_0) to 0.3 (Q4_K) of it; prompts reach 0.4 to 1 of it; a row of a matrix takes a core 8 ns beside
+# its weights. A token's attention reaches 0.064 of it, and each number of the cache counts nearly twice as much again.
+_DECODE_OF_COMPUTE = 0.235
+_PROMPT_OF_COMPUTE = 0.61
 _ROW_S = 8e-9
-_ATTENTION_OF_COMPUTE, _CACHE_OVER_HEADS = 0.13, 1.8
+_ATTENTION_OF_COMPUTE, _CACHE_OVER_HEADS = 0.064, 1.8
 # Reading with ordinary pages, as llama.cpp does, gave 0.9 of what is measured with the large pages numpy asks for.
 _MEASURED_EFFICIENCY = 0.9
 # Prompt FLOP per byte of a GPU's bandwidth: RTX 3090 60 (8B Q5_0, 3,500 t/s; llama.cpp PR 7676), RTX 2080 Ti 63

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +30,8 @@ SHARE_OF_FREE = 3  # at most a third of the available memory
 QUIET_SHARE = 0.9  # of a pass that its threads must be running
 MOST_CORRECTED = 2.0  # times as fast as the best product that was seen: beyond that it is a guess
 UNKNOWN_L3 = 32 * MIB
+_OF_ANOTHER_PROCESSOR = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+_APART_S = 30.0  # until a process that measures is given up
 MATRIX = 768  # a product of 0.9 GFLOP: a tenth of a second on the slowest board
 
 
@@ -48,7 +53,7 @@ def measure(cores: int, available_bytes: int, l3_bytes: int | None) -> Measured:
     size = buffer_bytes(available_bytes, l3_bytes)
     try:
         gbps, quiet = _read(threads, size) if size is not None else (None, True)
-        gflops, alone = _multiply()
+        gflops, alone = _multiply_apart()
         return Measured(gbps, gflops, quiet and alone)
     except (ImportError, MemoryError, RuntimeError):
         return Measured(None, None)
@@ -86,6 +91,27 @@ def _read(threads: int, size: int) -> tuple[float, bool]:
         team.run(touch)
         seconds, share = min(team.passes(read, READ_SECONDS))
     return threads * words * 4 / seconds / 1e9, share >= QUIET_SHARE
+
+
+def _multiply_apart() -> tuple[float, bool]:
+    """`_multiply` in a process of its own, without what the environment tells OpenBLAS of the processor: a setting for
+    all machines of a farm halves it on one with AVX-512. Where that process fails, in this one.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in _OF_ANOTHER_PROCESSOR}
+    command = "from localai.probes import bandwidth; print(*bandwidth._multiply())"
+    with suppress(OSError, subprocess.SubprocessError, ValueError):
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", command],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=_APART_S,
+            check=True,
+        )
+        gflops, alone = done.stdout.decode().split()
+        return float(gflops), alone == "True"
+    return _multiply()
 
 
 def _multiply() -> tuple[float, bool]:
