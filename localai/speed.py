@@ -6,6 +6,7 @@ typical processors. Past runs of the model, or of its kind, correct either.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,10 @@ _DEPTH = 1024  # tokens already in the cache that a decode speed is given for
 # AVX2 and Apple's cores are between; a Cortex-A76 (Raspberry Pi 5) is nearer 25.
 _CPU_CORE_FLOPS = 80e9
 _ARM_CORE_FLOPS = 25e9
+# Cores of ARMv8.0 have no dot products of 8-bit numbers: TinyLlama 1.1B Q8_0 reads 10 tokens per second on a Raspberry
+# Pi 4, 35 to 45 on a Pi 5 (justine.lol, "LLaMA Now Goes Faster on CPUs"): 2 x 1.03e9 x 10 / 4 cores.
+_OLD_ARM_CORE_FLOPS = 5e9
+_OLD_ARM_CORES = re.compile(r"Cortex-A(?:35|53|57|72|73)\b")
 # A phone's cores have int8 matrix instructions: Llama 3.2 1B at 4 bits reads 260 tokens per second on a Snapdragon 8
 # Gen 3 (the same page): 2 x 0.97e9 parameters beside the embedding x 260 / 8 cores.
 _PHONE_CORE_FLOPS = 60e9
@@ -50,9 +55,14 @@ _ATTENTION_OF_COMPUTE, _CACHE_OVER_HEADS = 0.064, 1.8
 # Reading with ordinary pages, as llama.cpp does, gave 0.9 of what is measured with the large pages numpy asks for.
 _MEASURED_EFFICIENCY = 0.9
 # Prompt FLOP per byte of a GPU's bandwidth: RTX 3090 60 (8B Q5_0, 3,500 t/s; llama.cpp PR 7676), RTX 2080 Ti 63
-# (13B Q4_K, 1,494 t/s), P40 36 (7B Q4_0, 935 t/s; PR 4766), Apple M-series about 28 (discussion 4167).
+# (13B Q4_K, 1,494 t/s), RX 7900 XTX 50 (8B Q4_K_M, 3,227 t/s; PR 26284), P40 36 (7B Q4_0, 935 t/s; PR 4766), GB10 113
+# (7B Q8_0, 2,380 t/s; benches/dgx-spark.md); Apple M-series about 28 (discussion 4167).
 _GPU_FLOP_PER_BYTE = 60.0
 _APPLE_FLOP_PER_BYTE = 28.0
+# Of 512 tokens few meet in one expert. What of the above is left at that micro-batch: RTX 3090 0.41 (Gemma 4 26B-A4B
+# Q4_K_M, 3,734 t/s; PR 22298), RX 7900 XTX 0.41 (Q6_K, 3,198 t/s; PR 24546), P40 0.35 (Qwen3 30B-A3B, 715 t/s;
+# PR 15631), M2 Ultra 0.62 (Q8_0, 2,045 t/s where a dense 7B has 1,420; PR 15616).
+_GPU_EXPERTS_OF_PROMPT = 0.45
 _PCIE_BYTES_S = 16e9  # PCIe 4.0 x8, over which weights on the CPU reach the GPU for long prompts
 _GPU_GBPS = 300.0  # a mid-range card (RTX 4060 272, RTX 3060 360), where neither card nor tier says
 
@@ -159,8 +169,9 @@ def prompt_speed(
     active = sum(count for _, count in weights.prompt_kinds) or shape.active_params or shape.params
     width = shape.embedding_length or typical_width(shape)
     flop = 2 * active * UBATCH + 2 * UBATCH * UBATCH * width * sum(1 for heads in shape.kv_heads if heads)
-    per_byte = _APPLE_FLOP_PER_BYTE if gpus and all(gpu.shared_memory for gpu in gpus) else _GPU_FLOP_PER_BYTE
-    gpu_flops = rates.gpu / _EFFICIENCY * per_byte
+    apple = any(gpu.vendor.lower() == "apple" for gpu in gpus)
+    per_byte = _APPLE_FLOP_PER_BYTE if apple else _GPU_FLOP_PER_BYTE
+    gpu_flops = rates.gpu / _EFFICIENCY * per_byte * (_GPU_EXPERTS_OF_PROMPT if _has_experts(shape) else 1.0)
     on_gpu = share * max(flop / gpu_flops, weights.total_bytes / rates.gpu)
     if share and cpu_expert_layers:
         on_cpu = sum(experts.layer_bytes(shape, weights)[:cpu_expert_layers]) / _PCIE_BYTES_S
@@ -252,6 +263,8 @@ def _cpu_flops(machine: Machine) -> float:
 def _core_flops(machine: Machine) -> float:
     if not _is_small_arm(machine):
         return _CPU_CORE_FLOPS
+    if _OLD_ARM_CORES.search(machine.cpu.name):
+        return _OLD_ARM_CORE_FLOPS
     return _PHONE_CORE_FLOPS if tiers.is_phone(machine) else _ARM_CORE_FLOPS
 
 

@@ -21,6 +21,7 @@ from localai.domain.machine import Bandwidth, EngineInfo, Gpu, Machine, Npu
 from localai.domain.plan import Placement
 from localai.domain.units import GIB
 from localai.errors import NotFound, UsageError
+from localai.sizes import shape_from_catalog
 
 LISTED = {each.id: each for each in machines.listed()}
 RAW = tomllib.loads(resources.files("localai.data").joinpath("machines.toml").read_text("utf-8"))
@@ -134,6 +135,30 @@ def test_a_phone_runs_a_model_of_7_billion_at_4_bits(name: str) -> None:
 )
 def test_other_machines_are_as_fast_as_published(name: str, model: str, low: float, high: float) -> None:
     assert low <= decode(LISTED[name].machine, model) <= high
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "quantization", "published"),
+    [
+        # prompt speeds of llama.cpp with 512 tokens at a time, of that model or its like, from the pages named
+        ("rx-7900-xtx-desktop-32gb", "llama-3.1-8b", "Q4_K_M", 3227),  # llama.cpp PR 26284
+        ("rx-7900-xtx-desktop-32gb", "gemma-4-26b-a4b", "Q4_0", 3198),  # PR 24546, Q6_K
+        ("dual-rtx-3090-workstation-128gb", "gemma-4-26b-a4b", "Q4_0", 3734),  # PR 22298, Q4_K_M
+        ("mac-studio-m3-ultra-256gb", "qwen3-30b-a3b-2507", "Q8_0", 2045),  # PR 15616, M2 Ultra
+        ("dgx-spark-128gb", "qwen2.5-coder-7b", "Q4_K_M", 2380),  # benches/dgx-spark.md, Q8_0
+        ("raspberry-pi-4-8gb", "llama-3.2-1b", "Q8_0", 10),  # justine.lol, TinyLlama 1.1B
+        ("raspberry-pi-5-8gb", "llama-3.2-1b", "Q8_0", 40),  # the same: 35 to 45
+    ],
+)
+def test_prompts_are_read_about_as_fast_as_published(
+    name: str, model: str, quantization: str, published: float
+) -> None:
+    known = next(each for each in catalog.load() if each.id == model)
+    machine, weights = LISTED[name].machine, estimate.weights_from_catalog(known, quantization)
+    plan = estimate.plan(shape_from_catalog(known), weights, machine)
+    assert plan.prompt_tps is not None
+    assert 0.5 < plan.prompt_tps.mid / published < 2
+    assert plan.prompt_tps.low < published < plan.prompt_tps.high
 
 
 def test_a_wide_bus_makes_an_integrated_gpu_worth_using_and_a_narrow_one_does_not() -> None:
