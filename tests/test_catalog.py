@@ -70,6 +70,13 @@ def test_a_shape_agrees_with_itself(model: CatalogModel) -> None:
 
 
 @EACH_MODEL
+def test_a_mixture_says_how_many_experts_it_has_and_uses(model: CatalogModel) -> None:
+    """Without it they are not left in RAM beside a GPU that is too small."""
+    if model.mixture_of_experts and model.shape is not None:
+        assert 0 < model.shape.expert_used_count < model.shape.expert_count
+
+
+@EACH_MODEL
 def test_what_a_single_file_repository_does_not_hold_is_not_listed(model: CatalogModel) -> None:
     if re.search(r"qat|gpt-oss|Qwen3-(0\.6|1\.7)B-GGUF", model.repo):
         assert len(model.files) == 1
