@@ -62,8 +62,8 @@ def kv_layers(shape: Shape, context: int, kv_type: str, ubatch: int, sequences: 
 
 
 def _row_bytes(shape: Shape, heads: int, key: int, value: int, block: int) -> int:
-    values = 0 if shape.latent_kv else math.ceil(heads * value / 32)
-    return (math.ceil(heads * key / 32) + values) * block
+    values = 0 if shape.latent_kv else math.ceil(heads * value * block / 32)
+    return math.ceil(heads * key * block / 32) + values
 
 
 def padded(tokens: int) -> int:
@@ -100,12 +100,12 @@ def compute_bytes(shape: Shape, context: int, ubatch: int = UBATCH, outputs: int
     return max(logits, feed_forward, attention)
 
 
-# Rows of the embedding's width that are alive beside the feed-forward's own three; fused projections need one less.
-_LIVE_ROWS = {"lfm2": 3, "phi3": 3, "qwen35": 3}
-# Feed-forward layers without a gate: so many numbers of their width instead of three.
-_WIDTHS = {"nemotron_h": 2} | dict.fromkeys(
-    ("bloom", "codeshell", "falcon", "gpt2", "gptneox", "jais", "mpt", "nemotron", "phi2", "starcoder", "starcoder2"), 1
-)
+# Rows of the embedding's width that are alive beside the feed-forward's own three; fused projections need one less, and
+# Qwen3-VL takes three more inputs as wide (deepstack), which two phases hold.
+_LIVE_ROWS = {"lfm2": 3, "phi3": 3, "qwen35": 3, "qwen3vl": 10}
+# Numbers of a feed-forward's width that are alive where it has no gate, instead of three.
+_UNGATED = ("arcee", "bloom", "codeshell", "falcon", "gpt2", "gptneox", "jais", "mpt", "nemotron", "phi2", "starcoder")
+_WIDTHS = {"nemotron_h": 2, "starcoder2": 1} | dict.fromkeys(_UNGATED, 1)
 
 
 def _feed_forward_width(shape: Shape, d: int) -> int:

@@ -56,6 +56,9 @@ def header_files(paths: Sequence[Path]) -> tuple[HeaderFile, ...]:
     )
 
 
+_LONGEST_CONTEXT = 2**31 - 1  # llama.cpp counts tokens in 32 bits: more would come round to a few
+
+
 class _Measured:
     """Asks once for a context and all the shorter ones that a plan tries; silent once llama.cpp has refused.
 
@@ -68,7 +71,7 @@ class _Measured:
         self._refused = False
 
     def __call__(self, context: int, kv_type: str, ubatch: int) -> tuple[int, int] | None:
-        if (context, kv_type, ubatch) not in self._known and not self._refused:
+        if (context, kv_type, ubatch) not in self._known and not self._refused and context <= _LONGEST_CONTEXT:
             contexts = [context]
             while contexts[-1] > SMALLEST_CONTEXT:
                 contexts.append(max(SMALLEST_CONTEXT, contexts[-1] // 2 // 256 * 256))
