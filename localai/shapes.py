@@ -72,10 +72,13 @@ def card(header: Header) -> Card:
     """The model's card; never fails on a header that could be read."""
     architecture = header.text("general.architecture")
     context = header.metadata.get(f"{architecture}.context_length")
+    license = header.text("general.license")
+    if license in (None, "other"):  # one of the maker's own: it has a name
+        license = header.text("general.license.name") or license
     return Card(
         name=header.text("general.name"),
         architecture=architecture,
-        license=header.text("general.license"),
+        license=license,
         context_length=context if type(context) is int and 0 < context < NUMBER_LIMIT else None,
         has_chat_template=bool(header.metadata.get("tokenizer.chat_template")),
         params=sum(tensor.elements for tensor in header.tensors),

@@ -302,6 +302,23 @@ def test_what_cannot_be_a_model_is_refused(keys: dict[str, Any], tmp_path: Path)
     assert caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"general.license": "other", "general.license.name": "lfm1.0"}, "lfm1.0"),
+        ({"general.license": "other"}, "other"),
+        ({"general.license": "mit", "general.license.name": "MIT License"}, "mit"),
+        ({"general.license.name": "gemma"}, "gemma"),
+        ({"general.license": 7}, None),
+    ],
+)
+def test_a_licence_of_the_makers_own_is_called_by_its_name(
+    keys: dict[str, Any], said: str | None, tmp_path: Path
+) -> None:
+    path = write(tmp_path, gguf_bytes({"general.architecture": "lfm2", **keys}))
+    assert shapes.card(gguf.read_header(path)).license == said
+
+
 def test_a_projector_is_no_language_model_but_has_a_card(tmp_path: Path) -> None:
     path = write(tmp_path, gguf_bytes({"general.architecture": "clip", "general.name": "mmproj"}))
     header = gguf.read_header(path)
