@@ -22,14 +22,15 @@ class Task:
     context: int
 
 
-# People read 5 to 8 tokens per second; code is skimmed, thinking is waited for; a summary waits for its prompt.
+# People read 5 to 8 tokens per second; code is skimmed, thinking is waited for. What is asked in a chat has some dozens
+# of tokens; a summary waits for its prompt.
 TASKS = {
-    "chat": Task(10, 20, 8192),
-    "writing": Task(8, 20, 8192),
+    "chat": Task(10, 10, 8192),
+    "writing": Task(8, 10, 8192),
     "summary": Task(8, 100, 16384),
     "translation": Task(8, 30, 8192),
     "code": Task(15, 60, 16384),
-    "reasoning": Task(20, 20, 16384),
+    "reasoning": Task(20, 10, 16384),
     "vision": Task(8, 60, 8192),
     "document": Task(8, 150, 32768),
     "embedding": Task(0, 100, 2048),
@@ -151,11 +152,12 @@ def _speed_factor(model: CatalogModel, plan: Plan, wants: Task, task: str) -> Fa
 def speed(plan: Plan, wants: Task, thinks: float) -> float:
     """Slower writing than the task needs counts nearly in proportion, slower reading less, since it is done once.
 
-    Above what is needed, each doubling adds 5 %, three times at most.
+    Twice what is needed adds 5 %, more than that nothing: nobody reads so fast, and more bits or a larger model are
+    then worth more.
     """
     decode = plan.decode_tps.mid / (wants.decode_tps * thinks) if plan.decode_tps and wants.decode_tps else 1.0
     prompt = plan.prompt_tps.mid / wants.prompt_tps if plan.prompt_tps else 1.0
-    writing = math.pow(decode, 0.7) if decode < 1 else 1 + 0.05 * min(math.log2(decode), 3)
+    writing = math.pow(decode, 0.7) if decode < 1 else 1 + 0.05 * min(math.log2(decode), 1)
     return writing * math.pow(min(1.0, prompt), 0.3)
 
 
@@ -172,7 +174,7 @@ def _ease_factor(plan: Plan) -> Factor:
 
 def ease(plan: Plan) -> float:
     """Something off for filling more than 70 % of the memory: of RAM, which other programs want too, up to 15 %."""
-    return 1 - (0.2 if plan.placement is Placement.GPU else 0.5) * min(0.3, max(0.0, _used(plan) - 0.7))
+    return 1 - (0.1 if plan.placement is Placement.GPU else 0.5) * min(0.3, max(0.0, _used(plan) - 0.7))
 
 
 def _used(plan: Plan) -> float:

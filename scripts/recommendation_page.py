@@ -72,7 +72,12 @@ def place(row: Recommendation) -> str:
 
 
 def speed(found: SpeedRange | None) -> str:
-    return "unknown" if found is None else f"{found.low:.0f} – {found.high:.0f}"
+    return "unknown" if found is None else f"{number(found.low)} – {number(found.high)}"
+
+
+def number(value: float) -> str:
+    """A speed as exact as it can be: two digits that say something."""
+    return f"{round(value, -max(0, len(f'{value:.0f}') - 2)):,.0f}"
 
 
 def task_text(task: str, rows: tuple[Recommendation, ...]) -> str:

@@ -16,6 +16,7 @@ from localai import catalog, estimate, languages, quantization, recommend, scori
 from localai.domain.files import RemoteFile, Variant
 from localai.domain.machine import Machine
 from localai.domain.plan import Placement
+from localai.domain.shape import Shape, Weights
 from localai.domain.units import GIB
 from localai.errors import NotFound, UsageError
 from localai.machines import hypothetical, listed
@@ -139,6 +140,32 @@ def test_more_bits_are_not_worth_leaving_the_gpu() -> None:
     assert model is not None
     repo = [Variant(each.quantization, (RemoteFile(each.name, each.size_bytes or 0, None),)) for each in model.files]
     assert recommend.choose_variant(repo, model.shape, machine)[1].placement is Placement.GPU
+
+
+@pytest.mark.parametrize("machine", ["rtx-3060-desktop-32gb", "rtx-5070-desktop-32gb"])
+def test_a_larger_model_that_is_fast_enough_stands_above_a_smaller_one(machine: str) -> None:
+    rows = [row.model for row in rank(next(each.machine for each in listed() if each.id == machine))]
+    assert rows.index("qwen3.5-9b") < rows.index("qwen3.5-4b")
+
+
+def test_where_speed_is_plenty_more_bits_are_taken() -> None:
+    machine = next(each.machine for each in listed() if each.id == "mac-studio-m3-ultra-256gb")
+    assert rank(machine)[0].bits_per_weight > 6
+
+
+@pytest.mark.parametrize(("faster", "factor"), [(0.5, 0.5**0.7), (1, 1), (2, 1.05), (8, 1.05), (100, 1.05)])
+def test_more_than_twice_the_speed_that_is_needed_is_worth_nothing(faster: float, factor: float) -> None:
+    row = rank(hypothetical(16))[0]
+    wants, speed = TASKS["chat"], estimate.plan(*_facts(row.model), hypothetical(16))
+    fast = replace(row.decode_tps, mid=faster * wants.decode_tps) if row.decode_tps else None
+    reading = replace(row.prompt_tps, mid=1000.0) if row.prompt_tps else None
+    assert scoring.speed(replace(speed, decode_tps=fast, prompt_tps=reading), wants, 1.0) == pytest.approx(factor)
+
+
+def _facts(name: str) -> tuple[Shape, Weights]:
+    model = catalog.resolve_name(name)
+    assert model is not None
+    return sizes.shape_from_catalog(model), estimate.weights_from_catalog(model, "Q4_K_M")
 
 
 def test_limit_bounds_the_rows() -> None:
