@@ -11,6 +11,7 @@ import errno
 import itertools
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -49,6 +50,9 @@ def run(arguments: Sequence[str]) -> int:
     return code
 
 
+_NEAR = re.compile(r" (?:\(Possible options: |Did you mean )(.+)[)?]$")  # as Typer writes it
+
+
 class NoteHandler(logging.Handler):
     """Writes what the services log to stderr, a line each."""
 
@@ -65,8 +69,13 @@ def show_log(shown: bool) -> None:
 
 
 def hoist(arguments: Sequence[str]) -> tuple[list[str], set[str]]:
-    """Take `--debug` and `--offline` out of the words before any `--`: they work before and after the command."""
+    """Take `--debug` and `--offline` out of the words before any `--`: they work before and after the command.
+
+    `help COMMAND`, which other programs have, becomes `COMMAND --help`.
+    """
     words = list(arguments)
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
     end = words.index("--") if "--" in words else len(words)
     switches = {word for word in words[:end] if word in ("--debug", "--offline")}
     return _filled([word for word in words[:end] if word not in switches]) + words[end:], switches
@@ -99,7 +108,11 @@ def invoke(arguments: Sequence[str]) -> int:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "localai"
         message = " ".join(error.format_message().split())
-        raise UsageError(message[:1].lower() + message[1:].rstrip("."), f"{command} --help shows the usage") from error
+        hint = f"{command} --help shows the usage"
+        if near := _NEAR.search(message):
+            message, names = message[: near.start()], near[1].replace("'", "")
+            hint = f"did you mean {names}? {hint}"
+        raise UsageError(message[:1].lower() + message[1:].rstrip("."), hint) from error
     return result if isinstance(result, int) else ExitCode.DONE
 
 

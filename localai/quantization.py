@@ -155,6 +155,11 @@ def of_filename(name: str) -> str | None:
     return None
 
 
+def is_name(text: str) -> bool:
+    """Whether a text is the name of a quantization, and nothing else."""
+    return (_FULL.fullmatch(text) or _BARE.fullmatch(text)) is not None
+
+
 def _canonical(text: str) -> str:
     upper = text.upper()
     prefix = "UD-" if upper.startswith("UD-") else ""

@@ -12,6 +12,8 @@ from localai.domain.files import InstalledModel
 from localai.errors import UsageError
 
 _COMMIT = re.compile(r"[0-9a-f]{7,40}")  # or its beginning, as Git shortens it
+_SIZE = re.compile(r"[0-9.]+[bm](?:[-:](?!.*\.gguf$)|$)", re.IGNORECASE)  # where a quantization could stand
+_OF_CHATS = re.compile(r"instruct|it|chat|text|[0-9]{4}", re.IGNORECASE)  # words of Ollama's tags; all here are such
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +45,32 @@ def meaning(text: str) -> Meaning:
     selector, revision = reference.selector, reference.revision
     if reference.kind is naming.Kind.REPO:
         return Meaning(text, catalog.by_repo(reference.target), reference.target, selector, revision, by_name=False)
-    # `llama3.2:3b` is one name, `llama3.2:3b:q8_0` that name and a quantization: the longest name that is known wins.
-    head = text if revision is None else text.replace(f"@{revision}", "", 1)
-    while True:
-        if known := catalog.resolve_name(head):
-            return Meaning(known.id, known, known.repo, text[len(head) + 1 :].split("@")[0] or None, revision)
-        shorter, colon, _ = head.rpartition(":")
-        if not colon:
-            return Meaning(reference.target, None, None, selector, revision)
-        head = shorter
+    if found := _in_catalog(text if revision is None else text.replace(f"@{revision}", "", 1)):
+        known, selector = found
+        return Meaning(known.id, known, known.repo, selector, revision)
+    return Meaning(reference.target, None, None, selector, revision)
+
+
+def _in_catalog(text: str) -> tuple[CatalogModel, str | None] | None:
+    """The model and the selector of `NAME[:SELECTOR]`; None where the catalog has no such name.
+
+    The longest name that is known wins: `llama3.2:3b` is one name, `llama3.2:3b:q8_0` that name and a quantization,
+    and so is `llama3.2:3b-instruct-q8_0`, as Ollama writes it. `llama3.2:7b` is no model, although `llama3.2` is one.
+    """
+    ends = [at for at, sign in enumerate(text) if sign == ":" or (sign == "-" and ":" in text[:at])]
+    for end in (len(text), *reversed(ends)):
+        if (known := catalog.resolve_name(text[:end])) is None:
+            continue
+        rest = text[end + 1 :]
+        if text[end : end + 1] == "-":
+            more = {"qat"} if any(file.trained_for for file in known.files) else set()
+            rest = "-".join(word for word in rest.split("-") if not _OF_CHATS.fullmatch(word) and word not in more)
+            if rest and not quantization.is_name(rest):
+                continue  # -base, -thinking: another model
+        elif _SIZE.match(rest):
+            continue
+        return known, rest or None
+    return None
 
 
 def matching(wanted: Meaning, models: Iterable[InstalledModel]) -> list[InstalledModel]:

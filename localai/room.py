@@ -273,7 +273,9 @@ class Room:
         self._recall(self._system_for(session.system), turns, KeptTurns(self.private, session.id))
         if problem := kept_states.restore(session.id, self.loaded):
             render.note(f"({problem})")
-        render.note(f"(going on with conversation {session.id}, {len(turns) // 2} turns: {session.title})")
+        render.note(
+            f"(going on with conversation {session.id}, {render.count(len(turns) // 2, 'turn')}: {session.title})"
+        )
         if turns:
             view = AnswerView(False)
             render.faint(f">>> {turns[-2].content}")

@@ -180,22 +180,26 @@ def key(name: str) -> Key:
 
 def read_file(path: Path) -> dict[str, Any]:
     """The config file's values, checked; {} where there is no file. Raises UsageError with file and reason."""
-    try:
-        raw = tomllib.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {error}", "mend or remove that file") from error
     values = {}
-    for name, value in raw.items():
+    for name, value in _toml(path).items():
         if name not in KEYS:
-            raise UsageError(f"{path}: there is no setting called {name!r}", f"the settings are: {', '.join(KEYS)}")
+            raise UsageError(f"{path}: there is no setting called {name!r}", f"take it out; there is {', '.join(KEYS)}")
         text = str(value).lower() if isinstance(value, bool) else str(value)
         try:
             values[name] = KEYS[name].parse(text)
         except ValueError as error:
-            raise UsageError(f"{path}: {name}: {error}, not {text!r}", "localai config set mends it") from error
+            raise UsageError(f"{path}: {name}: {error}, not {text!r}", f"localai config unset {name}") from error
     return values
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    """What stands in the config file; {} where there is none. Raises UsageError for what is no TOML."""
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {error}", "mend or remove that file") from error
 
 
 def load(environ: Mapping[str, str] = os.environ) -> dict[str, Setting]:
@@ -231,7 +235,7 @@ def store(name: str, text: str | None, environ: Mapping[str, str] = os.environ) 
 
     each = key(name)
     path = folders(environ).config_file
-    read_file(path)  # what is broken is told, and not written over
+    _toml(path)  # a file that is broken is told of, and not written over; a bad value can be mended
     try:
         value = None if text is None else each.parse(text)
     except ValueError as error:

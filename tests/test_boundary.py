@@ -87,6 +87,20 @@ def test_wrong_usage_is_two_lines_and_exit_2(cli: Cli, arguments: tuple[str, ...
     assert len(lines) == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "message", "near"),
+    [
+        (("serch", "x"), "no such command 'serch'", "search"),
+        (("list", "--jsn"), "no such option: --jsn", "--json"),
+        (("presets", "lst"), "no such command 'lst'", "list"),
+    ],
+)
+def test_what_is_nearly_right_is_offered(cli: Cli, words: tuple[str, ...], message: str, near: str) -> None:
+    said, hint = cli(*words).stderr.splitlines()
+    assert said == f"error: {message}"
+    assert re.match(rf"hint: did you mean ([a-z-]+, )*{near}(, [a-z-]+)*\? localai .*--help shows the usage$", hint)
+
+
 def test_wrong_usage_under_json_is_an_object(cli: Cli) -> None:
     result = cli("recommend", "--json", "--limit", "none")
     assert result.returncode == 2
@@ -126,6 +140,14 @@ def test_switches_work_anywhere_but_after_the_dashes() -> None:
         ["run", "hi", "--", "--offline"],
         {"--debug"},
     )
+
+
+def test_help_is_a_command_too(cli: Cli) -> None:
+    assert boundary.hoist(["help"])[0] == ["--help"]
+    assert boundary.hoist(["help", "config", "set"])[0] == ["config", "set", "--help"]
+    assert boundary.hoist(["run", "help"])[0] == ["run", "help"]
+    assert cli("help", "ps").stdout == cli("ps", "--help").stdout
+    assert cli("help", "nosuch").returncode == 2
 
 
 def test_resume_alone_means_the_last_conversation() -> None:
@@ -206,6 +228,15 @@ def test_help_fits_80_columns(cli: Cli) -> None:
     for command in ("", "run", "chat", "pull", "recommend", "config", "config set", "show"):
         shown = cli(*command.split(), "--help", env={"COLUMNS": "80"}).stdout
         assert max(len(line) for line in shown.splitlines()) <= 80
+        assert "range>" not in shown  # a name says more than a type
+
+
+@pytest.mark.parametrize("group", ["", "presets", "sessions", "config"])
+def test_what_each_command_does_is_said_whole(cli: Cli, group: str) -> None:
+    shown = cli(*group.split(), "--help", env={"COLUMNS": "80"}).stdout.partition("Commands:")[2]
+    lines = [line for line in shown.splitlines() if line.startswith("  ") and not line.startswith("   ")]
+    assert len(lines) > 4
+    assert [line for line in lines if line.endswith("...")] == []
 
 
 def test_reports_fit_80_columns(cli: Cli) -> None:

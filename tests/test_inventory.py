@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from small_models import model_bytes
 from test_library import machine
 
-from localai import discovering, embedded, gguf, importing, inventory, library, records
+from localai import discovering, embedded, gguf, importing, inventory, library, records, render
 from localai.commands import models as commands
 from localai.domain.files import InstalledModel
 
@@ -125,14 +125,16 @@ def test_rm_asks_which_one_is_meant(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(time, "tzset"), reason="POSIX sets the zone of a process")
-@pytest.mark.parametrize(("zone", "day"), [("UTC", "2026-11-23"), ("XST-14", "2026-11-24"), ("XST+9", "2026-11-23")])
-def test_the_day_of_last_use_is_the_users(zone: str, day: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("zone", "moment"), [("UTC", "2026-11-23 22:30"), ("XST-14", "2026-11-24 12:30"), ("XST+9", "2026-11-23 13:30")]
+)
+def test_a_moment_is_told_by_the_users_clock(zone: str, moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setenv("TZ", zone)
         time.tzset()
-        assert commands.last_used("2026-11-23T22:30:00.123456Z") == day
+        assert render.local_time("2026-11-23T22:30:00.123456Z") == moment
     time.tzset()
-    assert commands.last_used(None) == "never"
+    assert render.local_time("+999999-01-01T00:00:00Z") == "+999999-01-01T00"
 
 
 def test_kept_facts_are_what_was_read(model: InstalledModel) -> None:

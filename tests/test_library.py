@@ -470,4 +470,34 @@ def test_meaning_keeps_the_longest_known_name() -> None:
     assert (wanted.selector, wanted.revision) == ("q8_0", "main")
     assert wanted.known is not None
     assert library.meaning("gemma3:12b").selector is None
+    assert library.meaning("qwen3-4b@main:q8_0").selector == "q8_0"
     assert naming.parse("gemma3:12b").selector == "12b"
+
+
+@pytest.mark.parametrize(
+    ("text", "model", "selector"),
+    [
+        ("llama3.2:1b-instruct-q4_K_M", "llama-3.2-1b", "q4_K_M"),
+        ("qwen3:4b-q8_0", "qwen3-4b", "q8_0"),
+        ("qwen3:4b-instruct-2507-q4_K_M", "qwen3-4b-2507", "q4_K_M"),
+        ("qwen3:4b-thinking-2507-fp16", "qwen3-4b-thinking-2507", "fp16"),
+        ("gemma3:12b-it-qat", "gemma-3-12b", None),
+        ("llama3.1:8b-instruct", "llama-3.1-8b", None),
+        ("llama3.2:q8_0", "llama-3.2-3b", "q8_0"),
+        ("qwen3-4b:8b-q4.gguf", "qwen3-4b", "8b-q4.gguf"),
+    ],
+)
+def test_ollamas_tags_are_understood(text: str, model: str, selector: str | None) -> None:
+    wanted = library.meaning(text)
+    assert (wanted.model, wanted.selector) == (model, selector)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["llama3.2:7b", "qwen3:1.5b-q4_K_M", "llama3.2:7b:q8_0", "llama3.1:8b-base", "qwen3:30b-a3b-thinking-2507-q4_K_M"],
+)
+def test_another_size_or_kind_is_not_taken_for_the_usual_one(text: str) -> None:
+    assert library.meaning(text).known is None
+    with pytest.raises(NotFound, match="there is no model") as told:
+        pulling.plan_pull(text, machine())
+    assert "did you mean" in told.value.hint

@@ -18,6 +18,7 @@ from real_model import model_file, plan
 
 from localai import aliases, library, loading, render
 from localai.commands.answer import write_answer
+from localai.commands.run import hint_at_model
 from localai.domain.generation import Event, GenerationRequest, ThinkingText
 from localai.errors import EngineError
 from localai.interrupt import Interrupts
@@ -126,6 +127,14 @@ def test_ollamas_habit_gets_a_hint(cli: Cli, words: tuple[str, ...]) -> None:
     result = cli("run", *words, "--max-tokens", "2")
     assert result.returncode == 0
     assert (f"-m {words[0].split()[0]}" in result.stderr) == (words[0] != "Why:")
+
+
+@pytest.mark.parametrize(("word", "hinted"), [("llama3.2:3b", True), ("mistral", False), ("2b", False)])
+def test_a_model_that_could_be_pulled_gets_the_hint_too(
+    word: str, hinted: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hint_at_model([word, "hi"], None)
+    assert (f"localai pull {word}" in capsys.readouterr().err) == hinted
 
 
 @pytest.mark.parametrize("name", ["nosuch", "nosuch/nosuch", "smollm2-135m:q9_9", "./nosuch.gguf", "ünïcødé", ""])

@@ -74,7 +74,7 @@ def test_a_question_survives_kill_9_while_it_is_answered(isolated: Path) -> None
     asked = [each.content for each in sessions.messages(sessions.find("last"))]
     assert (len(asked), asked[2]) == (3, "Write a very long story about a river.")
     again = Terminal("chat", "--resume", "last", *CHAT[2:])
-    again.process.expect_exact("1 turns")
+    again.process.expect_exact("1 turn")
     again.process.expect_exact("before this was answered")
     again.ready()
     again.say("Name a river.")

@@ -121,6 +121,24 @@ def test_config_commands(cli: Cli) -> None:
     assert cli("config", "get", "threads").returncode == 3
 
 
+def test_a_value_may_look_like_an_option(cli: Cli) -> None:
+    assert cli("config", "set", "keep_alive", "-1").returncode == 0
+    assert cli("config", "get", "keep_alive").stdout == "-1\n"
+    assert cli("config", "set", "temperature", "-1").returncode == 2
+
+
+def test_what_is_told_of_bad_values_mends_them(cli: Cli) -> None:
+    path = Path(cli("config", "path").stdout.strip())
+    path.parent.mkdir(parents=True)
+    path.write_text('threads = "many"\ntop_p = 7\n')
+    for name in ("threads", "top_p"):
+        result = cli("config", "list")
+        assert result.returncode == 2
+        assert f"hint: localai config unset {name}" in result.stderr
+        assert cli("config", "unset", name).returncode == 0
+    assert cli("config", "list").returncode == 0
+
+
 def test_a_broken_config_file_is_named_and_can_be_found(cli: Cli) -> None:
     path = Path(cli("config", "path").stdout.strip())
     path.parent.mkdir(parents=True)

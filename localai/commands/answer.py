@@ -74,18 +74,18 @@ def cut_note(end: AnswerEnd, loaded: Loaded) -> str:
         more = f"the context of {context:,} tokens is full: {flag}"
     if end.thinking and not end.text:
         return f"warning: no answer, its {tokens:,} tokens of thoughts are cut off; {more}, --no-think asks for none"
-    return f"warning: the answer is cut off after {tokens:,} tokens; {more}"
+    return f"warning: the answer is cut off after {render.count(tokens, 'token')}; {more}"
 
 
 def stats_line(end: AnswerEnd) -> str:
     """Tokens and speeds of one answer, in one line."""
     usage, timings = end.usage, end.timings
     parts = [
-        f"{usage.prompt_tokens} prompt tokens"
-        + (f" ({usage.cached_tokens} cached)" if usage.cached_tokens else "")
+        render.count(usage.prompt_tokens, "prompt token")
+        + (f" ({usage.cached_tokens:,} cached)" if usage.cached_tokens else "")
         + (f" at {timings.prompt_tps:.1f}/s" if timings.prompt_tps else ""),
-        f"{usage.completion_tokens} answer tokens"
-        + (f" ({usage.guessed_tokens} guessed ahead)" if usage.guessed_tokens else "")
+        render.count(usage.completion_tokens, "answer token")
+        + (f" ({usage.guessed_tokens:,} guessed ahead)" if usage.guessed_tokens else "")
         + (f" at {timings.decode_tps:.1f}/s" if timings.decode_tps else ""),
         f"first token after {timings.first_token_ms:.0f} ms" if timings.first_token_ms is not None else "no token",
         f"loaded in {timings.load_ms:.0f} ms",

@@ -36,10 +36,10 @@ def bench(
     gpu_layers: GpuLayersOption = None,
     threads: ThreadsOption = None,
     kv_type: KvTypeOption = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Rows of --history to show.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, help="Rows of --history to show.")] = 20,
     as_json: JsonFlag = False,
 ) -> None:
-    """Measure how fast a model is here and keep it, so that later predictions are calibrated."""
+    """Measure how fast a model is here, and keep it. Later predictions are calibrated by it."""
     if calibrate + tune + history > 1:
         raise UsageError("--calibrate, --tune and --history are three things", "give one of them")
     if calibrate and model:

@@ -88,7 +88,7 @@ def chat(
         bool, typer.Option("--plain", help="Whole lines, no colour, nothing written over: for screen readers.")
     ] = False,
 ) -> None:
-    """Talk with a model: /help lists what can be typed; without a terminal it answers stdin once, like run."""
+    """Talk with a model. /help lists what can be typed; without a terminal it answers stdin once, like run."""
     if model and model_option and model != model_option:
         raise UsageError(f"two models are named: {model} and {model_option}", "name one")
     name = model or model_option

@@ -12,7 +12,7 @@ from localai.errors import NotFound
 
 app = typer.Typer(help="Show and change the settings.", rich_markup_mode=None)
 
-Name = Annotated[str, typer.Argument(help="the setting", autocompletion=complete_setting)]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="the setting", autocompletion=complete_setting)]
 
 
 def text_of(value: object) -> str:
@@ -53,8 +53,8 @@ def get(name: Name, as_json: JsonFlag = False) -> None:
         render.out(text_of(found.value))
 
 
-@app.command(name="set")
-def set_setting(name: Name, value: Annotated[str, typer.Argument(help="its new value")]) -> None:
+@app.command(name="set", context_settings={"ignore_unknown_options": True})  # -1 is a value, too
+def set_setting(name: Name, value: Annotated[str, typer.Argument(metavar="VALUE", help="its new value")]) -> None:
     """Keep a setting in the config file."""
     path = settings.store(name, value)
     render.note(f"kept in {path}")

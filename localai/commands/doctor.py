@@ -22,7 +22,7 @@ def doctor(
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Say what is wrong with this machine and installation, and what mends it."""
+    """Say what is wrong here, and the command that mends it."""
     status = render.Status()
     found = []
     for finding in examine(verify, lambda done: status.show(f"Hashing models: {render.size(done)}")):
@@ -33,8 +33,7 @@ def doctor(
     if as_json:
         render.json_object({"ok": healthy(found), "checks": [schema.finding(each) for each in found]})
     elif not healthy(found):
-        count = sum(each.status is Status.FAULT for each in found)
-        render.out(f"{count} fault{'s' if count > 1 else ''} to mend")
+        render.out(f"{render.count(sum(each.status is Status.FAULT for each in found), 'fault')} to mend")
     if not healthy(found):
         raise typer.Exit(ExitCode.FAILURE)
 

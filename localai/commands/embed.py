@@ -53,7 +53,7 @@ def embed(
         str, typer.Option("--on-overflow", metavar="WHAT", help="A text too long: error (exit 7) or truncate.")
     ] = "error",
 ) -> None:
-    """Turn texts into vectors with an embedding model: a JSON line each, in the order of the input."""
+    """Turn texts into vectors, with an embedding model. A JSON line each, in the order of the input."""
     options.check_choice("--input", input_form, INPUTS)
     options.check_choice("--on-overflow", on_overflow, ON_OVERFLOW)
     from localai import embeddings
@@ -76,7 +76,7 @@ def embed(
             while group := awaited(groups, interrupts):
                 write(embedder, found.name, group, prefix, normalize, on_overflow == "truncate", interrupts)
                 done += len(group)
-                status.show(f"{done} texts")
+                status.show(render.count(done, "text"))
         finally:
             status.clear()
             embedder.close()

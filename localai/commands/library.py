@@ -33,7 +33,7 @@ def verify(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Hash installed models again; exit 1 if any byte is not the one that was downloaded."""
+    """Hash installed models again. Exit 1 if any byte is not the one that was downloaded."""
     from localai import verifying
 
     unreadable: list[str] = []
@@ -64,7 +64,7 @@ def verify(
             "localai doctor says how to remove them; then pull or import their models again",
         )
     if wrong:
-        raise CheckFailed(f"{len(wrong)} of {len(checks)} models are damaged", str(wrong[0].remedy))
+        raise CheckFailed(f"{len(wrong)} of {render.count(len(checks), 'model')} damaged", str(wrong[0].remedy))
 
 
 def show_check(check: ModelCheck) -> None:
@@ -78,7 +78,7 @@ def show_check(check: ModelCheck) -> None:
 
 
 def prune(dry_run: DryRunFlag = False, yes: YesFlag = False, as_json: JsonFlag = False) -> None:
-    """Remove unfinished downloads, unused revisions and other leftovers of localai's own."""
+    """Remove unfinished downloads and other leftovers. Unused revisions, too, and only what is localai's own."""
     from localai import pruning
 
     faults: list[str] = []
@@ -131,7 +131,7 @@ def import_models(
     dry_run: DryRunFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Take in models that are on this disk already, every byte hashed; nothing is moved, by default nothing copied."""
+    """Take in models that are on this disk already. Every byte is hashed; nothing is moved, nor copied unless asked."""
     from localai import discovering, portable
     from localai.copies import How
 
@@ -246,7 +246,7 @@ def alias(
     remove: Annotated[bool, typer.Option("--rm", help="Forget the alias.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Give a model a name of your own; without arguments, list those there are."""
+    """Give a model a name of your own. Without arguments, list those there are."""
     from localai import aliases, library
 
     if remove:
@@ -281,7 +281,7 @@ def export_manifest(
     ] = None,
     _as_json: JsonFlag = False,  # it is JSON without the flag, too
 ) -> None:
-    """Write a manifest to stdout that pins models by commit and SHA-256, for `localai pull --manifest`."""
+    """Write a manifest that pins models by their hashes. On stdout, for `localai pull --manifest`."""
     from localai import manifests
 
     pinned, without = manifests.pins(models or [])

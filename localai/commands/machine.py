@@ -28,7 +28,7 @@ def hardware(
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show what this machine has, and what the installed engine can use of it."""
+    """Show what this machine has, and what the engine uses."""
     if list_machines:
         show_machines(as_json)
         return
@@ -123,27 +123,35 @@ def show_machines(as_json: bool) -> None:
 
 
 def recommend(
-    task: Annotated[str | None, typer.Option("--task", help="What it is for: chat, code, translation, ...")] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", metavar="TASK", help="What it is for: chat, code, translation, ...")
+    ] = None,
     context: Annotated[
-        int | None, typer.Option("--context", "-c", min=256, help="Tokens of context it must hold.")
+        int | None, typer.Option("--context", "-c", metavar="TOKENS", min=256, help="Tokens of context it must hold.")
     ] = None,
     min_speed: Annotated[
-        float | None, typer.Option("--min-speed", min=0, help="Tokens per second it must at least reach.")
+        float | None, typer.Option("--min-speed", metavar="N", min=0, help="Tokens per second it must at least reach.")
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Rows to show.")] = 10,
-    language: Annotated[str | None, typer.Option("--language", help="Prefer models that speak it: en, fr, ...")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, help="Rows to show.")] = 10,
+    language: Annotated[
+        str | None, typer.Option("--language", metavar="LANGUAGE", help="Prefer models that speak it: en, fr, ...")
+    ] = None,
     machine_name: Annotated[
         str | None,
         typer.Option(
-            "--machine", help="For another machine: a name of hardware --machines, or a file of hardware --json."
+            "--machine",
+            metavar="NAME|FILE",
+            help="For another machine: a name of hardware --machines, or a file of hardware --json.",
         ),
     ] = None,
-    ram: Annotated[float | None, typer.Option("--ram", help="For another machine: its RAM in GiB, in total.")] = None,
+    ram: Annotated[
+        float | None, typer.Option("--ram", metavar="GIB", help="For another machine: its RAM, in total.")
+    ] = None,
     vram: Annotated[
-        float | None, typer.Option("--vram", help="For another machine: its VRAM in GiB, in total.")
+        float | None, typer.Option("--vram", metavar="GIB", help="For another machine: its VRAM, in total.")
     ] = None,
     bandwidth: Annotated[
-        float | None, typer.Option("--bandwidth", help="For another machine: its memory bandwidth in GB/s.")
+        float | None, typer.Option("--bandwidth", metavar="GB/S", help="For another machine: its memory bandwidth.")
     ] = None,
     allow_low_bit: Annotated[
         bool, typer.Option("--allow-low-bit", help="Also quantizations under 4 bits, which hallucinate more.")
@@ -151,7 +159,7 @@ def recommend(
     explain: Annotated[bool, typer.Option("--explain", help="Say why each row stands where it does.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Rank the models that run well here (or on another machine) with their memory and speed."""
+    """Rank the models that run well here, or elsewhere. With memory and speed, before any download."""
     from localai import catalog, library, recommend
 
     if min_speed is not None and not math.isfinite(min_speed):

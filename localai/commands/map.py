@@ -82,11 +82,14 @@ SchemaOption = Annotated[
     typer.Option("--json-schema", metavar="FILE", help="Each answer is JSON of this schema, or its record fails."),
 ]
 SeedOption = Annotated[
-    int, typer.Option("--seed", min=0, max=2**32 - 2, help="With --parallel 1 the same seed gives the same output.")
+    int,
+    typer.Option(
+        "--seed", metavar="N", min=0, max=2**32 - 2, help="With --parallel 1 the same seed gives the same output."
+    ),
 ]
 MaxTokensOption = Annotated[
     int | None,
-    typer.Option("--max-tokens", min=1, help=f"The longest answer, in tokens; default: {LONGEST_ANSWER}."),
+    typer.Option("--max-tokens", metavar="N", min=1, help=f"The longest answer, in tokens; default: {LONGEST_ANSWER}."),
 ]
 
 
@@ -119,7 +122,7 @@ def map_records(
     kv_type: KvTypeOption = None,
     rpc: RpcOption = None,
 ) -> None:
-    """Answer for each line, JSON record or file, many at once: a JSON line each, in the order of the input."""
+    """Answer for each line, record or file, many at once. A JSON line each, in the order of the input."""
     from localai import record_input, record_output
 
     options.check_choice("--input", form, record_input.FORMS)
@@ -183,7 +186,7 @@ def go_through(
     )
     done, failed = out.skip_done(records, job) if out is not None else (0, 0)
     if done:
-        render.note(f"{done:,} records are answered already")
+        render.note(f"answered already: {render.count(done, 'record')}")
     following = next(records, None)
     if following is not None:
         with Interrupts() as interrupts:
@@ -206,7 +209,9 @@ def go_through(
     if not done:
         raise UsageError("there are no records", "the input is empty")
     if failed:
-        raise LocalaiError(f"{failed:,} of {done:,} records failed", "each of them has an error that says why")
+        raise LocalaiError(
+            f"{failed:,} of {render.count(done, 'record')} failed", "each of them has an error that says why"
+        )
 
 
 def write(
@@ -234,8 +239,7 @@ def write(
     finally:
         progress.end()
     if cut:
-        were = "answer was" if cut == 1 else "answers were"
-        render.note(f"{cut:,} {were} cut at the limit of tokens: allow more with --max-tokens")
+        render.note(f"{render.count(cut, 'answer')} cut at the limit of tokens: allow more with --max-tokens")
     return done, failed
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,7 +22,7 @@ InstalledName = Annotated[
 
 
 def list_models(as_json: JsonFlag = False) -> None:
-    """List the models on this disk and how each would run here; only verified ones are listed."""
+    """List the models on this disk, and how each would run. Only verified ones are listed."""
     from localai import hardware, inventory, library
 
     damaged: list[str] = []
@@ -64,19 +63,9 @@ def row(entry: Entry) -> tuple[str, ...]:
         params(entry.params_b),
         render.size(model.size_bytes),
         model.source,
-        last_used(model.last_used_at),
+        "never" if model.last_used_at is None else render.local_time(model.last_used_at)[:10],
         "?" if entry.plan is None else str(entry.plan.placement) if entry.plan.fits else "no",
     )
-
-
-def last_used(at: str | None) -> str:
-    """The day of a moment in ISO 8601, where the user is; `--json` keeps the moment in UTC."""
-    if at is None:
-        return "never"
-    try:
-        return datetime.fromisoformat(at).astimezone().strftime("%Y-%m-%d")
-    except (ValueError, OverflowError, OSError):  # a clock that is far off
-        return at[:10]
 
 
 def params(billions: float | None) -> str:
@@ -87,7 +76,7 @@ def params(billions: float | None) -> str:
 
 
 def remove(model: InstalledName, yes: YesFlag = False, as_json: JsonFlag = False) -> None:
-    """Remove a model from this disk; files that were only imported stay where they are."""
+    """Remove a model from this disk. Files that were only imported stay where they are."""
     from localai import library, removing
 
     found = library.to_remove(model)
@@ -110,7 +99,7 @@ def remove(model: InstalledName, yes: YesFlag = False, as_json: JsonFlag = False
 def show(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=sentence(MODEL_HELP), autocompletion=complete_known)],
     context: Annotated[
-        int | None, typer.Option("--context", "-c", min=1, help="Tokens of context to plan for.")
+        int | None, typer.Option("--context", "-c", metavar="TOKENS", min=1, help="Tokens of context to plan for.")
     ] = None,
     kv_type: Annotated[
         str | None, typer.Option("--kv-type", metavar="TYPE", help="Type of the KV cache to plan with, such as q8_0.")
@@ -118,7 +107,7 @@ def show(
     check: Annotated[bool, typer.Option("--check", help="Exit 4 where it does not fit here.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show a model's card: what it is, what it takes, and how it would run here. Of the Hub, only headers are read."""
+    """Show what a model is and takes, and how it would run. Of the Hub, only headers are read."""
     from localai import cards, estimate
 
     if kv_type is not None and kv_type not in estimate.KV_TYPES:

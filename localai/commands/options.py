@@ -67,24 +67,31 @@ YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="Take every question 
 
 SystemOption = Annotated[str | None, typer.Option("--system", "-s", metavar="TEXT", help="The system text.")]
 TemperatureOption = Annotated[
-    float | None, typer.Option("--temperature", min=0, max=10, help="0 is greedy; higher is more varied.")
+    float | None, typer.Option("--temperature", metavar="T", min=0, max=10, help="0 is greedy; higher is more varied.")
 ]
-TopKOption = Annotated[int | None, typer.Option("--top-k", min=0, help="Draw from the k likeliest tokens; 0 is all.")]
+TopKOption = Annotated[
+    int | None, typer.Option("--top-k", metavar="K", min=0, help="Draw from the k likeliest tokens; 0 is all.")
+]
 TopPOption = Annotated[
-    float | None, typer.Option("--top-p", min=0, max=1, help="Draw from the likeliest tokens that add up to p.")
+    float | None,
+    typer.Option("--top-p", metavar="P", min=0, max=1, help="Draw from the likeliest tokens that add up to p."),
 ]
 MinPOption = Annotated[
-    float | None, typer.Option("--min-p", min=0, max=1, help="Drop tokens under this share of the likeliest.")
+    float | None,
+    typer.Option("--min-p", metavar="P", min=0, max=1, help="Drop tokens under this share of the likeliest."),
 ]
 RepeatPenaltyOption = Annotated[
-    float | None, typer.Option("--repeat-penalty", min=0.01, max=10, help="1 is none; higher repeats less.")
+    float | None,
+    typer.Option("--repeat-penalty", metavar="X", min=0.01, max=10, help="1 is none; higher repeats less."),
 ]
 SeedOption = Annotated[
-    int | None, typer.Option("--seed", min=0, max=2**32 - 2, help="The same seed draws the same answer.")
+    int | None, typer.Option("--seed", metavar="N", min=0, max=2**32 - 2, help="The same seed draws the same answer.")
 ]
 MaxTokensOption = Annotated[
     int | None,
-    typer.Option("--max-tokens", min=1, help="The longest answer, in tokens; default: what the context holds."),
+    typer.Option(
+        "--max-tokens", metavar="N", min=1, help="The longest answer, in tokens; default: what the context holds."
+    ),
 ]
 StopOption = Annotated[
     list[str] | None, typer.Option("--stop", metavar="TEXT", help="End an answer before this text; repeatable.")
@@ -97,9 +104,11 @@ ContextOption = Annotated[
     typer.Option("--context", "-c", min=1, metavar="TOKENS", help="Tokens of context instead of the plan's."),
 ]
 GpuLayersOption = Annotated[
-    int | None, typer.Option("--gpu-layers", min=0, help="Layers to put on the GPU instead of the plan's.")
+    int | None, typer.Option("--gpu-layers", metavar="N", min=0, help="Layers to put on the GPU instead of the plan's.")
 ]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", "-t", min=1, help="CPU threads instead of the plan's.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", "-t", metavar="N", min=1, help="CPU threads instead of the plan's.")
+]
 KvTypeOption = Annotated[
     str | None, typer.Option("--kv-type", metavar="TYPE", help="Type of the KV cache: f16 (default), q8_0, q4_0, ...")
 ]

@@ -90,7 +90,7 @@ def new(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make a preset of your own: a file to fill in, or a copy of another one."""
+    """Make a preset of your own. A file to fill in, or a copy of another one."""
     path = presets.create(name, presets.source_text(copy_of) if copy_of else presets.STARTER)
     if as_json:
         render.json_object({"name": name, "path": str(path)})
@@ -101,7 +101,7 @@ def new(
 
 @app.command()
 def edit(name: Name) -> None:
-    """Open a preset in $VISUAL or $EDITOR; of a built-in one a copy of your own is made."""
+    """Open a preset in $VISUAL or $EDITOR. Of a built-in one a copy of your own is made."""
     command = editor_command()
     if not (render.is_terminal(sys.stdin) and render.is_terminal(sys.stdout)):
         raise UsageError("cannot open an editor: there is no terminal", f"localai presets show {name}")

@@ -50,7 +50,7 @@ def pull(
     yes: YesFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Download models and verify every byte; goes on where an earlier pull was cut off."""
+    """Download models, and verify every byte. Goes on where an earlier pull was cut off."""
     if not models and not update and manifest is None:
         raise UsageError("pull needs the name of a model", "localai recommend lists what fits here")
     if update and (manifest is not None or to is not None):
@@ -133,7 +133,9 @@ class Session:
                         packed.append(packing.pack(plan, folder, progress, on_retry=render.note))
                 path = packing.describe(folder, packed) if packed else None
         if packed:
-            render.note(f"{path} names {len(packed)} models; on the other machine: localai import {folder}")
+            render.note(
+                f"{path} names {render.count(len(packed), 'model')}; on the other machine: localai import {folder}"
+            )
         return {"folder": str(folder), "models": manifests.as_json(packed)["models"]}
 
     def agreed(self, wanted: Iterable[Wanted], elsewhere: bool = False) -> list[tuple[str, PullPlan]]:

@@ -87,7 +87,7 @@ def run(
     output: OutputOption = "text",
     stats: StatsFlag = False,
 ) -> None:
-    """Answer once: the prompt from the arguments, from stdin, or both; the answer alone on stdout."""
+    """Answer one prompt, for pipelines. It is the arguments, stdin, or both; the answer is alone on stdout."""
     options.check_choice("--output", output, OUTPUTS)
     options.check_choice("--on-overflow", on_overflow, ON_OVERFLOW)
     taken = STDIN in (*(file or ()), *(image or ()))
@@ -189,8 +189,12 @@ def hint_at_model(words: list[str], model: str | None) -> None:
     first = " ".join(words[:1]).split()[:1]
     if model is not None or not first:
         return
+    name = first[0]
     with contextlib.suppress(LocalaiError):  # it need not be a name
-        if library.named(first[0], library.installed()):
-            render.note(
-                f"hint: {first[0]!r} is taken as part of the prompt; to use that model: localai run -m {first[0]} ..."
-            )
+        if library.named(name, library.installed()):
+            how = f"localai run -m {name} ..."
+        elif not name.isalpha() and library.meaning(name).known:  # "mistral" is a word, "llama3.2:3b" is none
+            how = f"localai pull {name}, then localai run -m {name} ..."
+        else:
+            return
+        render.note(f"hint: {name!r} is taken as part of the prompt; to use that model: {how}")

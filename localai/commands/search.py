@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 def search(
     query: Annotated[list[str], typer.Argument(metavar="QUERY", help="What to look for: a name, or parts of it.")],
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=50, help="Repositories to show.")] = 5,
+    limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, max=50, help="Repositories to show.")] = 5,
     as_json: JsonFlag = False,
 ) -> None:
-    """Search the Hub for GGUF models, each with its size, memory and speed here. Of files, only a beginning is read."""
+    """Search the Hub for GGUF models, with their speed here. And size and memory; of files only a beginning is read."""
     from localai import hardware, searching
 
     words = " ".join(query)

@@ -31,7 +31,8 @@ def serve(
     model: ModelOption = None,
     host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
     port: Annotated[
-        int | None, typer.Option("--port", min=0, max=65535, help=f"Default: {DEFAULT_PORT}; 0 takes a free one.")
+        int | None,
+        typer.Option("--port", metavar="PORT", min=0, max=65535, help=f"Default: {DEFAULT_PORT}; 0 takes a free one."),
     ] = None,
     keep_alive: Annotated[
         str | None,
@@ -40,7 +41,8 @@ def serve(
         ),
     ] = None,
     parallel: Annotated[
-        int | None, typer.Option("--parallel", min=1, max=64, help="Answers at once, instead of the plan's.")
+        int | None,
+        typer.Option("--parallel", metavar="N", min=1, max=64, help="Answers at once, instead of the plan's."),
     ] = None,
     context: ContextOption = None,
     gpu_layers: GpuLayersOption = None,
@@ -61,7 +63,7 @@ def serve(
     leave_when_idle: Annotated[bool, typer.Option("--leave-when-idle", hidden=True)] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Answer over HTTP on this machine, in the forms of OpenAI and Ollama, and keep models warm for the shell."""
+    """Answer over HTTP, as OpenAI and Ollama do. On this machine; it keeps models warm for the shell, too."""
     if background:
         start_in_background(as_json)
         return
@@ -177,7 +179,7 @@ def ps(as_json: JsonFlag = False) -> None:
 
 
 def stop(model: ModelArgument = None, as_json: JsonFlag = False) -> None:
-    """Let go of one model of the running server; without MODEL, end the server."""
+    """End the running server, or let go of one model."""
     told = warm.ask({"do": "stop", "model": model}, 60.0)
     if told is None:
         raise NotFound("no server is running", "localai serve --background starts one")

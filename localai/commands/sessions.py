@@ -45,7 +45,9 @@ def list_sessions(as_json: JsonFlag = False) -> None:
     if not found:
         render.note("no conversations are kept; localai chat keeps them, without --private")
         return
-    rows = [(str(each.id), each.updated_at[:16], str(each.turns), each.model, each.title) for each in found]
+    rows = [
+        (str(each.id), render.local_time(each.updated_at), str(each.turns), each.model, each.title) for each in found
+    ]
     render.out(render.columns(("ID", "LAST USED", "TURNS", "MODEL", "BEGINS WITH"), rows, right=(0, 2), fold=True))
 
 

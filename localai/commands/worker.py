@@ -16,14 +16,16 @@ def worker(
     host: Annotated[
         str, typer.Option("--host", metavar="ADDRESS", help="Where to listen: an IPv4 address of this machine.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", "-p", min=1, max=65535, help="The port to listen at.")] = 50052,
+    port: Annotated[
+        int, typer.Option("--port", "-p", metavar="PORT", min=1, max=65535, help="The port to listen at.")
+    ] = 50052,
     memory: Annotated[
         float | None,
         typer.Option("--memory", metavar="GIB", min=0.1, help="Lend no more than this; default: all free."),
     ] = None,
     threads: ThreadsOption = None,
 ) -> None:
-    """Lend this machine's memory to another one's chat, run, map or serve (--rpc), until Ctrl-C.
+    """Lend this machine's memory to another one (--rpc). For its chat, run, map and serve, until Ctrl-C.
 
     The protocol is llama.cpp's own and has no authentication and no encryption: use it in a private network or through
     an SSH tunnel only.

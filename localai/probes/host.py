@@ -22,8 +22,10 @@ def os_name(source: Source) -> str:
                 version = (source.output("getprop", "ro.build.version.release") or "").strip()
                 return f"Android {version[:40]}".strip()
             release = source.text("/etc/os-release") or source.text("/usr/lib/os-release") or ""
-            if found := re.search(r'^PRETTY_NAME=(["\']?)(.{1,200}?)\1\s*$', release, re.M):
-                return found.group(2)
+            found = re.search(r'^PRETTY_NAME=(["\']?)(.{1,200}?)\1\s*$', release, re.M)
+            name = found.group(2) if found else source.system
+            kernel = source.text("/proc/sys/kernel/osrelease", 256) or ""
+            return f"{name} on WSL" if "microsoft" in kernel.lower() else name
         case "Darwin":
             version = (source.output("sw_vers", "-productVersion") or "").strip()
             return f"macOS {version}".strip()

@@ -33,7 +33,7 @@ from localai.render.streams import (
     use_tolerant_streams,
     width,
 )
-from localai.render.text import cells, columns, duration, facts, memory, safe, size
+from localai.render.text import cells, columns, count, duration, facts, local_time, memory, safe, size
 
 __all__ = [
     "AnswerStream",
@@ -49,6 +49,7 @@ __all__ = [
     "colour_wanted",
     "columns",
     "confirmed",
+    "count",
     "duration",
     "emit",
     "error",
@@ -60,6 +61,7 @@ __all__ = [
     "json_line",
     "json_object",
     "line",
+    "local_time",
     "memory",
     "note",
     "out",

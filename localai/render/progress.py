@@ -8,7 +8,7 @@ from collections import deque
 
 from localai.render.lines import note
 from localai.render.streams import is_terminal, plain, width, write
-from localai.render.text import duration, safe, size
+from localai.render.text import count, duration, safe, size
 
 
 class Status:
@@ -91,7 +91,8 @@ class BatchProgress:
             note(self._text())
 
     def _text(self) -> str:
-        text = f"{self._done:,} records" if self._total is None else f"{self._done:,} of {self._total:,} records"
+        done = f"{self._done:,} of " if self._total is not None else ""
+        text = done + count(self._done if self._total is None else self._total, "record")
         seconds = time.monotonic() - self._started
         if self._done > self._first and seconds > 0.5:
             rate = (self._done - self._first) / seconds
@@ -107,9 +108,10 @@ class BatchProgress:
     def end(self) -> None:
         """Say what was done, and how fast."""
         self._status.clear()
-        seconds, count = time.monotonic() - self._started, self._done - self._first
-        if count:
-            note(f"{self._done:,} records, {count:,} in {duration(seconds)} ({_rate(count / max(seconds, 1e-3))})")
+        seconds, new = time.monotonic() - self._started, self._done - self._first
+        if new:
+            told = count(self._done, "record")
+            note(f"{told}, {new:,} in {duration(seconds)} ({_rate(new / max(seconds, 1e-3))})")
 
 
 def _rate(a_second: float) -> str:

@@ -44,6 +44,21 @@ def memory(number: int | None) -> str:
     return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"
 
 
+def local_time(moment: str) -> str:
+    """A moment in ISO 8601 as the clock of the user says it: `2026-11-24 17:05`; `--json` keeps it in UTC."""
+    from datetime import datetime
+
+    try:
+        return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, OSError):  # a clock that is far off
+        return moment[:16]
+
+
+def count(number: int, thing: str) -> str:
+    """So many things: `1 record`, `2,000 records`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """Seconds in words: `45 s`, `3 min 20 s`, `2 h 5 min`."""
     whole = round(seconds)

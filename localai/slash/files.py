@@ -203,7 +203,7 @@ def load(room: Room, argument: str) -> None:
             raise NotFound(f"cannot read {path}: {getattr(error, 'strerror', error)}", "check the path") from error
         system, said = sessions.from_json(text, str(path))
         room.bring_in(system, said)
-        render.note(f"({len(said) // 2} turns from {path})")
+        render.note(f"({render.count(len(said) // 2, 'turn')} from {path})")
     else:
         room.resume(sessions.find(argument))
 
