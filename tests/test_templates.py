@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from localai.domain.generation import Message
+from localai.domain.generation import Message, Tool, ToolCall
 from localai.engine.templates import ChatTemplate, Renderer, TemplateFailed, merge_system, plain
+from localai.engine.tools import GRANITE, HERMES, LFM, Form
 
 SYSTEM, HELLO = Message("system", "Be brief."), Message("user", "Hello")
 TALK = [SYSTEM, HELLO, Message("assistant", "Hi!"), Message("user", "Bye")]
@@ -125,6 +126,82 @@ def test_tojson_keeps_letters_and_markup_and_loops_can_break(renderer: Renderer)
     source = "{% for m in messages %}{{ m.content|tojson }}{% if loop.index == 1 %}{% break %}{% endif %}{% endfor %}"
     assert rendered(renderer, source, [Message("user", 'é <b> "'), HELLO]) == '"é <b> \\""'
     assert rendered(renderer, "{{ {'b': [1]}|tojson(indent=2) }}Hello", [HELLO]) == '{\n  "b": [\n    1\n  ]\n}Hello'
+
+
+HEAD = "{% for t in tools %}{{ t.function.name }} {% endfor %}{% for m in messages %}"
+FOOT = "{% else %}{{ m.role }}: {{ m.content }}\n{% endif %}{% endfor %}"
+RESULT = "{% elif m.role == 'tool' %}{{ m.name }} {{ m.tool_call_id }} {{ m.content|tojson }}\n"
+EACH = "{% if m.tool_calls %}{% for c in m.tool_calls %}{{ c.id }} {{ c.function|tojson }}\n{% endfor %}"
+ONE = "{% if m.tool_calls %}{{ m.tool_calls[0].function|tojson }}\n"
+STRICT = "{% if m.tool_calls|length > 1 %}{{ raise_exception('one at a time') }}{% endif %}"
+CALLED = [
+    HELLO,
+    Message("assistant", "", (), (ToolCall("sun", '{"x": "é"}'), ToolCall("moon", '{"y": true}'))),
+    Message("tool", '{"t": "ü"}\n', name="moon"),
+    Message("tool", "2"),
+]
+TOOLS = [Tool(name, "", {"type": "object"}) for name in ("sun", "moon")]
+
+
+def test_calls_have_ids_and_their_results_the_same(renderer: Renderer) -> None:
+    made = ChatTemplate(HEAD + EACH + RESULT + FOOT, renderer, tool_form=HERMES).render(CALLED, tools=TOOLS)
+    assert made.text.splitlines() == [
+        "sun moon user: Hello",
+        'call00000 {"name": "sun", "arguments": {"x": "é"}}',
+        'call00001 {"name": "moon", "arguments": {"y": true}}',
+        r'moon call00001 "{\"t\": \"ü\"}\n"',
+        'sun call00000 "2"',
+    ]
+    assert not made.in_words
+
+
+@pytest.mark.parametrize("strict", ["", STRICT])
+def test_where_a_turn_has_room_for_one_call_each_has_its_own(renderer: Renderer, strict: str) -> None:
+    made = ChatTemplate(HEAD + strict + ONE + RESULT + FOOT, renderer, tool_form=HERMES).render(CALLED, tools=TOOLS)
+    assert made.text.splitlines() == [
+        "sun moon user: Hello",
+        '{"name": "sun", "arguments": {"x": "é"}}',
+        'sun call00000 "2"',
+        '{"name": "moon", "arguments": {"y": true}}',
+        r'moon call00001 "{\"t\": \"ü\"}\n"',
+    ]
+    assert not made.in_words
+
+
+@pytest.mark.parametrize(
+    ("form", "calls"),
+    [
+        (LFM, '<|tool_call_start|>[sun(x="é"), moon(y=True)]<|tool_call_end|>'),
+        (
+            GRANITE,
+            '<|tool_call|>[{"name": "sun", "arguments": {"x": "é"}}, {"name": "moon", "arguments": {"y": true}}]',
+        ),
+    ],
+)
+def test_a_template_without_calls_gets_them_in_the_text(renderer: Renderer, form: Form, calls: str) -> None:
+    source = HEAD + "{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    made = ChatTemplate(source, renderer, tool_form=form).render(CALLED, tools=TOOLS)
+    assert f"\nassistant: {calls}\n" in made.text
+    assert not made.in_words
+
+
+def test_a_system_text_that_is_shown_before_a_question_only_goes_into_one(renderer: Renderer) -> None:
+    source = HEAD + "{% if m.role == 'system' %}" + EACH.replace("{% if", "{% elif", 1) + RESULT + FOOT
+    made = ChatTemplate(source, renderer, tool_form=HERMES).render([SYSTEM, *CALLED], tools=TOOLS)
+    assert made.text.startswith("sun moon user: Be brief.\n\nHello\ncall00000")
+    assert not made.in_words
+
+
+@pytest.mark.parametrize(("source", "form"), [(CHATML, HERMES), (GEMMA, HERMES), (HEAD + EACH + RESULT + FOOT, None)])
+def test_tools_that_a_template_leaves_out_or_calls_otherwise_are_told_in_words(
+    renderer: Renderer, source: str, form: Form | None
+) -> None:
+    notices: list[str] = []
+    made = ChatTemplate(source, renderer, tool_form=form, notice=notices.append).render(CALLED, tools=TOOLS)
+    assert made.in_words
+    assert '<tool_call>{"name": "sun", "arguments": {"x": "é"}}</tool_call>' in made.text
+    assert '<tool_response>{"t": "ü"}\n</tool_response>\n<tool_response>2</tool_response>' in made.text
+    assert notices == []
 
 
 def test_content_is_data_and_never_template(renderer: Renderer) -> None:

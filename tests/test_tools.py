@@ -19,6 +19,7 @@ from localai.domain.engine import Delivery
 from localai.domain.generation import AnswerEnd, AnswerText, GenerationRequest, Message, Sampling, Tool, ToolCall
 from localai.engine import library, scheduler, tools
 from localai.engine.notation import literal
+from localai.engine.sampling import Sampler
 from localai.engine.scheduler import Scheduler
 from localai.engine.thinking import splitter
 from localai.engine.tools import FORMS, Form, ToolSplitter
@@ -49,6 +50,16 @@ RECORDED: dict[str, tuple[Form, str]] = {
         tools.ELEMENTS,
         "Let me see.\n<tool_call>\n<function=get_weather>\n<parameter=city>\nParis, <l'été> {1}\n</parameter>\n"
         "<parameter=days>\n3\n</parameter>\n<parameter=metric>\ntrue\n</parameter>\n</function>\n</tool_call>",
+    ),
+    "glm": (
+        tools.KEYED,
+        "Let me see.\n<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Paris, <l'été> {1}</arg_value>\n"
+        "<arg_key>days</arg_key>\n<arg_value>3</arg_value><arg_key>metric</arg_key><arg_value>true</arg_value></tool_call>",
+    ),
+    "minicpm": (
+        tools.NAMED,
+        'Let me see.\n<function name="get_weather"><param name="city"><![CDATA[Paris, <l\'été> {1}]]></param>'
+        '<param name="days">3</param><param name="metric">true</param></function>',
     ),
     "granite": (tools.GRANITE, 'Let me see.<|tool_call|>[{"name": "get_weather", "arguments": @@}]'),
     "phi": (tools.PHI, 'Let me see.<|tool_call|>[{"name": "get_weather", "arguments": @@}]<|/tool_call|>'),
@@ -182,12 +193,17 @@ def answer(engine: Scheduler, request: GenerationRequest) -> tuple[AnswerEnd, li
 def test_every_forms_grammar_makes_calls_that_are_read(
     engine: Scheduler, form: Form, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine._prompts, "tool_form", form)
+    monkeypatch.setattr(tools, "IN_WORDS", form)  # the small model's template knows no tools
     asked = (Message("user", "What will the weather be in Paris for 2 days?"),)
     request = GenerationRequest(asked, Sampling(temperature=0), 160, tools=(WEATHER, CLOCK), tool_choice="get_weather")
     end, heard = answer(engine, request)
-    if form is tools.ELEMENTS:  # text without quotes has no end that the small model would know
-        assert end.text.startswith("<tool_call>\n<function=get_weather>\n<parameter=city>\n")
+    begun = {
+        tools.ELEMENTS: "<tool_call>\n<function=get_weather>\n<parameter=city>\n",
+        tools.KEYED: "<tool_call>get_weather<arg_key>city</arg_key><arg_value>",
+        tools.NAMED: '<function name="get_weather"><param name="city">',
+    }
+    if form in begun and not end.tool_calls:  # text without quotes has no end that the small model would know
+        assert end.text.replace("_key>\n", "_key>").replace("weather\n", "weather").startswith(begun[form])
         return
     assert [call.name for call in end.tool_calls][:1] == ["get_weather"], end.text
     arguments = json.loads(end.tool_calls[0].arguments)
@@ -225,7 +241,7 @@ def test_required_makes_a_call_of_some_tool(engine: Scheduler) -> None:
 
 @pytest.mark.parametrize("form", [tools.HERMES, tools.MISTRAL], ids=["hermes", "mistral"])
 def test_one_call_is_one_call(engine: Scheduler, form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine._prompts, "tool_form", form)
+    monkeypatch.setattr(tools, "IN_WORDS", form)
     asked = (Message("user", "What time is it? Ask twice."),)
     more = GenerationRequest(asked, Sampling(temperature=0), 80, tools=(CLOCK,), tool_choice="required")
     one = replace(more, one_call=True)
@@ -268,8 +284,6 @@ def test_an_automatic_choice_is_held_once_it_begins(engine: Scheduler) -> None:
     vocabulary: Vocabulary = engine._prompts.vocabulary
     trigger = vocabulary.single("<|im_start|>")
     assert trigger is not None
-    from localai.engine.sampling import Sampler
-
     text = tools.grammar(
         Form("<|im_start|>", "", *[getattr(tools.GRANITE, n) for n in ("read", "one")]), [CLOCK], "clock"
     )
@@ -281,6 +295,41 @@ def test_an_automatic_choice_is_held_once_it_begins(engine: Scheduler) -> None:
         api.llama_sampler_accept(constraint._grammar, trigger)
         assert not constraint._takes(hello)
         assert constraint._takes(quote)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.one.__name__ + form.opening)
+def test_with_a_schema_an_answer_is_a_call_or_of_that_schema(
+    engine: Scheduler, form: Form, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tools, "IN_WORDS", form)
+    schema = answer_schema.from_text('{"type": "object", "properties": {"a\\"b": {"type": "integer"}}}', "s.json")
+    asked = (Message("user", "Hi"),)
+    request = GenerationRequest(asked, Sampling(temperature=0), 60, grammar=schema.grammar, tools=(WEATHER, CLOCK))
+    prompt = engine._prompts.requested(request)
+    grammar, trigger = engine._prompts.grammar(request, prompt)
+    assert trigger is None
+    vocabulary, api = engine._prompts.vocabulary, library.api()
+    begun = form.opening if form.opening and not form.bare else '{"name":"clock","parameters":{}}'
+    for text in ('{"a\\"b":1}', '{"a\\"b": 1 }', begun):
+        with Sampler(api, vocabulary.pointer, request.sampling, [], grammar, trigger) as sampler:
+            for token in vocabulary.tokenize(text, parse_special=False):
+                assert sampler._constraint is not None
+                assert sampler._constraint._takes(token), text
+                api.llama_sampler_accept(sampler._constraint._grammar, token)
+    with Sampler(api, vocabulary.pointer, request.sampling, [], grammar, trigger) as sampler:
+        assert sampler._constraint is not None
+        assert not sampler._constraint._takes(vocabulary.tokenize("Hello")[0])
+    end, _ = answer(engine, request)
+    assert end.tool_calls or end.finish_reason == "length" or json.loads(end.text).keys() <= {'a"b'}
+
+
+def test_logprobs_are_of_the_answers_own_tokens(engine: Scheduler) -> None:
+    """A stop text holds back what may begin it; the token that ends the answer is none of it."""
+    asked = (Message("user", "Name the capital of France."),)
+    end, heard = answer(engine, GenerationRequest(asked, Sampling(temperature=0), 30, stop=(".!",), logprobs=0))
+    told = [each.token for event in heard if isinstance(event, AnswerText) for each in event.logprobs]
+    assert (b"".join(told).decode(), end.finish_reason) == (end.text, "stop")
+    assert end.text.endswith(".")
 
 
 def test_logprobs_and_raw_prompts(engine: Scheduler) -> None:

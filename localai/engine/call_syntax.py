@@ -43,6 +43,28 @@ def tagged(body: str, tools: Sequence[Tool]) -> list[ToolCall] | None:
     return [_call(name, arguments)]
 
 
+def keyed(body: str, tools: Sequence[Tool]) -> list[ToolCall] | None:
+    """`NAME<arg_key>key</arg_key><arg_value>value</arg_value>…` of GLM; or JSON."""
+    name = body[:LONGEST].partition("<arg_key>")[0].strip()
+    if name not in {tool.name for tool in tools}:
+        return json_calls(body, tools)
+    types = _properties(tools, name)
+    pair = r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>"
+    found = [(key.strip(), text) for key, text in re.findall(pair, body[:LONGEST], re.DOTALL)]
+    return [_call(name, {key: text if _is_text(types.get(key)) else json_or_text(text) for key, text in found})]
+
+
+def named(body: str, tools: Sequence[Tool]) -> list[ToolCall] | None:
+    """`"NAME"><param name="KEY">value</param>…` of MiniCPM, what is no plain text in CDATA."""
+    if (found := re.match(r'"([^"<>\n]{1,200})">', body)) is None:
+        return None
+    types, arguments = _properties(tools, found[1]), dict[str, Any]()
+    for key, text in re.findall(r'<param name="([^"<>\n]{1,200})">(.*?)</param>', body[:LONGEST], re.DOTALL):
+        value = text.removeprefix("<![CDATA[").removesuffix("]]>")
+        arguments[key] = value if _is_text(types.get(key)) else json_or_text(value)
+    return [_call(found[1], arguments)]
+
+
 def json_calls(body: str, tools: Sequence[Tool]) -> list[ToolCall] | None:
     """One call as JSON, or a list of them, or several with semicolons between."""
     text = body.strip()[:LONGEST]
@@ -218,12 +240,26 @@ def harmony_call(tool: Tool, rule: str, expression: Expression) -> str:
 
 
 def element_call(tool: Tool, rule: str, expression: Expression) -> str:
-    def pair(key: str, schema: Any) -> str:
-        value = "element-text" if _is_text(schema) and "enum" not in schema else _plain(schema, expression)
-        return f"{literal(f'<parameter={key}>')} {_NEWLINE} {value} {literal(chr(10) + '</parameter>' + chr(10))}"
+    def before(key: str) -> str:
+        return f"{literal(f'<parameter={key}>')} {_NEWLINE}"
 
-    pairs = _pairs(tool, pair)
-    return f"{literal(f'<function={tool.name}>' + chr(10))} {pairs} {literal('</function>')}"
+    members = _marked(tool, expression, before, "\n</parameter>\n")
+    return f"{literal(f'<function={tool.name}>' + chr(10))} {members} {literal('</function>')}"
+
+
+def keyed_call(tool: Tool, rule: str, expression: Expression) -> str:
+    def before(key: str) -> str:
+        return f"{_NEWLINE}? {literal(f'<arg_key>{key}</arg_key>')} {_NEWLINE}? {literal('<arg_value>')}"
+
+    return f"{literal(tool.name)} {_marked(tool, expression, before, '</arg_value>')}"
+
+
+def named_call(tool: Tool, rule: str, expression: Expression) -> str:
+    def before(key: str) -> str:
+        return literal(f'<param name="{key}">')
+
+    start = literal(f'"{tool.name}">')
+    return f"{start} {_marked(tool, expression, before, '</param>')}"
 
 
 def pythonic_call(tool: Tool, rule: str, expression: Expression) -> str:
@@ -249,6 +285,16 @@ def gemma_call(tool: Tool, rule: str, expression: Expression) -> str:
 
 
 _NEWLINE = literal("\n")
+
+
+def _marked(tool: Tool, expression: Expression, before: Callable[[str], str], after: str) -> str:
+    """The members between marks, what is a text without quotes."""
+
+    def pair(key: str, schema: Any) -> str:
+        value = "element-text" if _is_text(schema) and "enum" not in schema else _plain(schema, expression)
+        return f"{before(key)} {value} {literal(after)}"
+
+    return _pairs(tool, pair)
 
 
 def _plain(schema: Any, expression: Expression) -> str:

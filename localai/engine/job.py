@@ -12,8 +12,6 @@ from localai.domain.generation import GenerationRequest, PromptProgress, TokenLo
 from localai.engine.answer import Answer
 from localai.engine.prompts import Prompt, Prompts
 from localai.engine.sampling import NOTHING, Sampler
-from localai.engine.thinking import after_thoughts
-from localai.engine.tools import HARMONY
 from localai.errors import LocalaiError
 
 
@@ -26,7 +24,7 @@ class Job:
         prompt: Prompt,
         capacity: int,
         deliver: Callable[[Delivery], None],
-        tool_grammar: tuple[str | None, int | None],
+        grammar: tuple[str | None, int | None],
     ) -> None:
         self.prompt = prompt
         self.cancelled = False
@@ -36,7 +34,7 @@ class Job:
         self.ended = False
         self._request = request
         self._deliver = deliver
-        self._tool_grammar = tool_grammar
+        self._grammar = grammar
         self._started = perf_counter()
         room = capacity - len(prompt.tokens)
         self._limit = room if request.max_tokens is None else min(room, request.max_tokens)
@@ -53,7 +51,7 @@ class Job:
     def start(self, prompts: Prompts, load_ms: float, kept: int) -> Answer:
         """Begin with so many of the prompt's tokens held already."""
         self.answer = Answer(
-            prompts.vocabulary, self.prompt, self._request, load_ms, kept, self._started, prompts.tool_form
+            prompts.vocabulary, self.prompt, self._request, load_ms, kept, self._started, self.prompt.tool_form
         )
         self._give([PromptProgress(kept, self.total)])
         return self.answer
@@ -69,31 +67,21 @@ class Job:
         answer, vocabulary = self.answer, prompts.vocabulary
         assert answer is not None, "it is started"
         if self._sampler is None:
-            self._sampler = self._new_sampler(api, prompts)
+            sampling, tokens = self._request.sampling, self.prompt.tokens
+            self._sampler = Sampler(api, vocabulary.pointer, sampling, tokens, *self._grammar)
         token = self._sampler.draw(context, row)
-        if self._request.logprobs is not None and token != NOTHING:
-            logprob, top = self._sampler.logprob(context, row, token, self._request.logprobs)
-            piece = vocabulary.piece
-            answer.measured(TokenLogprob(piece(token), logprob, tuple((piece(each), value) for each, value in top)))
         answer.sampled()
         if token == NOTHING or vocabulary.is_end(token):
             answer.finish_reason = "stop"
-        else:
-            self._give(answer.add(token))
-            if not answer.finish_reason and len(answer.tokens) >= self._limit:
-                answer.finish_reason = "length"
+            return False
+        if self._request.logprobs is not None:
+            logprob, top = self._sampler.logprob(context, row, token, self._request.logprobs)
+            piece = vocabulary.piece
+            answer.measured(TokenLogprob(piece(token), logprob, tuple((piece(each), value) for each, value in top)))
+        self._give(answer.add(token))
+        if not answer.finish_reason and len(answer.tokens) >= self._limit:
+            answer.finish_reason = "length"
         return not answer.finish_reason
-
-    def _new_sampler(self, api: Any, prompts: Prompts) -> Sampler:
-        request, text = self._request, self.prompt.text
-        grammar, trigger = self._tool_grammar
-        if grammar is None:
-            grammar = request.grammar and (
-                request.grammar if self.prompt.plain else prompts.held(request.grammar, text, request.think)
-            )
-        elif trigger is None and prompts.tool_form is not HARMONY:
-            grammar = after_thoughts(grammar, text)
-        return Sampler(api, prompts.vocabulary.pointer, request.sampling, self.prompt.tokens, grammar, trigger)
 
     def end(self, prompts: Prompts, load_ms: float) -> None:
         """Tell the end, as interrupted where no other reason is known."""

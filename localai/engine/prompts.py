@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from localai.domain.generation import GenerationRequest, Message, Tool
-from localai.engine import thinking
+from localai.engine import thinking, tool_turns
 from localai.engine import tools as tool_calls
 from localai.engine.templates import CHATML_END, ChatTemplate, Renderer
 from localai.engine.vocabulary import Vocabulary, unused_character
@@ -23,13 +23,14 @@ _SLICE = 65_536  # characters tokenized at a time, a few milliseconds
 class Prompt:
     """A rendered conversation: its text (with borders in it), its tokens, the strings that end an answer.
 
-    What goes on a `plain` one has no thoughts to be told from it.
+    What goes on a `plain` one has no thoughts to be told from it. `tool_form` is how calls are asked for.
     """
 
     text: str
     tokens: list[int]
     stops: tuple[str, ...]
     plain: bool = False
+    tool_form: tool_calls.Form = tool_calls.IN_WORDS
 
 
 class Prompts:
@@ -41,7 +42,7 @@ class Prompts:
         source = (api.llama_model_chat_template(model, None) or b"").decode("utf-8", "replace")
         self.vocabulary = Vocabulary(api, model, source)
         self.vocabulary.show((*thinking.MARKERS, *tool_calls.MARKERS))
-        self.tool_form = tool_calls.form(source)
+        self.tool_form = tool_calls.form(source, lambda mark: self.vocabulary.single(mark) is not None)
         self._made_for = int(api.llama_model_n_ctx_train(model))
         self._template = ChatTemplate(
             source,
@@ -49,6 +50,7 @@ class Prompts:
             bos=self.vocabulary.text(self.vocabulary.bos),
             eos=self.vocabulary.text(self.vocabulary.eos),
             chatml=self.vocabulary.single(CHATML_END) is not None,
+            tool_form=self.tool_form,
             notice=notice,
         )
         self._border = unused_character([source])
@@ -80,7 +82,8 @@ class Prompts:
             tokens = tokens + self._encode(rendered.text[len(text) :])
         else:
             tokens = self.vocabulary.with_bos(self._encode(rendered.text))
-        return Prompt(rendered.text, tokens or [max(self.vocabulary.bos, 0)], rendered.stops)
+        form = self.tool_form if self.tool_form is not None and not rendered.in_words else tool_calls.IN_WORDS
+        return Prompt(rendered.text, tokens or [max(self.vocabulary.bos, 0)], rendered.stops, tool_form=form)
 
     def held(self, grammar: str, text: str, think: bool | None) -> str:
         """The `grammar` of an answer to the prompt `text`, with room for thoughts where they are asked for."""
@@ -93,7 +96,7 @@ class Prompts:
             if message.images and self.projector is None:
                 raise EngineError("the model has no projector: it cannot see", "take one that can: localai recommend")
             pictures = "".join(map(self.projector.mark, message.images)) if self.projector else ""
-            calls = tuple(tool_calls.safe_call(call, self._protected) for call in message.tool_calls)
+            calls = tuple(tool_turns.safe_call(call, self._protected) for call in message.tool_calls)
             name = self._protected(message.name) if message.name else ""
             safe.append(Message(message.role, pictures + self._protected(message.content), (), calls, name))
         return safe
@@ -102,7 +105,7 @@ class Prompts:
         return self.vocabulary.protected(content, self._border)
 
     def _safe_tool(self, tool: Tool) -> Tool:
-        return tool_calls.safe(tool, self._protected)
+        return tool_turns.safe(tool, self._protected)
 
     def requested(
         self, request: GenerationRequest, told: Callable[[str], tuple[str, list[int]]] = lambda text: ("", [])
@@ -114,17 +117,24 @@ class Prompts:
         tokens = self.vocabulary.with_bos(self.vocabulary.tokenize(request.raw))
         return Prompt(request.raw, tokens or [max(self.vocabulary.bos, 0)], (), plain=True)
 
-    def tool_grammar(self, request: GenerationRequest) -> tuple[str | None, int | None]:
-        """The grammar of the tool calls of a request, and the token from which on it holds, None for the beginning."""
+    def grammar(self, request: GenerationRequest, prompt: Prompt) -> tuple[str | None, int | None]:
+        """What the answer to `prompt` is held to, and the token from which on; None for the beginning.
+
+        Calls of tools where they must be, and from their opening on where they may be; with a schema they are either.
+        """
+        answer, form, free = request.grammar, prompt.tool_form, request.tool_choice == "auto"
         if not request.tools or request.tool_choice == "none":
-            return None, None
-        form = self.tool_form
-        if request.tool_choice != "auto":
-            return tool_calls.grammar(form, request.tools, request.tool_choice, request.one_call), None
-        trigger = self.vocabulary.single(form.opening) if form.triggers and not form.bare else None
-        if trigger is None:
-            return None, None
-        return tool_calls.grammar(form, request.tools, "", request.one_call), trigger
+            return answer if answer is None or prompt.plain else self.held(answer, prompt.text, request.think), None
+        if free and answer is None:
+            trigger = self.vocabulary.single(form.opening) if form.triggers and not form.bare else None
+            free_calls = None if trigger is None else tool_calls.grammar(form, request.tools, "", request.one_call)
+            return free_calls, trigger
+        calls = tool_calls.grammar(form, request.tools, "" if free else request.tool_choice, request.one_call)
+        if form is tool_calls.HARMONY:  # its calls and its answers have headers of their own
+            answer = answer and thinking.after_thoughts(answer, prompt.text)
+            return tool_calls.or_answer(calls, answer) if free and answer else calls, None
+        both = tool_calls.or_answer(calls, answer) if free and answer else calls
+        return self.held(both, prompt.text, request.think), None
 
     def _encode(self, text: str) -> list[int]:
         def encode(part: str) -> list[int]:

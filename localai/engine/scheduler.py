@@ -131,8 +131,8 @@ class Scheduler:
             told = (lambda text: ("", [])) if self._repeatable else self._slots.beginning
             prompt = self._prompts.requested(request, told)
             self._prompts.refuse_too_long(prompt, self.context, request)
-            tool_grammar = self._prompts.tool_grammar(request)  # here, where a bad schema fails its own request only
-        job = Job(request, prompt, self.context, deliver, tool_grammar)
+            grammar = self._prompts.grammar(request, prompt)  # here, where a bad schema fails its own request only
+        job = Job(request, prompt, self.context, deliver, grammar)
         with self._changed:
             self._refuse_if_full()
             self._unfinished += 1

@@ -10,12 +10,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from localai.domain.generation import Message, Tool
-from localai.engine import tools as tool_calls
+from localai.domain.generation import Message, Tool, ToolCall
+from localai.engine import tool_turns
+from localai.engine.tools import Form
 
 START_LIMIT_S = 20.0  # for a process to start on a machine that is busy loading a model
 TIME_LIMIT_S = 5.0  # for one rendering; real templates take milliseconds
@@ -119,10 +120,14 @@ def _listen(stream: Any, answers: queue.SimpleQueue[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """The prompt's text, and the strings besides the end token at which an answer to it ends."""
+    """The prompt's text, and the strings besides the end token at which an answer to it ends.
+
+    `in_words`: the template has no place for tools, which are told in the system text instead.
+    """
 
     text: str
     stops: tuple[str, ...] = ()
+    in_words: bool = False
 
 
 class ChatTemplate:
@@ -136,15 +141,18 @@ class ChatTemplate:
         bos: str = "",
         eos: str = "",
         chatml: bool = False,
+        tool_form: Form | None = None,
         notice: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._renderer = renderer
         self._tokens = {"bos_token": bos, "eos_token": eos}
         self._chatml = chatml
+        self._tool_form = tool_form  # None where calls are in none that we read
         self._notice = notice
         self._noticed = False
         self._source = source or None
         self._tools: Sequence[Tool] = ()
+        self._several: bool | None = None  # see `_takes_several`
         self._in_parts = False  # whether contents are to be lists of typed parts, as some models that see want them
         if not source:
             self._fall_back("the model has no chat template")
@@ -158,12 +166,10 @@ class ChatTemplate:
         if (tools or _has_calls(messages)) and (with_tools := self._rendered_with_tools(messages, think)) is not None:
             return with_tools
         self._tools = ()
-        if tools or _has_calls(messages):
-            messages = tool_calls.in_words(messages, tools)
+        if in_words := bool(tools or _has_calls(messages)):
+            messages = tool_turns.in_words(messages, tools)
         if self._source is not None:
-            attempts = [messages]
-            if messages and messages[0].role == "system":
-                attempts.append(merge_system(messages))
+            attempts = _with_and_without_system(messages)
             reason = ""
             for attempt in attempts:
                 try:
@@ -176,22 +182,42 @@ class ChatTemplate:
                 # a template without a system role refuses it or leaves it out; neither is what the user asked for
                 if attempt is not attempts[-1] and attempt[0].content.strip() not in text:
                     continue
-                return Rendered(text)
+                return Rendered(text, in_words=in_words)
             self._fall_back(f"the model's chat template fails ({reason})")
-        return plain(messages, chatml=self._chatml)
+        return replace(plain(messages, chatml=self._chatml), in_words=in_words)
 
     def _rendered_with_tools(self, messages: Sequence[Message], think: bool | None) -> Rendered | None:
         """As the template itself writes tools, their calls and results; None where it leaves one out, or fails."""
-        if self._source is None:
+        if self._source is None or self._tool_form is None:
             return None
-        try:
-            text = self._apply(messages, think)
-        except TemplateFailed:
-            return None
+        if "tools" in self._source and "tool_calls" not in self._source:  # there, calls are a part of what was said
+            messages = tool_turns.written(messages, self._tool_form)
+        elif any(len(message.tool_calls) > 1 for message in messages) and not self._takes_several():
+            messages = tool_turns.one_by_one(messages)
+        for attempt in _with_and_without_system(messages):
+            with contextlib.suppress(TemplateFailed):
+                text = self._apply(attempt, think)
+                if self._tells(text, attempt):
+                    return Rendered(text)
+        return None
+
+    def _tells(self, text: str, messages: Sequence[Message]) -> bool:
+        """Whether tools, calls and contents are in the rendered text: results may be there as JSON texts."""
         wanted = [tool.name for tool in self._tools]
         wanted += [call.name for message in messages for call in message.tool_calls]
         wanted += [message.content.strip() for message in messages if message.role in ("system", "tool", "user")]
-        return Rendered(text) if all(each in text for each in wanted) else None
+        return all(each in text or json.dumps(each, ensure_ascii=False)[1:-1] in text for each in wanted)
+
+    def _takes_several(self) -> bool:
+        """Whether the template writes more than one call of a turn: others refuse the turn, or leave out the rest."""
+        if self._several is None:
+            calls = tuple(ToolCall("probe", f'{{"x": "probe_{number}"}}') for number in range(2))
+            results = (Message("tool", "x") for _ in calls)
+            self._several = False
+            with contextlib.suppress(TemplateFailed):
+                text = self._apply([Message("user", "x"), Message("assistant", "", (), calls), *results])
+                self._several = "probe_0" in text and "probe_1" in text
+        return self._several
 
     def _with_parts(self, messages: Sequence[Message], think: bool | None) -> str:
         """The conversation where contents are lists, from now on, if a text is only then in it; else ""."""
@@ -212,17 +238,17 @@ class ChatTemplate:
         except TemplateFailed:
             return None
 
-    def _apply(self, messages: Sequence[Message], think: bool | None, opening: bool = True) -> str:
+    def _apply(self, messages: Sequence[Message], think: bool | None = None, opening: bool = True) -> str:
         variables: dict[str, Any] = {
             "messages": [
-                {"role": message.role, "content": self._content(message), **tool_calls.said(message)}
-                for message in messages
+                {"role": message.role, "content": self._content(message), **more}
+                for message, more in zip(messages, tool_turns.said(messages), strict=True)
             ],
             "add_generation_prompt": opening,
             **self._tokens,
         }
         if self._tools:
-            variables["tools"] = tool_calls.declared(self._tools)
+            variables["tools"] = tool_turns.declared(self._tools)
         if think is not None:
             variables["enable_thinking"] = variables["thinking"] = think
         said = sum(len(message.content) for message in messages) + len(str(self._tools))
@@ -243,6 +269,11 @@ class ChatTemplate:
 
 def _has_calls(messages: Sequence[Message]) -> bool:
     return any(message.tool_calls or message.role == "tool" for message in messages)
+
+
+def _with_and_without_system(messages: Sequence[Message]) -> list[Sequence[Message]]:
+    """The conversation as it is, and for templates that know no system role."""
+    return [messages, *([merge_system(messages)] if messages and messages[0].role == "system" else [])]
 
 
 def merge_system(messages: Sequence[Message]) -> list[Message]:

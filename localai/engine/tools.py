@@ -1,17 +1,17 @@
 """Calls of tools: how each family of models writes them, reading them out of an answer, and grammars that hold to them.
 
-Which form is a model's is told by its chat template. A model whose template knows no tools is asked, in the system
-text, for the form that most know (`<tool_call>{"name": …, "arguments": …}</tool_call>`).
+Which form is a model's is told by its chat template. A model whose template knows no tools, or has them called in a
+form that is not read here, is asked in the system text for the form that most know
+(`<tool_call>{"name": …, "arguments": …}</tool_call>`).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from localai.domain.generation import Message, Tool, ToolCall
+from localai.domain.generation import Tool, ToolCall
 from localai.engine import call_syntax as syntax
 from localai.engine.grammar import several
 from localai.engine.notation import PRIMITIVES, literal
@@ -43,6 +43,8 @@ class Form:
 
 HERMES = Form("<tool_call>", "</tool_call>", syntax.tagged, syntax.json_call("arguments"), '"\\n"?', '"\\n"?')
 ELEMENTS = Form("<tool_call>", "</tool_call>", syntax.tagged, syntax.element_call, '"\\n"', '"\\n"')
+KEYED = Form("<tool_call>", "</tool_call>", syntax.keyed, syntax.keyed_call, after='"\\n"?')
+NAMED = Form("<function name=", "</function>", syntax.named, syntax.named_call)
 GRANITE = Form("<|tool_call|>", "", syntax.json_calls, syntax.json_call("arguments"), '" "? "["', '"]"', '"," " "?')
 PHI = Form(
     "<|tool_call|>", "<|/tool_call|>", syntax.json_calls, syntax.json_call("arguments"), '"["', '"]"', '"," " "?'
@@ -54,23 +56,30 @@ LFM = Form("<|tool_call_start|>", "<|tool_call_end|>", syntax.pythonic, syntax.p
 GEMMA = Form("<|tool_call>", "<tool_call|>", syntax.gemma, syntax.gemma_call)
 HARMONY = Form(HARMONY_CALL, "<|call|>", syntax.harmony, syntax.harmony_call, triggers=False)
 
-FORMS = (HERMES, ELEMENTS, GRANITE, PHI, MISTRAL, MISTRAL_ARGS, LLAMA, LFM, GEMMA, HARMONY)
+IN_WORDS = HERMES  # what `in_words` asks for
+FORMS = (HERMES, ELEMENTS, KEYED, NAMED, GRANITE, PHI, MISTRAL, MISTRAL_ARGS, LLAMA, LFM, GEMMA, HARMONY)
 # Control tokens that must be seen in the text.
 MARKERS = tuple(dict.fromkeys((*(mark for form in FORMS for mark in (form.opening, form.closing) if mark),
-                               "[ARGS]", "[CALL_ID]", "<|constrain|>")))  # fmt: skip
+                               "[ARGS]", "[CALL_ID]", "<|constrain|>",
+                               "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")))  # fmt: skip
 
 
-def form(template: str) -> Form:
-    """The form that a chat template's model writes calls in."""
+def form(template: str, known: Callable[[str], bool] = lambda mark: False) -> Form | None:
+    """The form that a chat template's model writes calls in; None where it is none of ours.
+
+    `known` tells of a mark whether the model has a token for it: LFM2's templates need not name theirs.
+    """
     if "<|channel|>" in template:
         return HARMONY
     if "<|tool_call>" in template:
         return GEMMA
     if "<function=" in template and "<parameter=" in template:
         return ELEMENTS
+    if "<arg_key>" in template:
+        return KEYED
     if "[TOOL_CALLS]" in template:
         return MISTRAL_ARGS if "[ARGS]" in template else MISTRAL
-    if "<|tool_call_start|>" in template:
+    if LFM.opening in template or known(LFM.opening):
         return LFM
     if "<|/tool_call|>" in template:
         return PHI
@@ -78,7 +87,9 @@ def form(template: str) -> Form:
         return GRANITE
     if "<tool_call>" in template:
         return HERMES
-    return LLAMA if "ipython" in template and "parameters" in template else HERMES
+    if '<function name="' in template:
+        return NAMED
+    return LLAMA if "ipython" in template and "parameters" in template else None
 
 
 def grammar(form: Form, tools: Sequence[Tool], choice: str, one_call: bool = False) -> str:
@@ -122,6 +133,14 @@ def _grammar(form: Form, tools: Sequence[Tool], choice: str, one_call: bool) -> 
     rules["root"] = f'{whole} ("\\n"? {whole})*' if not single and not form.between and form.closing else whole
     rules.update({**syntax.EXTRA, **PRIMITIVES})
     return "".join(f"{name} ::= {rule}\n" for name, rule in rules.items())
+
+
+def or_answer(calls: str, answer: str) -> str:
+    """The grammar of what is a text of one of two: of `calls`, or of an `answer` that a schema was made into."""
+    rules = dict(line.split(" ::= ", 1) for line in answer.splitlines())
+    names = {name: f"answer-{name}" for name in rules if name not in PRIMITIVES}
+    own = "".join(f"{names[name]} ::= {syntax.renamed(rules[name], names)}\n" for name in names)
+    return f"root ::= calls | answer-root\n{calls.replace('root ::=', 'calls ::=', 1)}{own}"
 
 
 class ToolSplitter:
@@ -200,72 +219,3 @@ class ToolSplitter:
             told = told.lstrip() if not told.strip() else told
         if told:
             pieces.append(told)
-
-
-# ------------------------------------------------------------------------------------------------- into the template
-
-
-def safe(tool: Tool, protect: Callable[[str], str]) -> Tool:
-    """A tool, every text of which is `protect`ed."""
-    return Tool(protect(tool.name), protect(tool.description), syntax.mapped(tool.parameters, protect))
-
-
-def safe_call(call: ToolCall, protect: Callable[[str], str]) -> ToolCall:
-    arguments = syntax.mapped(syntax.arguments_of(call), protect)
-    return ToolCall(protect(call.name), json.dumps(arguments, ensure_ascii=False))
-
-
-def declared(tools: Sequence[Tool]) -> list[dict[str, Any]]:
-    """The tools as templates want them."""
-    return [
-        {
-            "type": "function",
-            "function": {"name": tool.name, "description": tool.description, "parameters": tool.parameters},
-        }
-        for tool in tools
-    ]
-
-
-def said(message: Message) -> dict[str, Any]:
-    """A message's keys beside role and content, as templates want them."""
-    more: dict[str, Any] = {}
-    if message.tool_calls:
-        more["tool_calls"] = [
-            {
-                "type": "function",
-                "id": f"call{index:05d}",  # nine letters and digits: Mistral's templates insist
-                "function": {"name": call.name, "arguments": syntax.arguments_of(call)},
-            }
-            for index, call in enumerate(message.tool_calls)
-        ]
-    if message.role == "tool":
-        more |= {"name": message.name, "tool_call_id": "call00000"}
-    return more
-
-
-ASK = (
-    "You can call tools. To call one, answer with nothing but"
-    ' <tool_call>{"name": NAME, "arguments": {...}}</tool_call>. Their results come in <tool_response>.'
-    " The tools, as JSON:\n"
-)
-
-
-def in_words(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
-    """The conversation for a template that knows no tools: they stand in the system text, their use in the turns."""
-    told = ASK + "\n".join(json.dumps(each["function"], ensure_ascii=False) for each in declared(tools))
-    rest = list(messages)
-    system = rest.pop(0).content + "\n\n" if rest and rest[0].role == "system" else ""
-    return [Message("system", system + told), *map(_in_words, rest)] if tools else [*map(_in_words, messages)]
-
-
-def _in_words(message: Message) -> Message:
-    if message.tool_calls:
-        calls = "\n".join(
-            f"<tool_call>{json.dumps({'name': call.name, 'arguments': syntax.arguments_of(call)}, ensure_ascii=False)}"
-            "</tool_call>"
-            for call in message.tool_calls
-        )
-        return Message("assistant", f"{message.content}\n{calls}".strip())
-    if message.role == "tool":
-        return Message("user", f"<tool_response>{message.content}</tool_response>")
-    return message
