@@ -2,34 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from localai.domain.engine import BatchEngine, ChatEngine, Delivery, Ticket
 from localai.domain.generation import AnswerEnd, GenerationRequest, Message, Timings, Usage
 from localai.errors import EngineClosed, LocalaiError, QueueFull, UsageError, unexpected
 
-QUEUE = 16
+QUEUE = 16  # requests that wait for their turn
 
 
 class AloneTicket(Ticket):
-    def __init__(self) -> None:
+    """A request, and whom its events go to; `forget` takes it out of the queue."""
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        deliver: Callable[[Delivery], None],
+        forget: Callable[[AloneTicket], None],
+    ) -> None:
+        self.request = request
         self.cancelled = threading.Event()
+        self._deliver, self._forget = deliver, forget
+
+    def tell(self, event: Delivery) -> None:
+        with contextlib.suppress(Exception):  # a receiver's fault is no reason to fail the others
+            self._deliver(event)
 
     def cancel(self) -> None:
         self.cancelled.set()
+        self._forget(self)
 
 
 class Alone(BatchEngine):
-    """Each request has a thread, and they take turns. For what the scheduler cannot do: looking at pictures."""
+    """Requests take turns, in a thread of their own. For what the scheduler cannot do: looking at pictures."""
 
     def __init__(self, engine: ChatEngine) -> None:
         self._engine = engine
         self.context, self.load_ms = engine.context, engine.load_ms
         self._turn = threading.Lock()
-        self._waiting = 0
-        self._tickets: set[AloneTicket] = set()
+        self._changed = threading.Condition()
+        self._waiting: deque[AloneTicket] = deque()
         self._closed = False
+        self._thread = threading.Thread(target=self._run, name="alone", daemon=True)
+        self._thread.start()
 
     @property
     def closed(self) -> bool:
@@ -37,37 +55,57 @@ class Alone(BatchEngine):
 
     def submit(self, request: GenerationRequest, deliver: Callable[[Delivery], None]) -> Ticket:
         """As `BatchEngine`; what is too long is told by `deliver`. Raises QueueFull, UsageError, EngineClosed."""
-        if self._closed:
-            raise EngineClosed("the engine is closed", "load the model again")
         if request.raw is not None or request.tools or request.logprobs is not None:
             raise UsageError("tools, logprobs and raw prompts cannot be combined with images", "ask for either")
-        if len(self._tickets) >= QUEUE:
-            raise QueueFull(f"{QUEUE} requests are under way, and no more are taken", "try again later")
-        ticket = AloneTicket()
-        self._tickets.add(ticket)
-        threading.Thread(target=self._answer, args=(request, deliver, ticket), daemon=True).start()
+        ticket = AloneTicket(request, deliver, self._forget)
+        with self._changed:
+            if self._closed:
+                raise EngineClosed("the engine is closed", "load the model again")
+            if len(self._waiting) >= QUEUE:
+                raise QueueFull(f"{QUEUE} requests wait, and no more are taken", "try again later")
+            self._waiting.append(ticket)
+            self._changed.notify()
         return ticket
 
-    def _answer(self, request: GenerationRequest, deliver: Callable[[Delivery], None], ticket: AloneTicket) -> None:
-        try:
+    def _forget(self, ticket: AloneTicket) -> None:
+        """End one that was cancelled before its turn: its place is free at once, and its pictures too."""
+        with self._changed:
+            if ticket not in self._waiting:
+                return
+            self._waiting.remove(ticket)
+        ticket.tell(self._nothing())
+
+    def _nothing(self) -> AnswerEnd:
+        return AnswerEnd("", "", Usage(0, 0, 0), Timings(self.load_ms, 0, None, None, None), "interrupted")
+
+    def _run(self) -> None:
+        while (ticket := self._next()) is not None:
             with self._turn:
-                if ticket.cancelled.is_set():
-                    deliver(
-                        AnswerEnd("", "", Usage(0, 0, 0), Timings(self.load_ms, 0, None, None, None), "interrupted")
-                    )
-                    return
-                if self._closed:
+                self._answer(ticket)
+        with self._changed:
+            waiting = [*self._waiting]
+            self._waiting.clear()
+        for each in waiting:
+            each.tell(EngineClosed())
+
+    def _next(self) -> AloneTicket | None:
+        """The next request, once there is one; None when closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._waiting)
+            return None if self._closed else self._waiting.popleft()
+
+    def _answer(self, ticket: AloneTicket) -> None:
+        try:
+            for event in self._engine.generate(ticket.request, lambda: ticket.cancelled.is_set() or self._closed):
+                if isinstance(event, AnswerEnd) and event.finish_reason == "interrupted" and self._closed:
                     raise EngineClosed
-                for event in self._engine.generate(request, lambda: ticket.cancelled.is_set() or self._closed):
-                    if isinstance(event, AnswerEnd) and event.finish_reason == "interrupted" and self._closed:
-                        raise EngineClosed
-                    deliver(event)
+                ticket.tell(event)
         except LocalaiError as error:
-            deliver(error)
+            ticket.tell(error)
+        except KeyboardInterrupt:  # it was cancelled before anything was evaluated
+            ticket.tell(EngineClosed() if self._closed else self._nothing())
         except Exception as error:  # noqa: BLE001 - whoever waits must be told
-            deliver(unexpected(error))
-        finally:
-            self._tickets.discard(ticket)
+            ticket.tell(unexpected(error))
 
     def count_tokens(self, messages: Sequence[Message], think: bool | None = None) -> int:
         with self._turn:
@@ -78,6 +116,8 @@ class Alone(BatchEngine):
         return 0
 
     def close(self) -> None:
-        self._closed = True
-        with self._turn:
-            self._engine.close()
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+        self._engine.close()

@@ -12,7 +12,7 @@ from localai.alone import Alone
 from localai.domain.engine import BatchEngine
 from localai.domain.plan import Plan
 from localai.engine.embedding import Embedder
-from localai.errors import DoesNotFit, NotFound
+from localai.errors import DoesNotFit, EngineClosed, NotFound
 from localai.loading import Wishes
 
 KEEP_ALIVE_S = 300.0  # unused so long, a model is let go
@@ -272,5 +272,5 @@ class Holder:
             self._let_go_where_unused(lambda each: each.expires_in_s == 0)
 
 
-def _stopping() -> NotFound:
-    return NotFound("the server is stopping", "start it again: localai serve")
+def _stopping() -> EngineClosed:
+    return EngineClosed("the server is stopping", "start it again: localai serve")

@@ -13,13 +13,13 @@ import pytest
 from fake_engine import FakeBatchEngine, FakeEngine
 from real_model import plan
 
-from localai import library, loading
+from localai import alone, library, loading
 from localai.alone import Alone
 from localai.domain.embedding import Embedding
 from localai.domain.engine import Delivery
-from localai.domain.generation import Event, GenerationRequest, Message, PromptProgress, TokenLogprob
+from localai.domain.generation import AnswerEnd, Event, GenerationRequest, Message, PromptProgress, TokenLogprob
 from localai.engine import child
-from localai.errors import EngineClosed, EngineError, NetworkError, NotFound, QueueFull
+from localai.errors import EngineClosed, EngineError, NetworkError, QueueFull
 from localai.holding import VECTORS, Held, Holder
 
 FOUND = library.Found(None, Path("small.gguf"), "small")
@@ -79,7 +79,7 @@ def test_a_server_that_ends_waits_for_no_load(monkeypatch: pytest.MonkeyPatch) -
 
     holder = Holder()
     monkeypatch.setattr(loading, "load_batch", load)
-    with pytest.raises(NotFound, match="stopping"):
+    with pytest.raises(EngineClosed, match="stopping"):
         holder.acquire(library.find("smollm2-135m"), context=512)
 
 
@@ -211,6 +211,32 @@ def test_one_at_a_time_that_is_closed_fails_what_is_under_way() -> None:
     engine.close()
     ends = [event for event in (heard.get(timeout=60) for _ in range(4)) if not isinstance(event, PromptProgress)]
     assert [type(end) for end in ends] == [EngineClosed, EngineClosed]
+
+
+def test_one_at_a_time_forgets_at_once_what_is_cancelled_before_its_turn() -> None:
+    began, go, heard = threading.Event(), threading.Event(), queue.SimpleQueue[Delivery]()
+
+    class Slow(FakeEngine):
+        def generate(self, request: GenerationRequest, cancelled: Callable[[], bool]) -> Iterator[Event]:
+            began.set()
+            assert go.wait(60)
+            yield from super().generate(request, cancelled)
+
+    engine = Alone(Slow())
+    engine.submit(HELLO, lambda event: None)
+    assert began.wait(60)
+    for _ in range(3 * alone.QUEUE):  # more than may wait
+        engine.submit(HELLO, heard.put).cancel()
+        end = heard.get(timeout=60)
+        assert isinstance(end, AnswerEnd)
+        assert end.finish_reason == "interrupted"
+    tickets = [engine.submit(HELLO, lambda event: None) for _ in range(alone.QUEUE)]
+    with pytest.raises(QueueFull):
+        engine.submit(HELLO, lambda event: None)
+    for ticket in tickets:
+        ticket.cancel()
+    go.set()
+    engine.close()
 
 
 @pytest.mark.parametrize("in_time", [True, False])

@@ -17,7 +17,7 @@ from localai.domain.embedding import Embedding
 from localai.domain.engine import Delivery
 from localai.domain.files import InstalledModel
 from localai.domain.generation import AnswerEnd, AnswerText, GenerationRequest, TokenLogprob
-from localai.errors import EngineError, LocalaiError, NotFound, QueueFull, UsageError
+from localai.errors import EngineClosed, EngineError, LocalaiError, NotFound, QueueFull, UsageError
 from localai.holding import TEXT, Held, Holder
 from localai.naming import Kind, parse
 
@@ -163,6 +163,8 @@ class Desk:
             held = await self.blocking(self.holder.take, *asked, undo=lambda taken: taken and release(taken))
             if held is None:
                 held = await self.blocking(self.holder.acquire, *asked, undo=release, threads=self._loading)
+        except EngineClosed:
+            raise
         except EngineError as error:
             raise UsageError(error.message, error.hint) from error
         try:
