@@ -123,6 +123,7 @@ class Batch:
         threading.Thread(target=self._feed, name="records", daemon=True).start()
         early: dict[int, Result] = {}
         index, count = self._first, None
+        failure: BaseException | None = None  # of the reading: what was read is told before
         try:
             while index != count and not cancelled():
                 try:
@@ -131,15 +132,15 @@ class Batch:
                     yield None
                     continue
                 if isinstance(found, _End):
-                    if found.error is not None:
-                        raise found.error
-                    count = found.count
+                    count, failure = found.count, found.error
                 else:
                     early[found.record.index] = self._checked(found)
                 while (result := early.pop(index, None)) is not None:
                     self._window.release()
                     index += 1
                     yield result
+            if failure is not None and index == count:
+                raise failure
         finally:
             self._stop()
 

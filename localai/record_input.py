@@ -80,6 +80,11 @@ class Source:
                 return Size(None, longest)
         return Size(lines, longest)
 
+    def reads(self, descriptor: int) -> bool:
+        """Whether it reads the very file that is open there: what is written to that would be read again."""
+        found = os.fstat(descriptor)
+        return stat.S_ISREG(found.st_mode) and any(os.path.samestat(found, os.fstat(each)) for each, _ in self._open)
+
     def lines(self) -> Iterator[bytes | None]:
         """Each line without its end; None for one that is too long to be meant."""
         for descriptor, name in self._open:

@@ -88,8 +88,10 @@ def test_a_source_that_fails_ends_it_after_what_was_read() -> None:
         raise LocalaiError("cannot read stdin")
 
     engine = FakeBatchEngine(["yes"])
+    found = results(Batch(engine, asking(), records()))
+    assert [next(found).record.index for _ in range(2)] == [0, 1]
     with pytest.raises(LocalaiError, match="cannot read"):
-        list(results(Batch(engine, asking(), records())))
+        next(found)
     engine.close()
 
 

@@ -277,6 +277,17 @@ def test_a_record_is_answered_before_the_next_one_is_written() -> None:
         assert process.wait(60) == 0
 
 
+def test_what_is_written_is_not_read_again(cli: Cli, isolated: Path) -> None:
+    file = isolated / "records.txt"
+    file.write_text("one\n")
+    for words, source in (((str(file),), None), ((), file)):
+        with file.open("a") as out, (source or Path(os.devnull)).open() as given:
+            command = [sys.executable, "-m", "localai", "map", "Say {text}", *words, *SHORT]
+            done = subprocess.run(command, stdin=given, stdout=out, stderr=subprocess.PIPE, check=False, timeout=60)
+        assert (done.returncode, b"read from" in done.stderr) == (2, True)
+    assert file.read_text() == "one\n"
+
+
 def test_a_closed_pipe_ends_it_quietly() -> None:
     words = "\n".join(f"word {number}" for number in range(40))
     with piped("Say {text}", *SHORT) as (process, stdin, stdout, stderr):

@@ -41,7 +41,7 @@ from localai.interrupt import Interrupts
 if TYPE_CHECKING:
     from localai.batch import Asking, Batch, Result
     from localai.loading import Prepared, Wishes
-    from localai.record_input import Record, Size
+    from localai.record_input import Record, Size, Source
     from localai.record_output import ResumedOutput
 
 OUTPUTS = ("jsonl", "text")
@@ -144,6 +144,8 @@ def map_records(
         raise UsageError("there are no records", "name a file that holds them, or pipe them in")
     with contextlib.ExitStack() as opened:
         lines = opened.enter_context(contextlib.closing(record_input.Source(holding, reads_stdin=not named)))
+        if resume is None and writes_its_input(lines):
+            raise UsageError("the records would be written into the file they are read from", "name another one")
         out = None if resume is None else opened.enter_context(contextlib.closing(record_output.ResumedOutput(resume)))
         size = lines.size(len(named))
         at_once = parallel and min(parallel, size.records or parallel)
@@ -154,6 +156,12 @@ def map_records(
         asking = replace(asking, sampling=options.sampling(prepared.found.name, {**preset_sampling, **flags}))
         records = record_input.records(itertools.chain(named, lines.lines()), form)
         go_through(prepared, wished, at_once, asking, records, size, output, out)
+
+
+def writes_its_input(lines: Source) -> bool:
+    with contextlib.suppress(OSError, ValueError):  # stdout need not be open
+        return lines.reads(sys.stdout.fileno())
+    return False
 
 
 def likely_context(asking: Asking, size: Size, form: str) -> int:
