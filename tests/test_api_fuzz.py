@@ -10,13 +10,14 @@ from fake_engine import FakeBatchEngine
 from hypothesis import HealthCheck, settings
 from real_model import model_file, plan
 from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import content_type_conformance, status_code_conformance
 
 from localai import library
 from localai.domain.embedding import Embedding
 from localai.holding import VECTORS, Held, Holder
-from localai.server.app import application
+from localai.server.app import Counted, application
 from localai.server.generating import Desk
-from localai.server.security import Guard, Rules
+from localai.server.security import Rules
 
 
 class FakeEmbedder:
@@ -37,7 +38,7 @@ class FakeHolder(Holder):
         return Held(kind, found, plan(), None, FakeBatchEngine(["a b"]))
 
 
-def made() -> Guard:
+def made() -> Counted:
     path = model_file()
     return application(Desk(FakeHolder(), library.Found(None, path, "small")), Rules("testserver"))
 
@@ -59,4 +60,5 @@ schema = schemathesis.openapi.from_asgi("/openapi.json", made())
 def test_no_request_makes_it_fail(case: schemathesis.Case, isolated: Path) -> None:
     if isinstance(case.body, dict) and case.body.get("model") is not None:
         case.body["model"] = "small"  # else everything ends at a model that is not there
-    case.validate_response(case.call(), checks=[not_a_server_error])
+    checks = [not_a_server_error, status_code_conformance, content_type_conformance]
+    case.validate_response(case.call(), checks=checks)

@@ -24,13 +24,15 @@ import ollama
 import openai
 import PIL.Image
 import pytest
+import uvicorn
 import vector_models
 from conftest import Cli
 from pydantic import BaseModel
 from running_server import Running, serving
 
 from localai import warm
-from localai.server import security
+from localai.server import app, connections, security
+from localai.server.openai import requests
 
 MODEL = "smollm2-135m"
 ASKED = [{"role": "user", "content": "Name the capital of France."}]
@@ -50,7 +52,7 @@ LONG: dict[str, Any] = {
     "model": MODEL,
     "messages": [{"role": "user", "content": "Tell a very long story."}],
     "temperature": 0,
-    "extra_body": {"repeat_penalty": 1.2},
+    "logit_bias": {"0": -100, "2": -100},  # it never ends by itself
 }
 PAGE = "https://page.example"
 PIXEL = base64.b64encode(b"not an image").decode()
@@ -212,6 +214,33 @@ def test_openai_tools(client: openai.OpenAI) -> None:
     assert after.usage.prompt_tokens > made.usage.prompt_tokens
 
 
+def test_tools_beside_a_schema(client: openai.OpenAI, other: ollama.Client) -> None:
+    turns: list[Any] = [{"role": "user", "content": "Make up a person."}]
+    schema = Person.model_json_schema()
+    form: Any = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema, "strict": True}}
+    said = client.chat.completions.create(
+        model=MODEL, messages=turns, tools=[WEATHER], response_format=form, temperature=0, max_tokens=120
+    ).choices[0].message  # fmt: skip
+    assert said.tool_calls or Person.model_validate_json(said.content)
+    options = {"temperature": 0, "num_predict": 120}
+    told = other.chat(model=MODEL, messages=turns, tools=[WEATHER], format=schema, options=options).message
+    assert told.tool_calls or Person.model_validate_json(told.content)
+
+
+def test_results_are_told_in_the_order_of_their_calls() -> None:
+    call = {"type": "function", "function": {"name": "get_weather", "arguments": "{}"}}
+    turns = [
+        {"role": "user", "content": "And now?"},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": each, **call} for each in ("a", "b")]},
+        {"role": "tool", "tool_call_id": "b", "content": "second"},
+        {"role": "tool", "tool_call_id": "a", "content": "first"},
+        {"role": "user", "content": "Thanks."},
+    ]
+    found = requests.conversation([requests.ChatMessage(**turn) for turn in turns])
+    assert [each.content for each in found[2:]] == ["first", "second", "Thanks."]
+    assert [each.name for each in found[2:]] == ["get_weather", "get_weather", ""]
+
+
 def test_a_tool_that_is_no_schema_is_refused_and_harms_nobody(client: openai.OpenAI) -> None:
     deep: dict[str, Any] = {"type": "object"}
     for _ in range(300):
@@ -355,6 +384,28 @@ def test_ollama_embeddings_format_and_tools(other: ollama.Client) -> None:
     assert missing.value.status_code == 404
 
 
+def test_clients_that_look_whether_it_is_there(server: Running) -> None:
+    for path in ("/", "/api/version", "/api/tags"):
+        request = urllib.request.Request(server.url + path, method="HEAD")
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            assert (answer.status, answer.read()) == (200, b"")
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(urllib.request.Request(f"{server.url}/api/chat", method="PUT"), timeout=30)
+    with refused.value as error:
+        assert (error.code, error.headers["allow"]) == (405, "POST")
+
+
+def test_durations_are_of_the_request(other: ollama.Client) -> None:
+    for told in (
+        other.chat(model=MODEL, messages=ASKED, options={"num_predict": 4}),
+        list(other.generate(model=MODEL, prompt="Hi", options={"num_predict": 4}, stream=True))[-1],
+    ):
+        parts = told.load_duration + told.prompt_eval_duration + told.eval_duration
+        assert 0 < told.eval_duration < parts <= told.total_duration + 3  # of each the last digit may be cut
+    embedded = other.embed(model=MODEL, input="a cat")
+    assert 0 <= embedded.load_duration < embedded.total_duration
+
+
 def test_a_file_that_only_embeds_is_served_and_listed(tmp_path: Path) -> None:
     file = tmp_path / "bert.gguf"
     vector_models.bert(file, context=64)
@@ -419,7 +470,13 @@ def test_bad_bodies_are_refused_in_the_right_form(server: Running) -> None:
     status, told = ask(server, "/api/chat", b"\xff\xfe")
     assert (status, set(told)) == (400, {"error"})
     assert ask(server, "/api/chat", json.dumps({"model": f"{Path(__file__)}", "messages": ASKED}).encode())[0] == 404
-    assert ask(server, "/nowhere")[0] == 404
+    for path, body, status, hint in (
+        ("/v1/responses", b"{}", 404, "docs/server.md"),
+        ("/api/pull", b'{"model": "x"}', 404, "localai pull"),
+        ("/v1/models", b"{}", 405, "docs/server.md"),
+    ):
+        found, told = ask(server, path, body)
+        assert (found, f"POST {path}" in str(told), hint in str(told)) == (status, True, True), told
     # Ollama's own documentation asks without a content type
     body = json.dumps({"model": MODEL, "messages": ASKED, "stream": False, "options": {"num_predict": 1}}).encode()
     assert ask(server, "/api/chat", body, {"Content-Type": "application/x-www-form-urlencoded"})[0] == 200
@@ -476,6 +533,45 @@ def test_a_body_that_drips_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     assert guarded({}, drips=1000)[0] == 408
 
 
+def test_what_is_refused_is_counted_as_what_it_is(server: Running) -> None:
+    def counted(status: int) -> float:
+        with urllib.request.urlopen(f"{server.url}/metrics", timeout=30) as answer:
+            lines = answer.read().decode().splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if f'status="{status}"' in line)
+
+    before = {status: counted(status) for status in (403, 413)}
+    ask(server, "/v1/models", None, {"Host": "evil.example"})
+    test_a_body_that_tells_no_length_is_counted_as_it_comes(server)
+    assert {status: counted(status) for status in before} == {403: before[403] + 1, 413: before[413] + 1}
+
+
+def test_names_are_labels_that_prometheus_reads() -> None:
+    assert app.label('é\\"\n') == '"é\\\\\\"\\n"'
+
+
+def test_a_connection_that_asks_nothing_in_time_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing(scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError("nothing was asked")
+
+    async def talk() -> list[bytes]:
+        config = uvicorn.Config(nothing, http=connections.Connection, ws="none", log_config=None)
+        config.load()
+        state = uvicorn.server.ServerState()
+        loop = asyncio.get_running_loop()
+        listening = await loop.create_server(lambda: connections.Connection(config, state, {}), "127.0.0.1", 0)
+        read = []
+        async with listening:
+            for begun in (b"", b"GET / HTTP/1.1\r\nHost: x\r\n"):
+                reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
+                writer.write(begun)
+                read.append(await asyncio.wait_for(reader.read(), 30))
+                writer.close()
+        return read
+
+    monkeypatch.setattr(connections, "HEAD_LIMIT_S", 0.05)
+    assert asyncio.run(talk()) == [b"", b""]
+
+
 def test_a_page_that_may_ask_can_read_what_it_is_told() -> None:
     asked = {
         "origin": PAGE,
@@ -495,10 +591,7 @@ def test_a_page_that_may_ask_can_read_what_it_is_told() -> None:
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_away_frees_its_slot(server: Running, stream: bool) -> None:
     before = server.metric("answers_interrupted_total")
-    body = json.dumps(
-        {"model": MODEL, "messages": [{"role": "user", "content": "Tell a very long story."}], "stream": stream,
-         "temperature": 0, "repeat_penalty": 1.2}
-    ).encode()  # fmt: skip
+    body = json.dumps({**LONG, "stream": stream}).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         connection.sendall(head + body)

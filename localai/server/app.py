@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from localai import __version__
 from localai.errors import LocalaiError
 from localai.server.answers import ClientGone, error_body, status_of, whole
+from localai.server.forms import FAILURES
 from localai.server.generating import Counts, Desk
 from localai.server.ollama.routes import routes as ollama
 from localai.server.openai.routes import routes as openai
-from localai.server.security import Guard, Rules
+from localai.server.security import App, Guard, Rules
 
 log = logging.getLogger(__name__)
+MANAGING = tuple(f"/api/{what}" for what in ("pull", "push", "create", "copy", "delete", "blobs"))
 
 
-def application(desk: Desk, rules: Rules) -> Guard:
+def application(desk: Desk, rules: Rules) -> Counted:
     """The ASGI application of a server."""
 
     # the pages of the documentation would fetch their scripts from elsewhere
@@ -43,21 +46,28 @@ def application(desk: Desk, rules: Rules) -> Guard:
     tell_of_itself(app, desk)
     app.include_router(openai(desk))
     app.include_router(ollama(desk))
-    return Guard(Counted(app, desk.counts), rules)
+    return Counted(Guard(app, rules), desk.counts)
 
 
 def tell_errors(app: FastAPI) -> None:
     """Answer whatever goes wrong in the form of whoever asked."""
 
-    def failed(request: Request, status: int, message: str, hint: str = "", code: str | None = None) -> Response:
+    def failed(
+        request: Request,
+        status: int,
+        message: str,
+        hint: str = "",
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Response:
         body = error_body(request.url.path, status, message, hint, code)
-        headers = {"retry-after": "1"} if status == 429 else None
         return Response(body, status, headers, media_type="application/json")
 
     @app.exception_handler(LocalaiError)
     async def known(request: Request, error: LocalaiError) -> Response:
         status, code = status_of(error)
-        return failed(request, status, error.message, error.hint, code)
+        headers = {"retry-after": "1"} if status == 429 else None
+        return failed(request, status, error.message, error.hint, code, headers)
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> Response:
@@ -71,7 +81,12 @@ def tell_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
-        return failed(request, error.status_code, str(error.detail))
+        path, message, hint = request.url.path[:200], str(error.detail), "docs/server.md lists what is answered"
+        if path.startswith(MANAGING):
+            hint = "localai pull, import and rm manage the models on this disk"
+        if error.status_code in (404, 405):
+            message = f"nothing answers {request.method} {path}"
+        return failed(request, error.status_code, message, hint, headers=error.headers)
 
     @app.exception_handler(ClientGone)
     async def gone(request: Request, error: ClientGone) -> Response:
@@ -86,25 +101,25 @@ def tell_errors(app: FastAPI) -> None:
 def tell_of_itself(app: FastAPI, desk: Desk) -> None:
     """The routes of neither form."""
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def root() -> Response:
         return Response("localai is running\n", media_type="text/plain")
 
-    @app.get("/health")
+    @app.get("/health", responses=FAILURES)
     async def health() -> Response:
         """Whether the server answers."""
         return whole({"status": "ok", "version": __version__})
 
-    @app.get("/metrics")
+    @app.get("/metrics", responses=FAILURES, response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Numbers for Prometheus."""
         return Response(numbers(desk), media_type="text/plain; version=0.0.4")
 
 
 class Counted:
-    """ASGI: counts answers by path and status."""
+    """ASGI: counts answers by path and status, as they leave."""
 
-    def __init__(self, app: Any, counts: Counts) -> None:
+    def __init__(self, app: App, counts: Counts) -> None:
         self._app, self._counts = app, counts
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -118,7 +133,7 @@ class Counted:
         await self._app(scope, receive, counting)
 
 
-def numbers(desk: Desk) -> str:
+def numbers(desk: Desk) -> bytes:
     """The numbers of `/metrics`, in Prometheus's text form."""
     counts, held = desk.counts, desk.holder.held()
     lines: list[str] = []
@@ -129,7 +144,7 @@ def numbers(desk: Desk) -> str:
         lines.extend(f"localai_{name}{labels} {value}" for labels, value in values)
 
     answers: list[tuple[str, float]] = [
-        (f'{{path={json.dumps(path)},status="{status}"}}', count) for (path, status), count in counts.requests.items()
+        (f'{{path={label(path)},status="{status}"}}', count) for (path, status), count in counts.requests.items()
     ]
     tell("requests_total", "counter", "HTTP requests answered.", answers)
     tell("answers_under_way", "gauge", "Answers being generated or waiting for it.", [("", counts.under_way)])
@@ -137,7 +152,12 @@ def numbers(desk: Desk) -> str:
     tell("prompt_tokens_total", "counter", "Tokens of prompts.", [("", counts.prompt_tokens)])
     tell("cached_tokens_total", "counter", "Tokens of prompts not evaluated again.", [("", counts.cached_tokens)])
     tell("completion_tokens_total", "counter", "Tokens of answers.", [("", counts.completion_tokens)])
-    memory: list[tuple[str, float]] = [(f"{{model={json.dumps(each.name)}}}", each.memory_bytes) for each in held]
+    memory: list[tuple[str, float]] = [(f"{{model={label(each.name)}}}", each.memory_bytes) for each in held]
     tell("models_loaded", "gauge", "Models in memory.", [("", len(held))])
     tell("model_memory_bytes", "gauge", "Memory of each model in memory.", memory)
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines).encode("utf-8", "replace") + b"\n"
+
+
+def label(value: str) -> str:
+    """A label's value: Prometheus knows no escapes but these three."""
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'

@@ -16,8 +16,9 @@ from localai.holding import PICTURES, TEXT
 from localai.server.forms import Drawing
 
 MOST_IMAGES = 16
+MOST_TEXTS = 2048  # to become vectors
 MOST_TOOLS = 128
-MOST_STOPS = 16
+MOST_STOPS = 64  # editors send whole lists of them
 MOST_LEVELS = 100  # of a tool's parameters, or a call's arguments
 ANY_OBJECT = {"type": "object"}
 DRAWN = (
@@ -110,6 +111,14 @@ def calls(given: Sequence[Mapping[str, Any]] | None) -> tuple[ToolCall, ...]:
         text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
         found.append(ToolCall(function["name"], text))
     return tuple(found)
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Refuse what no vectors are made of: an empty text, and more than OpenAI takes. Raises UsageError."""
+    if not all(texts):
+        raise refused("a text of the input is empty", "leave it out")
+    if len(texts) > MOST_TEXTS:
+        raise refused(f"more than {MOST_TEXTS:,} texts", "ask for them in parts")
 
 
 def check_images(count: int) -> None:

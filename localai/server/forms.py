@@ -14,6 +14,17 @@ Penalty = Annotated[float | None, Field(ge=-10, le=10)]
 Share = Annotated[float | None, Field(ge=0, le=1)]
 
 
+FAILURES: dict[int | str, Json] = {
+    "4XX": {"description": "What is wrong with the request, in the form's own way of telling errors"},
+    "5XX": {"description": "What goes wrong here: no memory, a model that was let go of"},
+}  # for /openapi.json
+
+
+def streams(media_type: str) -> dict[int | str, Json]:
+    """For /openapi.json: that the answer may come in pieces."""
+    return {200: {"content": {media_type: {}}}}
+
+
 class Form(BaseModel):
     """The body of a request, or a part of it. What it has beside is let be: clients send more than anybody reads."""
 

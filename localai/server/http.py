@@ -68,6 +68,8 @@ class Running:
         """Serve until told to end; True where it was Ctrl-C. `ready` is called when requests are answered."""
         import uvicorn
 
+        from localai.server.connections import Connection
+
         interrupted: list[int] = []
 
         class Server(uvicorn.Server):
@@ -92,6 +94,8 @@ class Running:
 
         config = uvicorn.Config(
             app,  # type: ignore[arg-type]
+            http=Connection,
+            ws="none",
             log_config=None,
             access_log=False,
             lifespan="off",

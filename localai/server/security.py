@@ -135,7 +135,7 @@ class Guard:
             return
         if scope["method"] in ("POST", "DELETE", "PUT"):
             others = [pair for pair in scope["headers"] if pair[0] != b"content-type"]
-            scope = {**scope, "headers": [*others, (b"content-type", b"application/json")]}
+            scope["headers"] = [*others, (b"content-type", b"application/json")]
         body = Body(receive)
 
         async def sending(message: MutableMapping[str, Any]) -> None:

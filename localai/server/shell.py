@@ -240,10 +240,11 @@ class Line:
 
     def wait(self, then: Callable[[], None]) -> None:
         """Until something comes, or the other end has gone; then do that."""
-        import select
+        import selectors  # select() alone knows no descriptor beyond 1,023
 
-        with contextlib.suppress(OSError, ValueError):
-            select.select([self._connection], [], [])
+        with contextlib.suppress(OSError, ValueError), selectors.DefaultSelector() as waiting:
+            waiting.register(self._connection, selectors.EVENT_READ)
+            waiting.select()
         then()
 
     def write(self, content: Json) -> None:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from time import perf_counter
 
 from localai import embeddings
 from localai.domain.embedding import Embedding
 from localai.errors import UsageError
 from localai.holding import VECTORS
 from localai.server.generating import Desk
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """What came of a request for vectors: a row for each text. `load_s` it waited for the model."""
+
+    model: str
+    rows: list[Embedding]
+    load_s: float
+    total_s: float
 
 
 async def vectors(
@@ -20,19 +31,23 @@ async def vectors(
     *,
     truncate: bool = False,
     dimensions: int | None = None,
-) -> tuple[str, list[Embedding]]:
-    """The name of the model and a vector for each text; with `truncate` for as much of it as the context holds.
+) -> Vectors:
+    """A vector for each text; with `truncate` for as much of it as the context holds.
 
     `dimensions` are how many numbers of each vector are told. Raises NotFound, UsageError, ContextOverflow, QueueFull.
     Left early, what is being evaluated is the last.
     """
+    began = perf_counter()
     if model or desk.default is not None:
         found = await desk.blocking(desk.find, model)
     else:
         found = await desk.blocking(embeddings.find, None)
     async with desk.hold(found, VECTORS, None, keep_alive_s) as held:
+        loaded = perf_counter()
         rows = await desk.embedded(held, texts, truncate)
-    return found.name, rows if dimensions is None else [shortened(row, dimensions) for row in rows]
+    if dimensions is not None:
+        rows = [shortened(row, dimensions) for row in rows]
+    return Vectors(found.name, rows, loaded - began, perf_counter() - began)
 
 
 def shortened(row: Embedding, dimensions: int) -> Embedding:

@@ -4,30 +4,36 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime
+from time import perf_counter
 from typing import Any
 
-from localai.domain.embedding import Embedding
 from localai.domain.generation import AnswerEnd, AnswerText, ThinkingText, TokenLogprob, ToolCall
 from localai.engine.call_syntax import arguments_of
 from localai.errors import LocalaiError
 from localai.server.answers import dumps, logprob
 from localai.server.forms import Json
 from localai.server.generating import Events, ended
+from localai.server.vectors import Vectors
 
 
 def now() -> str:
     return datetime.now(UTC).isoformat().replace("+00:00", "Z")
 
 
-def last(end: AnswerEnd) -> Json:
-    """What the last piece tells beside the text: times in nanoseconds."""
+def last(end: AnswerEnd, began: float) -> Json:
+    """What the last piece tells beside the text: times in nanoseconds, those of a request that `began` then.
+
+    Waiting for the model, and for a place in it, counts as its loading.
+    """
     timings, usage = end.timings, end.usage
+    # by the speed of writing, which counts from the first token on: with it the parts may be more than the whole was
     decode_ms = usage.completion_tokens / timings.decode_tps * 1000 if timings.decode_tps else 0.0
+    total_ms = max((perf_counter() - began) * 1000, timings.prompt_ms + decode_ms)
     return {
         "done": True,
         "done_reason": "length" if end.finish_reason == "length" else "stop",
-        "total_duration": int((timings.prompt_ms + decode_ms) * 1e6),
-        "load_duration": int(timings.load_ms * 1e6),
+        "total_duration": int(total_ms * 1e6),
+        "load_duration": int((total_ms - timings.prompt_ms - decode_ms) * 1e6),
         "prompt_eval_count": usage.prompt_tokens,
         "prompt_eval_duration": int(timings.prompt_ms * 1e6),
         "eval_count": usage.completion_tokens,
@@ -44,7 +50,7 @@ def told_logprobs(found: Sequence[TokenLogprob]) -> Json:
     return {"logprobs": [logprob(each) for each in found]} if found else {}
 
 
-async def pieces(events: Events, model: str, chat: bool) -> AsyncGenerator[bytes, None]:
+async def pieces(events: Events, model: str, chat: bool, began: float) -> AsyncGenerator[bytes, None]:
     """A line for each piece, the last with the numbers."""
 
     def line(content: Json, **more: Any) -> bytes:
@@ -64,15 +70,15 @@ async def pieces(events: Events, model: str, chat: bool) -> AsyncGenerator[bytes
                     yield line({"tool_calls": [call(event, calls)]})
                     calls += 1
                 case AnswerEnd():
-                    yield line({}, **last(event))
+                    yield line({}, **last(event, began))
     except LocalaiError as error:
         yield dumps({"error": error.message}) + b"\n"
 
 
-async def in_one(events: Events, model: str, chat: bool) -> Json:
+async def in_one(events: Events, model: str, chat: bool, began: float) -> Json:
     """The answer as one object, with the numbers in it."""
     end, found = await ended(events)
-    more = {**told_logprobs(found), **last(end)}
+    more = {**told_logprobs(found), **last(end, began)}
     thoughts = {"thinking": end.thinking} if end.thinking else {}
     if not chat:
         return {"model": model, "created_at": now(), "response": end.text, **thoughts, **more}
@@ -88,14 +94,12 @@ def empty(model: str, chat: bool, reason: str) -> Json:
     return {"model": model, "created_at": now(), **body, "done": True, "done_reason": reason}
 
 
-def embeddings(rows: Sequence[Embedding], model: str) -> Json:
+def embeddings(made: Vectors, model: str) -> Json:
     """A vector for each text."""
-    if not rows:
-        return {"model": model, "embeddings": []}
     return {
         "model": model,
-        "embeddings": [row.vector for row in rows],
-        "total_duration": 0,
-        "load_duration": 0,
-        "prompt_eval_count": sum(row.tokens for row in rows),
+        "embeddings": [row.vector for row in made.rows],
+        "total_duration": int(made.total_s * 1e9),
+        "load_duration": int(made.load_s * 1e9),
+        "prompt_eval_count": sum(row.tokens for row in made.rows),
     }

@@ -91,8 +91,6 @@ def request_of(asked: Asked, name: str, messages: tuple[Message, ...], raw: str 
     elif asked.format:
         raise refused(f"format is {str(asked.format)[:40]!r}", "json, or a JSON schema")
     tools = asking.tools(asked.tools) if isinstance(asked, ChatRequest) else ()
-    if tools and grammar is not None:
-        raise refused("tools and format cannot be combined", "ask for one of them")
     last_n = options.repeat_last_n
     window = last_n if last_n is None or 0 <= last_n <= WIDEST_WINDOW else WIDEST_WINDOW
     limit = options.num_predict if options.num_predict is not None and options.num_predict > 0 else None

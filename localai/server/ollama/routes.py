@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import perf_counter
+
 from fastapi import APIRouter, Request, Response
 
 from localai.domain.generation import GenerationRequest
@@ -10,6 +12,7 @@ from localai.library import Found
 from localai.server import asking
 from localai.server.answers import Stream, while_there, whole
 from localai.server.asking import refused
+from localai.server.forms import FAILURES, streams
 from localai.server.generating import Desk
 from localai.server.ollama import answers, models
 from localai.server.ollama.requests import (
@@ -25,19 +28,22 @@ from localai.server.ollama.requests import (
 )
 from localai.server.vectors import vectors
 
+LINES = "application/x-ndjson"
 API_VERSION = "0.12.0"  # of Ollama's API whose form this is: clients look whether it is new enough
 
 
 def routes(desk: Desk) -> APIRouter:
-    router, api = APIRouter(prefix="/api", tags=["ollama"]), Api(desk)
-    router.add_api_route("/chat", api.chat, methods=["POST"])
-    router.add_api_route("/generate", api.generate, methods=["POST"])
+    router, api = APIRouter(prefix="/api", tags=["ollama"], responses=FAILURES), Api(desk)
+    router.add_api_route("/chat", api.chat, methods=["POST"], responses=streams(LINES))
+    router.add_api_route("/generate", api.generate, methods=["POST"], responses=streams(LINES))
     router.add_api_route("/embed", api.embed, methods=["POST"])
     router.add_api_route("/embeddings", api.embeddings, methods=["POST"])
     router.add_api_route("/tags", api.tags, methods=["GET"])
     router.add_api_route("/show", api.show, methods=["POST"])
     router.add_api_route("/ps", api.ps, methods=["GET"])
     router.add_api_route("/version", api.version, methods=["GET"])
+    for path, answer in (("/tags", api.tags), ("/version", api.version)):  # some clients look whether they are there
+        router.add_api_route(path, answer, methods=["HEAD"], include_in_schema=False)
     return router
 
 
@@ -75,13 +81,13 @@ class Api:
     async def _answer(
         self, asked: Asked, request: Request, found: Found, wanted: GenerationRequest, chat: bool
     ) -> Response:
-        kind = asking.kind_of(wanted.messages)
+        began, kind = perf_counter(), asking.kind_of(wanted.messages)
         keep = asking.keep_alive(asked.keep_alive)
         starting = self._desk.started(found, kind, asked.wished_context, keep, wanted)
         events = await while_there(request.receive, starting)
         if asked.stream is not False:
-            return Stream(answers.pieces(events, asked.model, chat), "application/x-ndjson", events)
-        return whole(await while_there(request.receive, answers.in_one(events, asked.model, chat)))
+            return Stream(answers.pieces(events, asked.model, chat, began), LINES, events)
+        return whole(await while_there(request.receive, answers.in_one(events, asked.model, chat, began)))
 
     async def _only_load(self, asked: Asked, found: Found, chat: bool) -> Response:
         """An empty request loads a model, or lets it go, once nobody uses it, where it is to be kept for no time."""
@@ -96,22 +102,20 @@ class Api:
     async def embed(self, asked: EmbedRequest, request: Request) -> Response:
         """A vector for each text."""
         if not asked.input:
-            return whole(answers.embeddings([], asked.model))
+            return whole({"model": asked.model, "embeddings": []})
         texts = [asked.input] if isinstance(asked.input, str) else asked.input
-        if not all(texts):
-            raise refused("a text of the input is empty", "leave it out")
+        asking.check_texts(texts)
         keep, cut = asking.keep_alive(asked.keep_alive), asked.truncate is not False
         making = vectors(self._desk, asked.model, texts, keep, truncate=cut, dimensions=asked.dimensions)
-        _, rows = await while_there(request.receive, making)
-        return whole(answers.embeddings(rows, asked.model))
+        return whole(answers.embeddings(await while_there(request.receive, making), asked.model))
 
     async def embeddings(self, asked: OldEmbedRequest, request: Request) -> Response:
         """A vector for one text, as older clients ask."""
         keep = asking.keep_alive(asked.keep_alive)
         if not asked.prompt:
             return whole({"embedding": []})
-        _, rows = await while_there(request.receive, vectors(self._desk, asked.model, [asked.prompt], keep))
-        return whole({"embedding": rows[0].vector})
+        made = await while_there(request.receive, vectors(self._desk, asked.model, [asked.prompt], keep))
+        return whole({"embedding": made.rows[0].vector})
 
     async def tags(self) -> Response:
         """The model that is served, where it is a file, and the installed ones."""

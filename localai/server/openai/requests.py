@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
@@ -106,11 +107,23 @@ def conversation(given: list[ChatMessage]) -> tuple[Message, ...]:
         if isinstance(call.get("function"), dict) and isinstance(call["function"].get("name"), str)
     }
     found = []
-    for each in given:
+    for each in in_order(given):
         if each.role == "tool" and not each.name and each.tool_call_id:
             each = each.model_copy(update={"name": names.get(each.tool_call_id, "")})
         found.append(message_of(each))
     return tuple(found)
+
+
+def in_order(given: list[ChatMessage]) -> list[ChatMessage]:
+    """The messages, the results of tools in the order of the calls that they name: few templates write the ids."""
+    ids = [str(call.get("id")) for message in given for call in message.tool_calls or ()]
+    places = {each: place for place, each in enumerate(ids)}
+    runs = itertools.groupby(given, key=lambda message: message.role == "tool")
+    return [
+        each
+        for is_result, run in runs
+        for each in sorted(run, key=lambda each: places.get(str(each.tool_call_id), -1) if is_result else 0)
+    ]
 
 
 def sampling_of(asked: Common, name: str) -> Sampling:
@@ -158,11 +171,11 @@ def held_to(form: Json | None) -> str | None:
 
 def chat_request(asked: ChatRequest, name: str) -> GenerationRequest:
     """Raises UsageError for what cannot be honoured."""
+    if (asked.model_extra or {}).get("functions"):
+        raise refused("functions and function_call are not taken any more", "send tools and tool_choice")
     tools, choice, grammar = asking.tools(asked.tools), choice_of(asked), held_to(asked.response_format)
     if not tools and choice not in ("auto", "none"):
         raise refused("tool_choice asks for a tool, and there is none")
-    if tools and choice != "none" and grammar is not None:
-        raise refused("tools and response_format cannot be combined", 'ask for one of them, or say tool_choice "none"')
     think = thinks(asked)
     return GenerationRequest(
         conversation(asked.messages),
@@ -207,10 +220,11 @@ def completion_requests(asked: CompletionRequest, name: str) -> list[GenerationR
 def texts_of(asked: EmbeddingsRequest) -> list[str]:
     """What is to become vectors. Raises UsageError for none, and for tokens."""
     given = [asked.input] if isinstance(asked.input, str) else asked.input
-    texts = [text for text in given if isinstance(text, str) and text]
+    texts = [text for text in given if isinstance(text, str)]
     if not texts or len(texts) < len(given):
         raise refused(
             "input is no text, nor a list of texts",
             "send no token numbers: they are another model's (LangChain: check_embedding_ctx_length=False)",
         )
+    asking.check_texts(texts)
     return texts

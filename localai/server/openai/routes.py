@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from localai.holding import TEXT
 from localai.server import asking
 from localai.server.answers import Stream, while_there, whole
-from localai.server.forms import Json
+from localai.server.forms import FAILURES, Json, streams
 from localai.server.generating import Desk
 from localai.server.openai import answers
 from localai.server.openai.requests import (
@@ -26,11 +26,11 @@ EVENT_STREAM = "text/event-stream"
 
 
 def routes(desk: Desk) -> APIRouter:
-    router, api = APIRouter(prefix="/v1", tags=["openai"]), Api(desk)
+    router, api = APIRouter(prefix="/v1", tags=["openai"], responses=FAILURES), Api(desk)
     router.add_api_route("/models", api.models, methods=["GET"])
     router.add_api_route("/models/{name:path}", api.model, methods=["GET"])
-    router.add_api_route("/chat/completions", api.chat, methods=["POST"])
-    router.add_api_route("/completions", api.completions, methods=["POST"])
+    router.add_api_route("/chat/completions", api.chat, methods=["POST"], responses=streams(EVENT_STREAM))
+    router.add_api_route("/completions", api.completions, methods=["POST"], responses=streams(EVENT_STREAM))
     router.add_api_route("/embeddings", api.embeddings, methods=["POST"])
     return router
 
@@ -53,6 +53,8 @@ class Api:
 
     async def model(self, name: str) -> Response:
         """One installed model."""
+        if not name:  # only a slash too many
+            return await self.models()
         found = await self._desk.blocking(self._desk.find, name)
         return whole({**model_object(name, "local"), "path": found.name})
 
@@ -86,8 +88,8 @@ class Api:
         texts = texts_of(asked)
         keep = asking.keep_alive(asked.keep_alive)
         making = vectors(self._desk, asked.model, texts, keep, dimensions=asked.dimensions)
-        name, rows = await while_there(request.receive, making)
-        return whole(answers.embeddings(rows, asked.model or name, asked.encoding_format == "base64"))
+        made = await while_there(request.receive, making)
+        return whole(answers.embeddings(made.rows, asked.model or made.model, asked.encoding_format == "base64"))
 
 
 def model_object(name: str, owner: str) -> Json:
