@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from localai.domain.generation import Message, Tool, ToolCall
-from localai.engine.templates import ChatTemplate, Renderer, TemplateFailed, merge_system, plain
+from localai.engine.templates import ChatTemplate, Renderer, TemplateEndless, TemplateFailed, merge_system, plain
 from localai.engine.tools import GRANITE, HERMES, LFM, Form
 
 SYSTEM, HELLO = Message("system", "Be brief."), Message("user", "Hello")
@@ -256,6 +261,41 @@ def test_a_template_without_end_is_killed(source: str) -> None:
     renderer.close()
     with pytest.raises(TemplateFailed):
         renderer.render("closed", {}, 100)
+
+
+def test_a_template_without_end_is_not_tried_again_and_again() -> None:
+    class Busy(Renderer):
+        asked = 0
+
+        def __init__(self) -> None:
+            pass
+
+        def render(self, template: str, variables: dict[str, Any], limit: int) -> str:
+            self.asked += 1
+            if self.asked in (1, 3, 4):
+                raise TemplateEndless("it takes more than 5 s")
+            return "Hello"
+
+    renderer = Busy()
+    template = ChatTemplate("x", renderer)
+    made = [template.render([HELLO]).text for _ in range(6)]
+    form = plain([HELLO], chatml=False).text
+    assert made == [form, "Hello", form, form, form, form]
+    assert renderer.asked == 4
+    assert template.without_opening([HELLO]) is None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no alarm")
+def test_a_renderer_whose_parent_was_killed_ends_by_itself() -> None:
+    script = "from localai.engine import renderer; renderer.TIME_LIMIT_S = 1; renderer.main()"
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}" + "{% endfor %}" * 3
+    request = {"number": 1, "template": endless, "variables": {}, "limit": 9}
+    done = subprocess.run([sys.executable, "-c", script], input=json.dumps(request), text=True, timeout=60)
+    assert done.returncode == -signal.SIGALRM
+
+
+def test_nothing_said_is_rendered(renderer: Renderer) -> None:
+    assert rendered(renderer, CHATML, []) == "<|im_start|>assistant\n"
 
 
 def test_one_conversation_that_is_refused_keeps_no_other_from_the_template(renderer: Renderer) -> None:

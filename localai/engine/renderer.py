@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -22,6 +22,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MEMORY_LIMIT_BYTES = 512 * 1024**2  # address space, of which Python and jinja2 take 50 MiB
+TIME_LIMIT_S = 30  # for one rendering, where the parent, which waits for less long, has been killed
 
 
 class OutputTooLong(TemplateError):
@@ -91,6 +92,15 @@ def limit_process(memory_bytes: int) -> None:
         pass  # Windows has no such limit, macOS does not keep to it: there the time limit alone holds
 
 
+def watched(lines: Iterable[str]) -> Iterator[str]:
+    """The lines; the process is ended where the next one is not asked for in time."""
+    alarm = getattr(signal, "alarm", lambda seconds: None)  # Windows has none
+    for line in lines:
+        alarm(TIME_LIMIT_S)
+        yield line
+        alarm(0)
+
+
 def serve(lines: Any, write: Callable[[str], object]) -> None:
     """Answer each request line by its number, 0 for being ready; an error of any kind is an answer too."""
     made = environment()
@@ -111,7 +121,7 @@ def main() -> None:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
 
-    serve(sys.stdin, write)
+    serve(watched(sys.stdin), write)
 
 
 if __name__ == "__main__":

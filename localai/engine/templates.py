@@ -20,6 +20,7 @@ from localai.engine.tools import Form
 
 START_LIMIT_S = 20.0  # for a process to start on a machine that is busy loading a model
 TIME_LIMIT_S = 5.0  # for one rendering; real templates take milliseconds
+PATIENCE = 2  # renderings in a row that take longer, after which the template is not tried again
 MAX_TEMPLATE_CHARS = 1_000_000  # the longest of the well-known ones has 20,000
 
 CHATML_END = "<|im_end|>"
@@ -27,6 +28,10 @@ CHATML_END = "<|im_end|>"
 
 class TemplateFailed(Exception):
     """The template cannot be rendered; the text says why. Caught in this package."""
+
+
+class TemplateEndless(TemplateFailed):
+    """The template takes longer than any should."""
 
 
 class Renderer:
@@ -88,7 +93,8 @@ class Renderer:
                 line = self._answers.get(timeout=limit_s)
             except queue.Empty:
                 self._end()
-                raise TemplateFailed(f"it takes more than {limit_s:g} s") from None
+                late = TemplateEndless if self._ready else TemplateFailed  # before, the machine is to blame
+                raise late(f"it takes more than {limit_s:g} s") from None
             answer = json.loads(line)
             if not isinstance(answer, dict):
                 raise ValueError(line)
@@ -150,6 +156,7 @@ class ChatTemplate:
         self._tool_form = tool_form  # None where calls are in none that we read
         self._notice = notice
         self._noticed = False
+        self._endless = 0
         self._source = source or None
         self._tools: Sequence[Tool] = ()
         self._several: bool | None = None  # see `_takes_several`
@@ -174,7 +181,7 @@ class ChatTemplate:
             for attempt in attempts:
                 try:
                     text = self._apply(attempt, think)
-                    if attempt[-1].content.strip() not in text and not self._in_parts:
+                    if attempt and attempt[-1].content.strip() not in text and not self._in_parts:
                         text = self._with_parts(attempt, think) or text
                 except TemplateFailed as error:
                     reason = reason or str(error)
@@ -239,6 +246,8 @@ class ChatTemplate:
             return None
 
     def _apply(self, messages: Sequence[Message], think: bool | None = None, opening: bool = True) -> str:
+        if self._source is None:
+            raise TemplateFailed("it takes too long")
         variables: dict[str, Any] = {
             "messages": [
                 {"role": message.role, "content": self._content(message), **more}
@@ -253,7 +262,15 @@ class ChatTemplate:
             variables["enable_thinking"] = variables["thinking"] = think
         said = sum(len(message.content) for message in messages) + len(str(self._tools))
         said += sum(len(call.arguments) for message in messages for call in message.tool_calls)
-        return self._renderer.render(self._source or "", variables, 2 * said + 1_000_000)
+        try:
+            text = self._renderer.render(self._source, variables, 2 * said + 1_000_000)
+        except TemplateEndless:
+            self._endless += 1
+            if self._endless == PATIENCE:  # else each turn would wait for it again
+                self._source = None
+            raise
+        self._endless = 0
+        return text
 
     def _content(self, message: Message) -> str | list[dict[str, str]]:
         return [{"type": "text", "text": message.content}] if self._in_parts else message.content
