@@ -32,6 +32,7 @@ class Held:
     embedder: Embedder | None = None
     params: int = 0
     context_length: int | None = None
+    thinks: bool = False
     users: int = 0
     asked_context: int = 0  # what it was loaded for, which may be more than there was room for
     keep_alive_s: float = KEEP_ALIVE_S
@@ -215,7 +216,7 @@ class Holder:
         sequences = 1 if alone else self._parallel
         prepared = loading.prepare(found, self._wishes, context, sequences, MOST_AT_ONCE)
         self._refuse_beside_others(found, prepared.plan)
-        more = {"params": prepared.params, "context_length": prepared.context_length}
+        more = {"params": prepared.params, "context_length": prepared.context_length, "thinks": prepared.thinks}
         if alone:
             loading.refuse_blind(prepared)  # a projector that llama.cpp crashes over must not end the server
             single = loading.load(prepared, cancelled=self._is_closed, notice=self._notice)

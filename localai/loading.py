@@ -54,6 +54,7 @@ class Prepared:
     draft: speculating.Draft | None = None
     warm: ChatEngine | None = None  # the same model in the server's memory, which is used instead of loading it
     note: str | None = None
+    thinks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +106,8 @@ def prepare(
     machine = machine_for(wishes)
     header = header_of(found)
     shape, weights = shapes.shape(header), shapes.weights(header)
-    wanted = want_context or estimate.DEFAULT_CONTEXT
-    if thinking.customary(str(header.metadata.get("tokenizer.chat_template", ""))):
-        wanted += thoughts
+    may_think = _thinks(header)
+    wanted = (want_context or estimate.DEFAULT_CONTEXT) + (thoughts if may_think else 0)
 
     estimate.check_kv_type(shape, wishes.kv_type)
     # workers take no pictures: see engine.child
@@ -139,7 +139,17 @@ def prepare(
     if wishes.speculate and sequences == 1 and not wishes.workers:
         plan = speculating.with_rows(plan, shape)
         draft = speculating.draft(library.find(wishes.draft), plan, machine) if wishes.draft is not None else None
-    return Prepared(found, plan, shape.params, shape.context_length, Facts(machine, shape, weights), draft)
+    facts = Facts(machine, shape, weights)
+    return Prepared(found, plan, shape.params, shape.context_length, facts, draft, thinks=may_think)
+
+
+def thinks(found: library.Found) -> bool:
+    """Whether a model has a way to think. Raises EngineError for a file that is no model."""
+    return _thinks(header_of(found))
+
+
+def _thinks(header: gguf.Header) -> bool:
+    return thinking.customary(str(header.metadata.get("tokenizer.chat_template", "")))
 
 
 def header_of(found: library.Found) -> gguf.Header:

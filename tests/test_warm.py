@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import random_models
 from conftest import Cli
 from fake_engine import FakeEngine
 from real_model import plan
@@ -169,6 +170,20 @@ def test_a_connection_that_fails_ends_nothing(monkeypatch: pytest.MonkeyPatch) -
         door._accept(listener)  # type: ignore[arg-type]
         theirs.sendall(wire.line({"do": "ps"}))
         assert b'"models":[]' in theirs.recv(4096)
+    holder.close()
+
+
+def test_a_model_that_thinks_is_held_with_room_for_it(tmp_path: Path) -> None:
+    holder = Holder()
+    door = shell.Shell(holder, {}, holder.close)
+    thinking = random_models.TEMPLATE.replace("assistant\n{%", "assistant\n<think>\n{%")
+    contexts = []
+    for number, template in enumerate((random_models.TEMPLATE, thinking)):
+        (folder := tmp_path / str(number)).mkdir()
+        path = random_models.write(folder, random_models.TINY["plain"], template=template)
+        asked = {"path": str(path), "load": True, "context": 512, "thoughts": 1024}
+        contexts += [door._hold(asked)["context"] for _ in range(2)]
+    assert contexts == [512, 512, 1536, 1536]
     holder.close()
 
 

@@ -71,7 +71,7 @@ def prepare(
     found = library.find(name)
     if found.why:
         render.note(found.why)
-    if not alone and (here := held_by_server(found, wished, want_context, cancelled)) is not None:
+    if not alone and (here := held_by_server(found, wished, want_context, thoughts, cancelled)) is not None:
         return here
     prepared = loading.prepare(found, wished, want_context, sequences, most_sequences, work, thoughts)
     for warning in prepared.plan.warnings:
@@ -88,7 +88,7 @@ def load_prepared(prepared: Prepared, interrupts: Interrupts) -> Loaded:
 
 
 def held_by_server(
-    found: library.Found, wished: Wishes, want_context: int | None, cancelled: Callable[[], bool]
+    found: library.Found, wished: Wishes, want_context: int | None, thoughts: int, cancelled: Callable[[], bool]
 ) -> Prepared | None:
     """The model in the memory of this user's server, where it is there as wished.
 
@@ -101,6 +101,7 @@ def held_by_server(
         return None
     wanted = {
         "context": wished.context or want_context,
+        "thoughts": 0 if wished.context else thoughts,
         "exact_context": wished.context,
         "gpu_layers": wished.gpu_layers,
         "threads": wished.threads,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from localai import __version__, library, warm, wire
+from localai import __version__, library, loading, warm, wire
 from localai.buffers import padded
 from localai.domain.engine import Delivery
 from localai.domain.generation import AnswerEnd
@@ -154,7 +154,10 @@ class Shell:
         here = self._holder.peek(found)
         if here is None and not asked.get("load"):
             return {"held": False}
-        held = self._holder.acquire(found, TEXT, asked.get("context"))
+        context, thoughts = asked.get("context"), asked.get("thoughts")
+        if context and thoughts and (here.thinks if here else loading.thinks(found)):
+            context += thoughts
+        held = self._holder.acquire(found, TEXT, context)
         self._holder.release(held)
         plan = held.plan
         wanted = {"gpu_layers": plan.gpu_layers, "threads": plan.threads, "kv_type": plan.kv_type}
