@@ -18,7 +18,6 @@ from localai.errors import NotFound, UsageError
 
 LARGEST_BYTES = 50_000_000
 STDIN = Path("-")
-MARK = "--- "  # before a document's name
 
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # Word, Excel and PowerPoint before 2007, and encrypted ones since
 _HTML_START = re.compile(
@@ -55,7 +54,7 @@ def read(path: Path) -> Document:
 
 def together(documents: Iterable[Document]) -> str:
     """The documents one after the other, each under a line with its name."""
-    return "\n\n".join(f"{MARK}{each.name} ---\n{each.text}" for each in documents)
+    return "\n\n".join(f"--- {each.name} ---\n{each.text}" for each in documents)
 
 
 def name_of(path: Path) -> str:
@@ -86,10 +85,19 @@ def content_of(path: Path) -> bytes:
     return content
 
 
+def piped(content: bytes) -> str:
+    """Text on stdin that was not named as a file. Raises UsageError for what is none."""
+    if content.startswith((b"%PDF-", b"PK\x03\x04")) or _is_binary(content):
+        raise UsageError("what is piped in is no text", "--file - reads PDF, DOCX and HTML from stdin")
+    return _decoded(content)
+
+
 def _text(content: bytes, name: str) -> str:
     kind = _kind(content, name)
+    if kind is None and _is_binary(content):
+        raise UsageError(f"{name} is not text, PDF, HTML or DOCX", "save it in one of these forms")
     if kind is None:
-        return _decoded(content, name)
+        return _decoded(content)
     try:
         return str(readers.in_child(kind, content)[0].get("text", ""))
     except readers.Unreadable as error:
@@ -111,19 +119,26 @@ def _kind(content: bytes, name: str) -> str | None:
     return None
 
 
-def _decoded(content: bytes, name: str) -> str:
+def _decoded(content: bytes) -> str:
     """Text in the encoding that its mark says, in UTF-8, in UTF-16 without a mark, else in Windows-1252, which any
-    bytes are. Raises UsageError for what is no text.
+    bytes are.
     """
+    encoding = _marked(content)
+    return content.decode(encoding, "replace") if encoding else readers.decoded(content)
+
+
+def _is_binary(content: bytes) -> bool:
+    """Whether there are more control characters than in any text: of compressed data one byte in nine is one."""
+    seen = content[:_SEEN]
+    return not _marked(content) and len(seen) - len(seen.translate(None, _CONTROLS)) > 1 + len(seen) // 20
+
+
+def _marked(content: bytes) -> str:
+    """The encoding that a mark at the beginning says, else UTF-16 where every other byte is a zero; "" for none."""
     for mark, encoding in _MARKS.items():
         if content.startswith(mark):
-            return content.decode(encoding, "replace")
-    seen = content[:_SEEN]
-    if encoding := _utf16(seen):
-        return content.decode(encoding, "replace")
-    if len(seen.translate(None, _CONTROLS)) < len(seen) - len(seen) // 1000:
-        raise UsageError(f"{name} is not text, PDF, HTML or DOCX", "save it in one of these forms")
-    return readers.decoded(content)
+            return encoding
+    return _utf16(content[:_SEEN])
 
 
 def _utf16(seen: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import zipfile
@@ -45,6 +46,30 @@ def made(folder: Path, name: str, content: bytes) -> Path:
 )
 def test_plain_text_in_any_encoding(tmp_path: Path, content: bytes, text: str) -> None:
     assert documents.read(made(tmp_path, "a.md", content)) == documents.Document("a.md", text)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("Été".encode(), "Été"),
+        ("Été : 3 €".encode("cp1252"), "Été : 3 €"),
+        (codecs.BOM_UTF8 + b"marked", "marked"),
+        ("Été".encode("utf-16"), "Été"),
+        (b"./docs/a file name.txt\0./docs/another one.txt\0", "./docs/a file name.txt\0./docs/another one.txt\0"),
+        (b"\x1b]0;title\x07 of a log", "\x1b]0;title\x07 of a log"),
+    ],
+)
+def test_what_is_piped_in_is_decoded_as_files_are(content: bytes, text: str) -> None:
+    assert documents.piped(content) == text
+
+
+def test_what_is_piped_in_and_no_text_is_refused(cli: Cli) -> None:
+    for content in (docx(paragraph("x")), bytes(range(256)) * 3, b"\x89PNG\r\n\x1a\n" + bytes(90)):
+        with pytest.raises(UsageError, match="no text"):
+            documents.piped(content)
+    told = cli("run", "-m", "smollm2-135m", "Summarise it.", input=pdf("x").decode())
+    assert told.returncode == 2
+    assert "--file - reads PDF" in told.stderr
 
 
 def test_pdf(tmp_path: Path) -> None:

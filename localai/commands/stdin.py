@@ -1,4 +1,4 @@
-"""What is piped in, as UTF-8 whatever the locale."""
+"""What is piped in, whatever the locale."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from localai.errors import LocalaiError
 
 
 def read_text() -> str:
-    """All of stdin as UTF-8, whatever the locale; bytes that are not UTF-8 become replacement characters."""
+    """All of stdin as text, in the encodings that files are read in. Raises UsageError for what is no text."""
     try:
-        return sys.stdin.buffer.read().decode("utf-8-sig", "replace")
+        content = sys.stdin.buffer.read()
     except OSError as error:
         raise LocalaiError(f"cannot read stdin: {error.strerror}", "check what is piped in") from error
+    if not content:
+        return ""
+    from localai import documents
+
+    return documents.piped(content)
 
 
 def lines() -> Iterator[str]:
