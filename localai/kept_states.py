@@ -77,7 +77,8 @@ def snapshot(loaded: Loaded) -> Snapshot | None:
     from localai.probes import memory
     from localai.probes.source import Source
 
-    _, most = limits_bytes()
+    total, most = limits_bytes()
+    _shrink(total)
     here = memory.memory(Source())
 
     def affordable(size: int) -> bool:
@@ -216,9 +217,7 @@ def _make_room(size: int, own: Path) -> bool:
         with contextlib.suppress(OSError):
             if time() - left.stat().st_mtime > ABANDONED_S:
                 left.unlink()
-    others = sorted(
-        (each.stat().st_mtime, each.stat().st_size, each) for each in own.parent.glob("*.kv") if each != own
-    )
+    others = _by_age(own)
     taken = sum(taken for _, taken, _ in others)
     for _, bytes_, oldest in others:
         if taken + size <= total and shutil.disk_usage(own.parent).free - size >= DISK_RESERVE_BYTES:
@@ -226,6 +225,23 @@ def _make_room(size: int, own: Path) -> bool:
         oldest.unlink(missing_ok=True)
         taken -= bytes_
     return taken + size <= total and shutil.disk_usage(own.parent).free - size >= DISK_RESERVE_BYTES
+
+
+def _by_age(but: Path | None = None) -> list[tuple[float, int, Path]]:
+    """When each state was written, its bytes and its file, the oldest first."""
+    return sorted((each.stat().st_mtime, each.stat().st_size, each) for each in folder().glob("*.kv") if each != but)
+
+
+def _shrink(total: int) -> None:
+    """Remove the oldest states where the limit is less than what was kept before."""
+    with contextlib.suppress(OSError):
+        states = _by_age()
+        taken = sum(size for _, size, _ in states)
+        for _, size, oldest in states:
+            if taken <= total:
+                return
+            oldest.unlink(missing_ok=True)
+            taken -= size
 
 
 # -------------------------------------------------------------------------------------------------------- reading

@@ -217,11 +217,13 @@ def test_the_oldest_states_go_when_the_room_is_used_up(path: Path, monkeypatch: 
 
 def test_the_setting_bounds_what_is_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert kept_states.limits_bytes() == (4096 * MIB, 1024 * MIB)
-    monkeypatch.setenv("LOCALAI_KEPT_STATE_MB", "0")
     model = loaded(path, plan())
     asked(model, 1)
+    kept_states.save(model, 2)
+    assert kept_states.path(2).exists()
+    monkeypatch.setenv("LOCALAI_KEPT_STATE_MB", "0")
     kept_states.leave(model, 1)
-    assert not kept_states.folder().exists()
+    assert list(kept_states.folder().iterdir()) == []
 
 
 def test_nothing_said_and_nothing_kept_leave_no_file(path: Path) -> None:
