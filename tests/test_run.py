@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 from conftest import Cli
@@ -17,11 +19,14 @@ from fake_engine import FakeEngine
 from real_model import model_file, plan
 
 from localai import aliases, library, loading, render
+from localai.commands import answer
 from localai.commands.answer import write_answer
-from localai.commands.run import hint_at_model
-from localai.domain.generation import Event, GenerationRequest, ThinkingText
+from localai.commands.question import Question
+from localai.commands.run import hint_at_model, with_room_for
+from localai.domain.generation import AnswerEnd, Event, GenerationRequest, ThinkingText, Timings, Usage
 from localai.errors import EngineError
 from localai.interrupt import Interrupts
+from localai.loading import Loaded
 
 MODEL = ("-m", "smollm2-135m")
 QUESTION = "Name the capital of France."
@@ -215,6 +220,31 @@ def test_many_ctrl_c_leave_no_traceback(isolated: Path) -> None:
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in told
+
+
+def test_thoughts_without_an_answer_are_told_of() -> None:
+    end = AnswerEnd("", "Hm.", Usage(1, 0, 3), Timings(1, 1, 1, None, None), "stop")
+    loaded = cast(Loaded, None)
+    assert "no answer follows" in answer.warning(end, loaded)
+    assert answer.warning(replace(end, text="Yes."), loaded) == ""
+    assert answer.warning(replace(end, finish_reason="interrupted"), loaded) == ""
+
+
+def test_a_context_that_leaves_no_room_for_the_answer_is_made_larger(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = loading.prepare(library.find("smollm2-135m"), loading.Wishes(), 512)
+    loaded = Loaded(planned, None, FakeEngine(context=512))
+    wanted: list[int] = []
+
+    def prepare(found: library.Found, wishes: loading.Wishes, want_context: int, **_: object) -> loading.Prepared:
+        wanted.append(want_context)
+        return planned
+
+    monkeypatch.setattr(loading, "prepare", prepare)
+    for words, more in ((100, []), (500, [501 + 164])):
+        wanted.clear()
+        question = Question(None, "", "a " * words, "")
+        with_room_for(loaded, question, 100, loading.Wishes(), None, Interrupts())
+        assert wanted == more
 
 
 def test_an_unknown_type_of_cache_is_wrong_usage(cli: Cli) -> None:

@@ -65,8 +65,13 @@ def write_answer(
     return end
 
 
-def cut_note(end: AnswerEnd, loaded: Loaded) -> str:
-    """What to say of an answer that the limit of tokens has cut: which limit, and how to have more."""
+def warning(end: AnswerEnd, loaded: Loaded) -> str:
+    """What to say of an answer that a limit of tokens has cut (which, and how to have more), or of thoughts without
+    one; "" where there is nothing to say.
+    """
+    if end.finish_reason != "length":
+        silent = end.finish_reason == "stop" and end.thinking and not end.text
+        return "warning: no answer follows the thoughts; --no-think asks for none" if silent else ""
     tokens, context = end.usage.completion_tokens, loaded.engine.context
     more = "--max-tokens allows more"
     if end.usage.prompt_tokens + tokens >= context:

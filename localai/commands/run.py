@@ -11,7 +11,7 @@ import typer
 from localai import library, loading, render
 from localai.commands import model_loading, options
 from localai.commands import question as questions
-from localai.commands.answer import OUTPUTS, cut_note, stats_line, write_answer
+from localai.commands.answer import OUTPUTS, stats_line, warning, write_answer
 from localai.commands.options import (
     ON_OVERFLOW,
     ContextOption,
@@ -118,8 +118,8 @@ def run(
             recording.keep(loaded.prepared, end, "run")
         finally:
             loaded.engine.close()
-    if end.finish_reason == "length":
-        render.note(cut_note(end, loaded))
+    if told := warning(end, loaded):
+        render.note(told)
     if stats:
         render.note(stats_line(end))
     if end.finish_reason == "interrupted":
@@ -163,13 +163,13 @@ def load_for(
 def with_room_for(
     loaded: Loaded, question: Question, limit: int | None, wished: Wishes, think: bool | None, interrupts: Interrupts
 ) -> Loaded:
-    """The model with a context that holds the question, loaded anew where fewer tokens were reckoned than it takes."""
+    """The model with a context that holds question and answer, loaded anew where that takes more than was reckoned."""
     made_for = loaded.prepared.context_length or 0
     context, room = loaded.plan.context, room_for_answer(limit)
     if wished.context is not None or context >= made_for or question.likely_tokens() > 4 * made_for:
         return loaded
     needed = loaded.engine.count_tokens(question.messages(), think)
-    if needed < context:
+    if needed + (limit or ROOM_TO_ANSWER // 2) <= context:
         return loaded
     prepared = loading.prepare(
         loaded.prepared.found,
