@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import json
+import sys
 
 import pytest
 from hypothesis import given
@@ -63,6 +65,32 @@ def test_facts_fold_to_the_width(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     text = render.facts([("Name", "word " * 20)])
     assert all(len(line) <= 40 for line in text.splitlines())
+    assert text.splitlines()[1].startswith("      word")
+    text = render.facts([("a name that is long", "word " * 20), ("b", "short")])
+    assert all(len(line) <= 40 for line in text.splitlines())
+    assert text.splitlines()[:2] == ["a name that is long", "    word word word word word word word"]
+    assert text.splitlines()[-1] == "b                    short"
+
+
+def test_prose_stands_below_where_there_is_no_room_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    rows = [("a name that is long", "en,fr", "word " * 12)]
+    lines = render.columns(("NAME", "IN", "WHAT"), rows, fold=True).splitlines()
+    assert lines[1] == "a name that is long  en,fr"
+    assert lines[2].startswith("  word")
+    assert all(len(line) <= 40 for line in lines)
+
+
+def test_a_terminal_that_is_gone_answers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+        def readline(self, size: int | None = -1) -> str:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(sys, "stdin", Gone())
+    assert render.ask("Which one?") is None
 
 
 def test_json_survives_names_that_are_not_text() -> None:

@@ -16,12 +16,15 @@ def ask(question: str) -> str | None:
 
 
 def read_line(question: str) -> str | None:
-    """The same, with the line as it was typed."""
+    """The same, with the line as it was typed; None also where the terminal is gone."""
     if not is_terminal(sys.stdin):
         return None
     write(sys.stderr, safe(question) + " ")
     sys.stderr.flush()
-    line = sys.stdin.readline()
+    try:
+        line = sys.stdin.readline()
+    except OSError:
+        return None
     return line.rstrip("\r\n") if line else None
 
 

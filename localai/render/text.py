@@ -74,10 +74,8 @@ def columns(
 ) -> str:
     """Rows under headers, aligned, two spaces between columns; numbers `right`-aligned by column index.
 
-    With `fold` the last column is prose, folded to the width.
+    With `fold` the last column is prose, folded to the width; where that leaves too little it stands below.
     """
-    import textwrap
-
     table = [[safe(cell).replace("\n", " ") for cell in row] for row in (headers, *rows)]
     widths = [max(cells(row[index]) for row in table) for index in range(len(headers))]
     before = sum(widths[:-1]) + 2 * (len(widths) - 1)
@@ -88,22 +86,35 @@ def columns(
             padding = " " * (widths[index] - cells(cell))
             padded.append(padding + cell if index in right else cell + padding)
         line = "  ".join(padded).rstrip()
-        if fold and cells(line) > width() > before + 20:
-            first, *rest = textwrap.wrap(row[-1], width() - before, break_long_words=False, break_on_hyphens=False)
-            line = "\n".join([line[:before] + first, *(" " * before + each for each in rest)])
+        if fold and cells(line) > width():
+            beside = width() > before + 20
+            indent = before if beside else 2
+            parts = _wrapped(row[-1], width() - indent)
+            first = line[:before] + parts.pop(0) if beside and parts else line[:before].rstrip()
+            line = "\n".join([first, *(" " * indent + each for each in parts)])
         lines.append(line)
     return "\n".join(lines)
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> str:
-    """Names and values, one pair a line, the values under each other and folded to the terminal's width."""
-    import textwrap
+    """Names and values, one pair a line, the values under each other and folded to the terminal's width.
 
+    Where the names leave too little of that a value that needs more stands below its name.
+    """
     pairs = [(name, safe(value)) for name, value in pairs]
     indent = max((len(name) for name, _ in pairs), default=0) + 2
+    beside = width() - indent >= 30
     lines = []
     for name, value in pairs:
-        folded = textwrap.wrap(value, max(width() - indent, 30), break_long_words=False, break_on_hyphens=False) or [""]
-        lines.append(name.ljust(indent) + folded[0])
-        lines.extend(" " * indent + each for each in folded[1:])
+        if not beside and indent + cells(value) > width():
+            lines += [name, *("    " + each for each in _wrapped(value, width() - 4))]
+            continue
+        first, *rest = _wrapped(value, max(width() - indent, 30)) or [""]
+        lines += [name.ljust(indent) + first, *(" " * indent + each for each in rest)]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _wrapped(text: str, columns: int) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, max(columns, 20), break_long_words=False, break_on_hyphens=False)
