@@ -15,7 +15,7 @@ from typing import Any
 
 from localai import render
 
-ENDS = ("SIGTERM", "SIGHUP")
+ENDS = ("SIGTERM", "SIGHUP", "SIGQUIT")
 # What a line editor may have switched on: bracketed paste off, attributes off, cursor shown.
 RESET = "\x1b[?2004l\x1b[0m\x1b[?25h"
 
@@ -29,7 +29,7 @@ class Ended(SystemExit):
 
 @contextlib.contextmanager
 def conversing() -> Iterator[None]:
-    """Within: keys are not echoed, Ctrl-C alone does nothing, SIGTERM and SIGHUP raise `Ended`.
+    """Within: keys are not echoed, Ctrl-C alone does nothing, SIGTERM, SIGHUP and SIGQUIT (Ctrl-\\) raise `Ended`.
 
     After it the terminal is as before.
     """

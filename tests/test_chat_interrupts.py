@@ -120,8 +120,10 @@ def test_keys_typed_into_an_answer_wait_for_the_next_line(isolated: Path) -> Non
     answers(terminal)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("answering", [True, False])
+@pytest.mark.parametrize(
+    ("number", "answering"),
+    [(signal.SIGTERM, True), (signal.SIGHUP, True), (signal.SIGHUP, False), (signal.SIGQUIT, True)],
+)
 def test_a_signal_ends_it_and_the_terminal_is_as_before(terminal: Terminal, number: int, answering: bool) -> None:
     if answering:
         terminal.type(STORY)
