@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,17 +10,10 @@ from localai import documents, readers
 from localai.domain.generation import Image
 from localai.errors import UsageError
 
-_NAMES = re.compile(r"(?:\[image: [^\n]*\]\n)*")
-
 
 def with_names(pictures: Iterable[Image], question: str) -> str:
     """A question as it is kept: its pictures are not, only what they were called."""
     return "\n".join([*(f"[image: {each.name}]" for each in pictures), question])
-
-
-def without_names(kept: str) -> str:
-    """The question alone."""
-    return _NAMES.sub("", kept, count=1)
 
 
 def read(path: Path) -> Image:

@@ -5,7 +5,6 @@ A message that begins with three double quotes goes on over lines until three mo
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -29,11 +28,11 @@ class Reader(Protocol):
     def read(self) -> str: ...
 
 
-def reader(completions: Completer, meter: Callable[[], str], private: bool) -> Reader:
+def reader(completions: Completer, meter: Callable[[], str]) -> Reader:
     """The best reader that this terminal allows; `meter` is shown at the right of the line."""
     if render.plain() or not render.is_terminal(sys.stderr):
         return PlainReader()
-    return EditorReader(completions, meter, private)
+    return EditorReader(completions, meter)
 
 
 def unquoted(text: str) -> str:
@@ -70,9 +69,9 @@ class PlainReader:
 class EditorReader:
     """prompt_toolkit's editor; its prompt is on stderr, since stdout has the answers alone."""
 
-    def __init__(self, completions: Completer, meter: Callable[[], str], private: bool) -> None:
+    def __init__(self, completions: Completer, meter: Callable[[], str]) -> None:
         self._late = False
-        self._session = editor(completions, meter, private, self._pressed_late)
+        self._session = editor(completions, meter, self._pressed_late)
 
     def _pressed_late(self) -> None:
         self._late = True
@@ -85,9 +84,7 @@ class EditorReader:
         return text
 
 
-def editor(
-    completions: Completer, meter: Callable[[], str], private: bool, pressed_late: Callable[[], None]
-) -> PromptSession[str]:
+def editor(completions: Completer, meter: Callable[[], str], pressed_late: Callable[[], None]) -> PromptSession[str]:
     """Enter sends; Alt-Enter, and Enter within three quotes, make a new line; Ctrl-X Ctrl-E opens $EDITOR.
 
     `pressed_late` hears of a Ctrl-C after Enter while the editor is still putting the terminal in order.
@@ -109,15 +106,13 @@ def editor(
                 yield Completion(word, start_position=-replaced, display=render.safe(word))
 
     class Kept(History):
-        """The entries of this disk; new ones are written to it unless the chat is private."""
+        """The entries of this disk; new ones are written to it with the conversation that they belong to."""
 
         def load_history_strings(self) -> Iterable[str]:
             return reversed(history.load())
 
         def store_string(self, string: str) -> None:
-            if not private:
-                with contextlib.suppress(OSError):  # a full disk: the arrow keys still have it
-                    history.add(string)
+            pass
 
     keys = KeyBindings()
 

@@ -21,7 +21,6 @@ from localai.errors import LocalaiError, NotFound, UsageError
 INPUT = "input"
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty")
 LARGEST_BYTES = 1_000_000
-LONGEST_VARIABLE = 1000  # characters, of one that is looked for in a question
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _LANGUAGE = re.compile(r"[a-z]{2,3}")
@@ -199,30 +198,6 @@ def fill(preset: Preset, text: PresetText, given: Mapping[str, str], content: st
     if f"{{{INPUT}}}" not in text.user + text.system:
         user = f"{user}\n\n{content}" if user else content
     return Filled(put(text.system) or None, user)
-
-
-def inputs(question: str) -> set[str]:
-    """What was put into a preset, for each one that the question may have been made by."""
-    found = set()
-    for preset in every():
-        for text in preset.texts.values():
-            if (made := re.fullmatch(_made_by(text), question, re.DOTALL)) is not None:
-                found |= set(made.groups())
-    return found
-
-
-def _made_by(text: PresetText) -> str:
-    """The pattern of the questions that `fill` makes, with a group for the input."""
-    user = text.user if f"{{{INPUT}}}" in text.user + text.system else f"{text.user}\n\n{{{INPUT}}}".lstrip("\n")
-    pattern, seen = "", False
-    for index, part in enumerate(_PLACEHOLDER.split(user)):
-        if index % 2 == 0:
-            pattern += re.escape(part)
-        elif part == INPUT and not seen:
-            pattern, seen = pattern + "(.*)", True
-        else:
-            pattern += ".*" if part == INPUT else f".{{0,{LONGEST_VARIABLE}}}?"
-    return pattern
 
 
 # ------------------------------------------------------------------------------------------------------- reading

@@ -29,7 +29,7 @@ def talk(
     What is said is kept on this disk, as a new conversation or as more of `resume`, unless it is `private`.
     """
     room = Room(given, wished, private)
-    reader = line_editor.reader(lambda text: table.complete(room, text), room.meter, private)
+    reader = line_editor.reader(lambda text: table.complete(room, text), room.meter)
     room.enter(model, resume)
     if given.preset is not None:
         files.told(given.preset)
@@ -67,6 +67,7 @@ def step(room: Room, reader: Reader) -> bool:
         return True
     if not line.strip():
         return False
+    room.typed.add(line)
     try:
         if table.is_command(line.strip()):
             with terminal.interruptible():
@@ -76,6 +77,8 @@ def step(room: Room, reader: Reader) -> bool:
         render.error(error.message, hint(room, error, line))
     except OSError as error:  # what nobody thought of is no reason to end a conversation
         render.error(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), "")
+    finally:
+        room.typed.keep(room.session)
     return False
 
 

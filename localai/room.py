@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from localai import chat, chat_model, documents, images, kept_states, recording, render, sessions
+from localai import chat, chat_model, documents, history, images, kept_states, recording, render, sessions, terminal
 from localai.answer_view import AnswerView
 from localai.commands import answer, model_loading, options
 from localai.commands.options import SamplingFlags
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 GREETING = "/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves."
 ROOM_TO_GO_ON = 2048  # tokens, beside a kept conversation
 PATIENCE = 5  # presses of Ctrl-C after which a turn is torn down, whatever the engine is doing
+RECALLED = 1000  # characters shown of a question that a conversation goes on after: it may hold documents
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class Room:
         self.images = list(given.images)
         self.preset: ActivePreset | None = None
         self.show_thoughts = False
+        self.typed = history.Typed(private)
         self._kept = KeptTurns(private)
         self._used: int | None = 0  # tokens of context; None: to be counted
 
@@ -96,6 +98,7 @@ class Room:
 
     def leave(self) -> None:
         """Free the model; what it holds of a kept conversation is saved, which Ctrl-C leaves off."""
+        self.typed.keep(self.session, leaving=True)
         with Interrupts() as interrupts:
             kept_states.leave(self.loaded, self.kept_session(), interrupts.requested)
 
@@ -103,7 +106,7 @@ class Room:
         """The kept conversation whose state the model now holds, and nothing besides; None where none is kept."""
         session = self.session
         with contextlib.suppress(LocalaiError):
-            if session is not None and sessions.exists(session):
+            if session is not None and self.conversation.turns and sessions.exists(session):
                 self.loaded.engine.keep_only(self.conversation.messages, self.conversation.think)
                 return session
         return None
@@ -174,7 +177,9 @@ class Room:
             render.note("(stopped)")
         elif end.finish_reason == "length":
             where = "" if end.text else " among the thoughts, and nothing is answered"
-            render.note(f"(cut off{where}: the limit of tokens is reached)")
+            limited = end.usage.completion_tokens == self.conversation.max_tokens
+            full = f"the context of {self.loaded.engine.context:,} tokens is full"
+            render.note(f"(cut off{where}: {'the limit of tokens is reached' if limited else full})")
         elif not end.text:
             render.note("(the model says nothing to that)")
         if self.given.stats:
@@ -184,7 +189,10 @@ class Room:
 
     @contextlib.contextmanager
     def _keeping(self, question: str, replaces: bool) -> Iterator[None]:
-        """Within, the question is kept; after it the turn, however much of an answer there was, or neither."""
+        """Within, the question is kept; after it the turn, however much of an answer there was, or neither.
+
+        A signal that ends the program leaves the question, as the end that nobody hears of does.
+        """
         system, model = self.conversation.system, self.loaded.prepared.found.lasting_name
         before = self.conversation.last
         self._kept.ask(model, system, question)
@@ -193,7 +201,8 @@ class Room:
         finally:
             said = self.conversation.last
             if said is None or said is before:
-                self._kept.unask()
+                if not terminal.ending():
+                    self._kept.unask()
             else:
                 try:
                     self._kept.add(model, system, question, said.content, replaces)
@@ -242,13 +251,23 @@ class Room:
         """Take the last turn back, also from the kept conversation; returns its question, None where there is none."""
         if not self.conversation.turns:
             return None
+        session = self.session
         self._kept.take_back()
         turn = self.conversation.undo()
+        assert turn is not None, "there is one"
         self._used = None
-        return turn[0].content if turn else None
+        question = turn[0].content
+        if session is not None:
+            emptied = self.session is None
+            with contextlib.suppress(OSError):
+                history.forget(session, lambda line: emptied or line.strip() in question)
+        return question
 
     def set_system(self, text: str | None) -> None:
+        """Give another system text, also in place of the preset's own."""
         self.own_system = text
+        if self.preset is not None:
+            self.preset = self.preset.with_system(text)
         self.conversation.set_system(text)
         self._used = None
 
@@ -256,8 +275,10 @@ class Room:
         """Go on from these turns; `kept` is where more of them go."""
         self._save_state()
         self.conversation.recall(turns)
-        self.set_system(system)
-        self._kept, self.last = kept, None
+        self.own_system = system
+        if self.preset is None:
+            self.conversation.set_system(system)
+        self._kept, self.last, self._used = kept, None, None
 
     def bring_in(self, system: str | None, turns: tuple[Message, ...]) -> None:
         """Go on from turns that were exported; unless this is private they are kept as a new conversation."""
@@ -278,11 +299,11 @@ class Room:
         )
         if turns:
             view = AnswerView(False)
-            render.faint(f">>> {turns[-2].content}")
+            render.faint(f">>> {in_short(turns[-2].content)}")
             view.replay(turns[-1].content)
         if len(said) > len(turns):
             render.note("(it ended before this was answered; ask it again, or something else)")
-            render.faint(f">>> {said[-1].content}")
+            render.faint(f">>> {in_short(said[-1].content)}")
 
     def _context_for(self, session: sessions.Session) -> int:
         """Tokens of context to resume a conversation with: what its state was made with, else what it takes."""
@@ -295,7 +316,9 @@ class Room:
         return found
 
     def use_preset(self, preset: ActivePreset | None) -> None:
-        """Ask through a preset from now on, or no longer; its system text goes with it."""
+        """Ask through a preset from now on, or no longer; its system text goes with it, unless a flag gives one."""
+        if preset is not None and self.given.system is not None:
+            preset = preset.with_system(self.given.system)
         self.preset = preset
         self.conversation.set_system(preset.fill("").system if preset else self.own_system)
         self._used = None
@@ -305,3 +328,11 @@ class Room:
         """Draw tokens as the flags say, else the preset, else the settings, else the model's makers."""
         preferred = dict(self.preset.preset.sampling) if self.preset else {}
         self.conversation.sampling = options.sampling(self.loaded.name, {**preferred, **self.flags})
+
+
+def in_short(text: str) -> str:
+    """The beginning and the end of a long text."""
+    if len(text) <= RECALLED:
+        return text
+    half = RECALLED // 2
+    return f"{text[:half].rstrip()}\n[... {len(text) - RECALLED:,} characters ...]\n{text[-half:].lstrip()}"

@@ -247,29 +247,41 @@ def answered(said: tuple[Message, ...]) -> tuple[Message, ...]:
 
 
 def search(words: str, limit: int = 50) -> tuple[Hit, ...]:
-    """The messages that hold all of the words, the latest first. Raises LocalaiError."""
+    """The messages that hold all of the words, whole or else as parts of others, the latest first.
+
+    Raises LocalaiError.
+    """
     wanted = words.replace("\0", " ").split()
     if not wanted or not database().exists():
         return ()
     with _open() as connection:
-        rows = _matches(connection, wanted, limit)
+        # Chinese and Japanese have no spaces, so that a sentence is one word of the index
+        rows = _matches(connection, wanted, limit) or _containing(connection, wanted, limit)
     by_id = {each.id: each for each in every()}
     return tuple(Hit(by_id[number], role, excerpt) for number, role, excerpt in rows if number in by_id)
 
 
 def _matches(connection: sqlite3.Connection, words: Sequence[str], limit: int) -> list[tuple[int, str, str]]:
+    """Those that the index finds; none where this SQLite has no FTS5."""
     quoted = " ".join('"' + word.replace('"', '""') + '"' for word in words)
-    try:
+    with contextlib.suppress(sqlite3.OperationalError):
         return connection.execute(
             "SELECT session, role, snippet(message_text, 0, '', '', '...', 16) FROM message_text"
             " JOIN message ON message.id = message_text.rowid"
             " WHERE message_text MATCH ? ORDER BY message.id DESC LIMIT ?",
             (quoted, limit),
         ).fetchall()
-    except sqlite3.OperationalError:
-        condition = " AND ".join("instr(lower(content), lower(?))" for _ in words)
-        query = f"SELECT session, role, substr(content, 1, 160) FROM message WHERE {condition} ORDER BY id DESC LIMIT ?"
-        return connection.execute(query, (*words, limit)).fetchall()
+    return []
+
+
+def _containing(connection: sqlite3.Connection, words: Sequence[str], limit: int) -> list[tuple[int, str, str]]:
+    """Those that have the words anywhere."""
+    connection.create_function("folded", 1, str.casefold)  # SQLite's own knows ASCII alone
+    wanted = [word.casefold() for word in words]
+    condition = " AND ".join("instr(folded(content), ?)" for _ in wanted)
+    around = "substr(content, max(1, instr(folded(content), ?) - 40), 160)"
+    query = f"SELECT session, role, {around} FROM message WHERE {condition} ORDER BY id DESC LIMIT ?"
+    return connection.execute(query, (wanted[0], *wanted, limit)).fetchall()
 
 
 def remove(session: Session) -> None:

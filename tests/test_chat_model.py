@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import random_models
+from fake_engine import FakeEngine
 
-from localai import chat_model, kept_states, repl, sessions
+from localai import chat_model, documents, history, kept_states, repl, sessions, terminal
 from localai.commands import model_loading
-from localai.errors import DoesNotFit, EngineError, LocalaiError, NotFound
+from localai.domain.generation import AnswerEnd, Event, GenerationRequest, PromptProgress
+from localai.errors import DoesNotFit, EngineError, LocalaiError, NotFound, UsageError
 from localai.loading import Wishes
 from localai.room import Given, Room
 from localai.slash import files, turns
@@ -155,6 +159,92 @@ def test_the_system_text_outlives_a_preset(room: Room) -> None:
     files.preset(room, "keywords")
     files.preset(room, "off")
     assert room.conversation.system == "Be brief."
+
+
+def test_a_system_text_of_the_users_goes_before_the_presets(path: Path) -> None:
+    given = Given(system="Be brief.", preset=files.activated("summarize", {}), max_tokens=2)
+    room = Room(given, Wishes(context=1024), private=True)
+    room.enter(str(path))
+    room.ask("a")
+    assert room.conversation.system == "Be brief."
+    turns.system(room, "Be long.")
+    room.ask("b")
+    assert room.conversation.system == "Be long."
+    assert "Summarise" in room.conversation.turns[-2].content
+    room.leave()
+
+
+def test_a_conversation_whose_only_question_was_not_answered_is_resumed_and_left(
+    room: Room, capsys: pytest.CaptureFixture[str]
+) -> None:
+    question = "--- a.txt ---\n" + "word " * 5000 + "\n\nWhy?"
+    session = sessions.find(str(sessions.ask(None, "m", None, question)))
+    room.resume(session)
+    shown = capsys.readouterr().err
+    assert "before this was answered" in shown
+    assert len(shown) < 2000
+    assert ">>> --- a.txt ---" in shown
+    assert shown.rstrip().endswith("Why?")
+    assert room.kept_session() is None
+
+
+def test_what_is_taken_back_leaves_the_history(room: Room) -> None:
+    def type_(line: str) -> None:
+        room.typed.add(line)
+        room.undo() if line == "/undo" else room.ask(line)
+        room.typed.keep(room.session)
+
+    type_("first")
+    type_("second")
+    assert history.load() == ["first", "second"]
+    type_("/undo")
+    assert history.load() == ["first", "/undo"]
+    type_("/undo")
+    assert history.load() == []
+
+
+def test_a_question_outlives_a_terminal_that_goes_away_while_it_is_read(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ends(FakeEngine):
+        def generate(self, request: GenerationRequest, cancelled: Callable[[], bool]) -> Iterator[Event]:
+            yield PromptProgress(0, 5)
+            monkeypatch.setattr(terminal, "_ending", 1)
+            raise terminal.Ended(129)
+
+    room.loaded.engine.close()
+    room.take(replace(room.loaded, engine=Ends()))
+    with pytest.raises(terminal.Ended):
+        room.ask("Why?")
+    assert [each.content for each in sessions.messages(sessions.find("last"))] == ["Why?"]
+
+
+def test_a_full_context_is_told_from_a_limit(room: Room, capsys: pytest.CaptureFixture[str]) -> None:
+    class Cut(FakeEngine):
+        def generate(self, request: GenerationRequest, cancelled: Callable[[], bool]) -> Iterator[Event]:
+            *events, end = super().generate(request, cancelled)
+            yield from events
+            yield replace(cast(AnswerEnd, end), finish_reason="length")
+
+    room.loaded.engine.close()
+    room.take(replace(room.loaded, engine=Cut(["one two three"], context=1024)))
+    room.conversation.max_tokens = None
+    room.ask("a")
+    assert "(cut off: the context of 1,024 tokens is full)" in capsys.readouterr().err
+    room.conversation.max_tokens = 3
+    room.ask("a")
+    assert "(cut off: the limit of tokens is reached)" in capsys.readouterr().err
+
+
+def test_only_files_are_read_and_written_over(room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "LARGEST_BYTES", 1000)
+    (tmp_path / "large.json").write_bytes(b" " * 2000)
+    with pytest.raises(UsageError, match="larger"):
+        files.load(room, str(tmp_path / "large.json"))
+    room.ask("a")
+    os.mkfifo(tmp_path / "pipe.md")
+    with pytest.raises(UsageError, match="device"):
+        files.save(room, str(tmp_path / "pipe.md"))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from conftest import Cli
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localai import history, presets, sessions
+from localai import history, sessions
 from localai.domain.generation import Message
 from localai.errors import LocalaiError, NotFound, UsageError
 
@@ -55,11 +55,15 @@ def test_search_finds_all_of_the_words(monkeypatch: pytest.MonkeyPatch, full_tex
     if not full_text:  # an SQLite that was built without FTS5
         monkeypatch.setattr(sessions, "_SEARCH", "no such statement")
     kept = sessions.keep(None, "m", None, "Où coule la Loire ?", "Through Nantes, to the ocean.")
-    sessions.keep(None, "m", None, "Name a mountain.", "Etna.")
+    mountain = sessions.keep(None, "m", None, "Name a mountain.", "Etna.")
     assert [hit.session.id for hit in sessions.search("nantes OCEAN")] == [kept]
     assert sessions.search("Loire")[0].role == "user"
     assert sessions.search("Loire Etna") == ()
     assert sessions.search("  ") == ()
+    other = sessions.keep(None, "m", None, "京都の川は何ですか？", "L'Élan, " + "très " * 50 + "loin.")
+    parts = {"京都": other, "élan loin": other, "ÉLA": other, "moun": mountain, "?": kept}
+    assert {part: sessions.search(part)[0].session.id for part in parts} == parts
+    assert "loin" in sessions.search("oin.")[0].excerpt
 
 
 @settings(deadline=None)  # each example waits for the disk
@@ -106,7 +110,7 @@ from localai import history, sessions
 kept = None
 for number in range(25):
     kept = sessions.keep(kept, "m", None, f"{sys.argv[1]} {number}", "yes")
-    history.add(f"{sys.argv[1]} {number}")
+    history.add(f"{sys.argv[1]} {number}", kept)
 """
     both = [subprocess.Popen([sys.executable, "-c", script, name]) for name in ("a", "b")]
     assert [process.wait() for process in both] == [0, 0]
@@ -166,26 +170,12 @@ def test_the_commands(cli: Cli, isolated: Path) -> None:
     assert json.loads(cli("sessions", "search", "that", "--json").stdout)["hits"][0]["session"] == 1
     assert cli("sessions", "show", "7").returncode == 3
     assert cli("sessions", "rm", "1").returncode == 2
-    history.add("What?\x1b]0;owned\x07")
-    history.add("something else")
+    history.add("/edit What?\x1b]0;owned\x07", 1)
+    history.add("something else", 2)
     assert cli("sessions", "rm", "1", "--yes").returncode == 0
     assert history.load() == ["something else"]
     assert "rm" in cli("sessions").stdout
     assert cli("chat", "--resume", "1").returncode == 3
-
-
-def test_of_the_history_only_what_was_asked_goes(cli: Cli) -> None:
-    preset = presets.find("translate")
-    filled = presets.fill(preset, preset.text("fr"), {"language": "allemand"}, "Bonjour.\nÇa va ?").user
-    typed = ["Is yes a word of Paris?", "What does the contract say?", '"""Bonjour.\nÇa va ?"""']
-    others = ["yes", "Paris", "contract", "Bonjour.", "translate"]
-    kept = None
-    for question in (typed[0], f"[image: a.png]\n--- a.txt ---\nthe contract\n\n{typed[1]}", filled):
-        kept = sessions.keep(kept, "m", None, question, "yes")
-    for entry in (*others, *typed):
-        history.add(entry)
-    assert cli("sessions", "rm", "last", "--yes").returncode == 0
-    assert history.load() == others
 
 
 def test_the_file_is_what_sqlite_says_is_whole() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -12,7 +11,6 @@ from localai import render
 from localai.commands import options
 from localai.commands.options import JsonFlag, YesFlag
 from localai.errors import UsageError
-from localai.line_editor import unquoted
 
 app = typer.Typer(help="List, search, export and resume kept conversations.", rich_markup_mode=None)
 
@@ -102,17 +100,6 @@ def resume(session: Id = "last") -> None:
     chat.chat(found.model, resume=str(found.id))
 
 
-def typed_of(questions: Iterable[str]) -> Callable[[str], bool]:
-    """Whether a line is what was typed for one of the questions: all of it, or what a preset or documents surround."""
-    from localai import documents, images, presets
-
-    asked = {question.strip() for question in questions}
-    asked |= {part.strip() for question in asked for part in presets.inputs(images.without_names(question))}
-    return lambda line: any(
-        line == each or (each.startswith(documents.MARK) and each.endswith(f"\n\n{line}")) for each in asked
-    )
-
-
 @app.command(name="rm")
 def remove(session: Id, yes: YesFlag = False, as_json: JsonFlag = False) -> None:
     """Remove a conversation."""
@@ -127,12 +114,11 @@ def remove(session: Id, yes: YesFlag = False, as_json: JsonFlag = False) -> None
             )
         if not answer:
             raise typer.Exit(1)
-    typed = typed_of(each.content for each in sessions.messages(found) if each.role == "user")
     sessions.remove(found)
     try:
-        history.forget(lambda entry: typed(unquoted(entry).strip()))
+        history.forget(found.id)
     except OSError as error:
-        render.note(f"warning: its questions stay in {history.path()}: {error.strerror}")
+        render.note(f"warning: what was typed in it stays in {history.path()}: {error.strerror}")
     if as_json:
         render.json_object({"removed": asdict(found)})
         return

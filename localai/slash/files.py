@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from localai import chat_model, documents, presets, render, sessions, settings, terminal
 from localai.commands import question
 from localai.domain.generation import Message
-from localai.errors import LocalaiError, NotFound, UsageError
+from localai.errors import LocalaiError, UsageError
 from localai.slash.command import Command, given_paths, paths
 
 if TYPE_CHECKING:
@@ -70,6 +70,10 @@ class ActivePreset:
     text: presets.PresetText
     variables: dict[str, str]
     schema: AnswerSchema | None
+
+    def with_system(self, text: str | None) -> ActivePreset:
+        """The same with another system text."""
+        return replace(self, text=replace(self.text, system=text or ""))
 
     def fill(self, content: str) -> presets.Filled:
         """What becomes of a question. Raises UsageError for a variable that is missing or unknown."""
@@ -160,6 +164,8 @@ def export(room: Room, path: Path) -> None:
     """Write the conversation as JSON or Markdown, for this user only. Raises LocalaiError."""
     if os.path.isdir(path):  # Path.is_dir raises where a folder is closed to us
         raise UsageError(f"{path} is a folder", f"/save {path / 'conversation.md'}")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UsageError(f"{path} is a device", "/save takes another path")
     if os.path.exists(path):
         with terminal.cooked():
             if not render.confirmed(f"{path} is there already. Write over it?", default=False):
@@ -197,10 +203,7 @@ def load(room: Room, argument: str) -> None:
         render.note("/load ID goes on with one" if rows else "(no conversations are kept)")
     elif is_path(argument):
         path = given_paths(argument)[0]
-        try:
-            text = path.read_text("utf-8-sig", "replace")
-        except (OSError, ValueError) as error:
-            raise NotFound(f"cannot read {path}: {getattr(error, 'strerror', error)}", "check the path") from error
+        text = documents.content_of(path).decode("utf-8-sig", "replace")
         system, said = sessions.from_json(text, str(path))
         room.bring_in(system, said)
         render.note(f"({render.count(len(said) // 2, 'turn')} from {path})")
