@@ -40,7 +40,8 @@ class FoundModel:
     """A repository that a search found. `basis` is "header", "catalog", or "size" where nothing else is known.
 
     `model` is what to pull: the catalog's id where it knows the repository. `best` is the quantization that `pull`
-    would take. `failure` says why nothing more is known, `variants` are then empty.
+    would take. `failure` says why nothing more is known: `variants` are then empty, or go by their sizes where the
+    header is no language model's.
     """
 
     repo: str
@@ -108,7 +109,7 @@ def _looked_up(hit: hub.Hit, machine: Machine) -> FoundModel | None:
     if not variants:
         return None
     known = catalog.by_repo(hit.repo)
-    shape, basis = _shape(repository, variants, known)
+    shape, basis, failure = _shape(repository, variants, known)
     pictures = choosing.pictures_bytes(repository)
     planned = [(each, _plan(each, shape, machine, pictures)) for each in variants]
     best, _, _ = recommend.choose_variant(variants, shape, machine, pictures)
@@ -126,6 +127,7 @@ def _looked_up(hit: hub.Hit, machine: Machine) -> FoundModel | None:
         basis=basis,
         best=best.quantization,
         variants=tuple(FoundVariant(each.quantization, each.files[0].name, each.size_bytes, p) for each, p in planned),
+        failure=failure,
     )
 
 
@@ -135,12 +137,14 @@ def _billions(params: int | None) -> float | None:
 
 def _shape(
     repository: hub.Repository, variants: tuple[Variant, ...], known: catalog.CatalogModel | None
-) -> tuple[Shape | None, str]:
-    """The model's dimensions and how they are known: by the catalog, by the beginning of one file, else by the size."""
+) -> tuple[Shape | None, str, str | None]:
+    """The model's dimensions, how they are known (by the catalog, by the beginning of one file, else by the size), and
+    what is wrong with that beginning.
+    """
     if known is not None and known.shape is not None:
-        return known.shape, "catalog"
+        return known.shape, "catalog", None
     if repository.gated and hub_client.token() is None:
-        return None, "size"
+        return None, "size", None
     read = min(
         variants,
         key=lambda each: (
@@ -151,9 +155,11 @@ def _shape(
     params = round(read.size_bytes * 8 / (quantization.bits(read.quantization) or 4.5))
     try:
         beginning = ranges.read_beginning(repository.repo, repository.commit, read.files[0])
-        return shapes.shape_of_beginning(beginning, params), "header"
-    except EngineError:  # not a language model, or not one that llama.cpp runs; its files have sizes all the same
-        return None, "size"
+        return shapes.shape_of_beginning(beginning, params), "header", None
+    except (
+        EngineError
+    ) as error:  # not a language model, or not one that llama.cpp runs; its files have sizes all the same
+        return None, "size", error.message
 
 
 def _plan(variant: Variant, shape: Shape | None, machine: Machine, projector_bytes: int) -> Plan:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from gguf_files import gguf_bytes
 from hub_on_loopback import HubOnLoopback, running
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -90,11 +91,27 @@ def test_the_projector_counts(loopback: HubOnLoopback) -> None:
     assert vision.memory.total_bytes - plain.memory.total_bytes == 1_000_000
 
 
-@pytest.mark.parametrize("content", [b"no model", b"GGUF" + b"\xff" * 100, b"GGUF\3\0\0\0" + b"\0" * 16])
-def test_a_file_that_is_no_model_still_has_its_size(loopback: HubOnLoopback, content: bytes) -> None:
+NO_MODELS = [
+    b"no model",
+    b"GGUF" + b"\xff" * 100,
+    b"GGUF\3\0\0\0" + b"\0" * 16,
+    gguf_bytes({"general.architecture": "flux"}),
+]
+
+
+@pytest.mark.parametrize("content", NO_MODELS)
+def test_a_file_that_is_no_model_still_has_its_size_and_is_not_advised(
+    loopback: HubOnLoopback, content: bytes, cli: Any
+) -> None:
     loopback.add("somebody/Broken-GGUF", {"m-Q4_K_M.gguf": content})
     (found,) = searching.search("broken", HERE, 5)
     assert (found.basis, found.variants[0].size_bytes) == ("size", len(content))
+    assert found.failure
+    shown = cli("search", "broken")
+    assert shown.returncode == 0
+    assert f"! {found.failure[:30]}" in shown.stdout
+    assert "Q4_K_M" in shown.stdout
+    assert "Next:" not in shown.stdout
 
 
 def test_names_that_are_none_are_left_out(loopback: HubOnLoopback) -> None:

@@ -38,7 +38,7 @@ def search(
         show(each)
     if any(each.best for each in found):
         render.out("* the quantization that pull takes here")
-    if pullable := next((each for each in found if fits(each) and not each.gated), None):
+    if pullable := next((each for each in found if fits(each) and not (each.gated or each.failure)), None):
         render.out(f"Next: localai pull {pullable.model}")
 
 
@@ -62,7 +62,7 @@ def show(found: FoundModel) -> None:
         render.out(f"  {found.repo}")
     if found.failure:
         render.out(f"  ! {render.safe(found.failure)}")
-    else:
+    if found.variants:
         render.out(f"  {', '.join(each for each in facts if each)}")
         shown = [each for each in found.variants if not quantization.is_low_bit(each.quantization)]
         headers = ("QUANT", "SIZE", "MEMORY", "CONTEXT", "FITS", "ON", "TOKENS/S")
