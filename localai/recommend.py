@@ -72,9 +72,8 @@ def rank(
     `min_speed` is tokens per second of writing, `context` tokens that must fit, `language` a code or a name. Raises
     UsageError for an unknown task or language.
     """
+    check(task, language)
     name = task or "chat"
-    if name not in TASKS:
-        raise UsageError(f"there is no task called {name!r}", f"the tasks are: {', '.join(TASKS)}")
     tier = tiers.tier(machine)
     generation = generations(models)
     spoken = None if language is None else languages.code_of(language)
@@ -87,6 +86,14 @@ def rank(
             rows.append(row)
     rows.sort(key=lambda row: (-row.score.total, row.model))
     return tuple(_numbered(rows, limit))
+
+
+def check(task: str | None, language: str | None) -> None:
+    """Raise UsageError for an unknown task or language."""
+    if task is not None and task not in TASKS:
+        raise UsageError(f"there is no task called {task!r}", f"the tasks are: {', '.join(TASKS)}")
+    if language is not None:
+        languages.code_of(language)
 
 
 def best(machine: Machine, models: Sequence[CatalogModel] | None = None) -> Recommendation | None:

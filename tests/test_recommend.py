@@ -290,6 +290,22 @@ def test_the_command_explains_itself(cli: Any) -> None:
     assert [cli("recommend", "--ram", "16", "--min-speed", speed).returncode for speed in ("nan", "inf")] == [2, 2]
 
 
+def test_what_cannot_be_recommended_for_is_said_before_anything_is_measured(cli: Any) -> None:
+    for wrong in (("--task", "juggling"), ("--language", "klingon"), ("--min-speed", "nan")):
+        done = cli("recommend", *wrong)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "Measuring" not in done.stderr
+
+
+def test_embedding_models_are_told_by_how_fast_they_read(cli: Any) -> None:
+    asked = ("recommend", "--ram", "16", "--task", "embedding", "--limit", "1")
+    row = json.loads(cli(*asked, "--json").stdout)["recommendations"][0]
+    shown = cli(*asked).stdout
+    assert f"{row['prompt_tps']['low']:.0f}-{row['prompt_tps']['high']:.0f}" in shown
+    assert "READS/S" in shown
+    assert row["prompt_tps"]["basis"] in shown
+
+
 def test_models_that_speak_a_language_are_marked(cli: Any) -> None:
     rows = json.loads(cli("recommend", "--ram", "16", "--json").stdout)["recommendations"]
     french = {row["model"] for row in rows if "fr" in row["languages"]}

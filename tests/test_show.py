@@ -341,7 +341,7 @@ def test_the_command(loopback: HubOnLoopback, cli: Any) -> None:
     assert [set(each) >= {"quantization", "file", "size_bytes", "fit"} for each in shown["variants"]] == [True, True]
     one = json.loads(cli("show", f"{REPO}:Q4_K_M", "--context", "2048", "--json").stdout)
     assert one["fit"]["memory"]["kv_cache_bytes"] == 23040 * 2048
-    narrow = json.loads(cli("show", f"{REPO}:Q4_K_M", "--context", "2048", "--kv-type", "q8_0", "--json").stdout)["fit"]
+    narrow = json.loads(cli("show", f"{REPO}:Q4_K_M", "--context", "2048", "--kv-type", "Q8_0", "--json").stdout)["fit"]
     parts = ("weights_bytes", "kv_cache_bytes", "compute_bytes", "projector_bytes")
     assert narrow["memory"]["kv_cache_bytes"] == 23040 * 2048 // 2 * 34 // 32
     assert narrow["memory"]["total_bytes"] == sum(narrow["memory"][part] for part in parts)

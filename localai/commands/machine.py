@@ -164,6 +164,7 @@ def recommend(
 
     if min_speed is not None and not math.isfinite(min_speed):
         raise UsageError(f"--min-speed {min_speed:g} is no speed", "give tokens per second, such as 10")
+    recommend.check(task, language)  # before this machine is measured
     elsewhere = another_machine(machine_name, ram, vram, bandwidth)
     machine = elsewhere or this_machine()
     rows = recommend.rank(
@@ -235,7 +236,10 @@ def show_recommendations(
     elsewhere: bool,
     language: str,
 ) -> None:
-    """The table, and under it what the marks mean and what to type next."""
+    """The table, and under it what the marks mean and what to type next. Of models for embeddings the speed is that of
+    reading: they write nothing.
+    """
+    reads = rows[0].tasks == ("embedding",)
     render.out(render.facts([("Tier", f"{tier.size} models: {'; '.join(tier.tasks)}")]))
     for note in machine.notes:
         render.out(render.facts([("Note", note)]))
@@ -253,10 +257,10 @@ def show_recommendations(
                 render.memory(row.memory.total_bytes),
                 f"{row.context:,}",
                 str(row.placement),
-                speed_text(row.decode_tps),
+                speed_text(row.prompt_tps if reads else row.decode_tps),
             )
         )
-    headers = ("", "MODEL", "QUANT", "DOWNLOAD", "MEMORY", "CONTEXT", "ON", "TOKENS/S")
+    headers = ("", "MODEL", "QUANT", "DOWNLOAD", "MEMORY", "CONTEXT", "ON", "READS/S" if reads else "TOKENS/S")
     render.out(render.columns(headers, table, right=(0, 3, 4, 5, 7)))
     render.out()
     if any(row.starter for row in rows):
@@ -270,9 +274,10 @@ def show_recommendations(
         render.out(f"! {ranks}: {warning}")
     if not any(row.at_ease for row in rows):
         render.out("! none of these runs at ease there" if elsewhere else "! none of these runs at ease here")
-    if rows[0].decode_tps is not None:
+    if (shown := rows[0].prompt_tps if reads else rows[0].decode_tps) is not None:
         exact = "" if elsewhere or machine.experience.calibration else " localai bench --calibrate narrows them."
-        render.out(f"Speeds are predicted ({rows[0].decode_tps.basis}).{exact}")
+        what = "Tokens that are read per second" if reads else "Speeds"
+        render.out(f"{what} are predicted ({shown.basis}).{exact}")
     render.out(f"Next{', on that machine' if elsewhere else ''}: localai pull {rows[0].model}")
 
 

@@ -102,7 +102,10 @@ def show(
         int | None, typer.Option("--context", "-c", metavar="TOKENS", min=1, help="Tokens of context to plan for.")
     ] = None,
     kv_type: Annotated[
-        str | None, typer.Option("--kv-type", metavar="TYPE", help="Type of the KV cache to plan with, such as q8_0.")
+        str | None,
+        typer.Option(
+            "--kv-type", metavar="TYPE", parser=str.lower, help="Type of the KV cache to plan with, such as q8_0."
+        ),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit 4 where it does not fit here.")] = False,
     as_json: JsonFlag = False,

@@ -110,7 +110,10 @@ ThreadsOption = Annotated[
     int | None, typer.Option("--threads", "-t", metavar="N", min=1, help="CPU threads instead of the plan's.")
 ]
 KvTypeOption = Annotated[
-    str | None, typer.Option("--kv-type", metavar="TYPE", help="Type of the KV cache: f16 (default), q8_0, q4_0, ...")
+    str | None,
+    typer.Option(
+        "--kv-type", metavar="TYPE", parser=str.lower, help="Type of the KV cache: f16 (default), q8_0, q4_0, ..."
+    ),
 ]
 RpcOption = Annotated[
     str | None,
