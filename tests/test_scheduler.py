@@ -18,9 +18,10 @@ from real_model import model_file, plan
 
 from localai.domain.engine import BatchEngine, Delivery, Ticket
 from localai.domain.generation import AnswerEnd, AnswerText, GenerationRequest, Message, PromptProgress, Sampling, Tool
-from localai.engine import library
+from localai.engine import drawing, library
 from localai.engine.answer import Answer
-from localai.engine.job import Job
+from localai.engine.drawing import Drawers
+from localai.engine.job import Drawn, Job
 from localai.engine.scheduler import Scheduler, load
 from localai.engine.sequences import Sequences, common_length
 from localai.errors import ContextOverflow, EngineClosed, EngineError, LocalaiError, QueueFull
@@ -136,7 +137,7 @@ def test_a_grammar_that_is_none_fails_its_own_request_only(engine: BatchEngine) 
 
 
 def test_a_fault_with_one_answer_leaves_the_others_alone(engine: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(job: Job, *arguments: Any) -> bool:
+    def fails(job: Job, *arguments: Any) -> Drawn:
         if job._request.max_tokens == 1:
             raise OverflowError("a fault")
         return draw(job, *arguments)
@@ -148,6 +149,49 @@ def test_a_fault_with_one_answer_leaves_the_others_alone(engine: Scheduler, monk
         bad.wait()
     assert "Paris" in good.wait().text
     assert not engine.closed
+
+
+def test_what_is_drawn_does_not_depend_on_the_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_models.write(tmp_path, random_models.TINY["plain"])
+    requests = [
+        replace(asks(f"w{number} w{7 * number}", max_tokens=20 + number), sampling=Sampling(seed=number), logprobs=2)
+        for number in range(5)
+    ]
+    requests.append(asks("w5", grammar='root ::= "ab"{9}', max_tokens=20))
+
+    def drawn(worth_sharing: int) -> list[list[tuple[str, object]]]:
+        monkeypatch.setattr(drawing, "WORTH_SHARING", worth_sharing)
+        loaded = load(model, replace(plan(512), sequences=len(requests), threads=3))
+        try:
+            with held(loaded):
+                heard = [Heard(loaded, request) for request in requests]
+            ends = [each.wait() for each in heard]
+        finally:
+            loaded.close()
+        assert ends[-1].text == "ab" * 9
+        return [[(e.text, e.logprobs) for e in each.events if isinstance(e, AnswerText)] for each in heard]
+
+    assert drawn(0) == drawn(10**9)
+
+
+def test_drawers_keep_the_order_and_tell_each_fault_in_its_place() -> None:
+    def fails() -> int:
+        raise OverflowError("a fault")
+
+    both = threading.Barrier(2)
+    drawers = Drawers(2)
+    try:
+        # each waits for the other: two threads are at work
+        assert drawers.draw([lambda: both.wait(60), lambda: both.wait(60)], 10**9) in ([0, 1], [1, 0])
+        for logits in (0, 10**9):
+            found = drawers.draw([*(lambda n=n: n for n in range(50)), fails, lambda: 51], logits)  # type: ignore[misc]
+            assert [*found[:50], found[51]] == [*range(50), 51]
+            assert isinstance(found[50], OverflowError)
+        caller = threading.current_thread()
+        assert drawers.draw([threading.current_thread] * 9, 0) == [caller] * 9  # too few to wake anybody for
+    finally:
+        drawers.close()
+        drawers.close()
 
 
 def test_an_end_that_fails_is_told_all_the_same(engine: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -12,7 +13,17 @@ from localai.domain.generation import GenerationRequest, PromptProgress, TokenLo
 from localai.engine.answer import Answer
 from localai.engine.prompts import Prompt, Prompts
 from localai.engine.sampling import NOTHING, Sampler
+from localai.engine.vocabulary import Vocabulary
 from localai.errors import LocalaiError
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A token, or NOTHING; with the logarithm of its probability and the likeliest in its place where asked for."""
+
+    token: int
+    logprob: float | None = None
+    top: Sequence[tuple[int, float]] = ()
 
 
 class Job:
@@ -62,23 +73,28 @@ class Job:
         if done == self.total and self.answer is not None:
             self.answer.prompt_done()
 
-    def draw(self, api: Any, prompts: Prompts, context: Any, row: int) -> bool:
-        """Draw the next token from a row of logits and tell of it; False when the answer is done."""
-        answer, vocabulary = self.answer, prompts.vocabulary
-        assert answer is not None, "it is started"
+    def draw(self, api: Any, vocabulary: Vocabulary, context: Any, row: int) -> Drawn:
+        """The next token by a row of logits. For any thread, since nothing of another job is touched."""
         if self._sampler is None:
             sampling, tokens = self._request.sampling, self.prompt.tokens
             self._sampler = Sampler(api, vocabulary.pointer, sampling, tokens, *self._grammar)
-        token = self._sampler.draw(context, row)
+        token, wanted = self._sampler.draw(context, row), self._request.logprobs
+        if wanted is None or token == NOTHING or vocabulary.is_end(token):
+            return Drawn(token)
+        return Drawn(token, *self._sampler.logprob(context, row, token, wanted))
+
+    def take(self, drawn: Drawn, vocabulary: Vocabulary) -> bool:
+        """Add what was drawn to the answer and tell of it; False when the answer is done."""
+        answer = self.answer
+        assert answer is not None, "it is started"
         answer.sampled()
-        if token == NOTHING or vocabulary.is_end(token):
+        if drawn.token == NOTHING or vocabulary.is_end(drawn.token):
             answer.finish_reason = "stop"
             return False
-        if self._request.logprobs is not None:
-            logprob, top = self._sampler.logprob(context, row, token, self._request.logprobs)
-            piece = vocabulary.piece
-            answer.measured(TokenLogprob(piece(token), logprob, tuple((piece(each), value) for each, value in top)))
-        self._give(answer.add(token))
+        if drawn.logprob is not None:
+            top = tuple((vocabulary.piece(each), value) for each, value in drawn.top)
+            answer.measured(TokenLogprob(vocabulary.piece(drawn.token), drawn.logprob, top))
+        self._give(answer.add(drawn.token))
         if not answer.finish_reason and len(answer.tokens) >= self._limit:
             answer.finish_reason = "length"
         return not answer.finish_reason

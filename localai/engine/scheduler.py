@@ -6,6 +6,7 @@ prompts are rendered there, then they wait in a queue until a sequence is free.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 from collections import deque
@@ -19,7 +20,8 @@ from localai.domain.engine import Delivery
 from localai.domain.generation import GenerationRequest, Message
 from localai.domain.plan import Plan
 from localai.engine.cache import Cancelled
-from localai.engine.job import Job
+from localai.engine.drawing import Drawers
+from localai.engine.job import Drawn, Job
 from localai.engine.prompts import Prompts
 from localai.engine.reading import STEP, Reading
 from localai.engine.sequences import WORTH_COPYING, Sequences, common_length
@@ -94,6 +96,8 @@ class Scheduler:
         self._writing: list[Job] = []
         self._last: dict[int, int] = {}  # the last token of each answer, by sequence
         self._closing = False
+        self._drawers = Drawers(plan.threads)
+        self._vocabulary_size = int(api.llama_vocab_n_tokens(prompts.vocabulary.pointer))
         self.load_ms = (perf_counter() - started) * 1000
         prompt_tps = plan.prompt_tps.mid if plan.prompt_tps else None
         self._reading = Reading(sequences, prompts, self.load_ms, prompt_tps, patience_s, repeatable)
@@ -230,6 +234,7 @@ class Scheduler:
             self._new.clear()
         for job in self._jobs():
             self._end(job, None if job.cancelled else EngineClosed())  # cut off, it must not pass for a whole answer
+        self._drawers.close()
         with self._rendering:  # nobody is tokenizing
             self._renderer.close()
             self._sequences.close()
@@ -270,8 +275,8 @@ class Scheduler:
         for job in jobs:
             if job in self._reading.jobs and self._reading.was_read(job):
                 self._writing.append(job)
-        for job, row in rows:
-            self._draw(job, row)
+        if rows:
+            self._draw(rows)
 
     def _close_gap(self) -> None:
         """Move an answer down where answers that have ended leave gaps.
@@ -291,16 +296,24 @@ class Scheduler:
     def _unwanted(self, jobs: Sequence[Job]) -> Callable[[], bool]:
         return lambda: self._closing or all(job.cancelled for job in jobs)
 
-    def _draw(self, job: Job, row: int) -> None:
+    def _draw(self, rows: Sequence[tuple[Job, int]]) -> None:
+        """Draw a token of each job by its row of logits, and tell of them."""
+        given = (self._api, self._prompts.vocabulary, self._sequences.pointer)
+        tasks = [functools.partial(job.draw, *given, row) for job, row in rows]
+        self._sequences.settle()
+        for (job, _), drawn in zip(rows, self._drawers.draw(tasks, len(rows) * self._vocabulary_size), strict=True):
+            self._take(job, drawn)
+
+    def _take(self, job: Job, drawn: Drawn | Exception) -> None:
+        error: LocalaiError | None = None
         try:
-            goes_on = job.draw(self._api, self._prompts, self._sequences.pointer, row)
-        except LocalaiError as error:  # a grammar that llama.cpp does not take
-            self._end(job, error)
-            return
-        except Exception as error:  # noqa: BLE001 - a fault with one answer is no reason to fail the others
-            self._end(job, unexpected(error))
-            return
-        if goes_on and job.answer is not None:
-            self._last[job.sequence] = job.answer.tokens[-1]
-        else:
-            self._end(job)
+            if isinstance(drawn, Exception):
+                raise drawn
+            if job.take(drawn, self._prompts.vocabulary):
+                self._last[job.sequence] = drawn.token
+                return
+        except LocalaiError as refused:  # a grammar that llama.cpp does not take
+            error = refused
+        except Exception as fault:  # noqa: BLE001 - a fault with one answer is no reason to fail the others
+            error = unexpected(fault)
+        self._end(job, error)

@@ -242,6 +242,13 @@ class Sequences:
                 "try a smaller --context, or another model: localai recommend",
             )
 
+    def settle(self) -> None:
+        """Have the rows of logits put in order, which llama.cpp does when it is first asked for one.
+
+        From then on several threads may look at them, until the next batch.
+        """
+        self._api.llama_get_logits(self.pointer)
+
     def close(self) -> None:
         """Free it. Idempotent."""
         pointer, self.pointer = self.pointer, None
