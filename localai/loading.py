@@ -8,16 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from localai import cards, estimate, gguf, hardware, library, naming, parallelism, shapes, speculating
+from localai import cards, estimate, gguf, hardware, library, naming, parallelism, shapes, speculating, tuning
 from localai.domain.engine import BatchEngine, ChatEngine
 from localai.domain.files import RemoteFile
 from localai.domain.machine import Machine
-from localai.domain.plan import Plan
+from localai.domain.plan import Placement, Plan
 from localai.domain.rates import Job
 from localai.domain.shape import Shape, Weights
 from localai.domain.units import GIB
 from localai.engine import thinking
 from localai.errors import DoesNotFit, EngineError, UsageError
+from localai.past_runs import kind_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,8 @@ def prepare(
         plan = replace(blind, warnings=(*blind.warnings, "memory leaves no room for its projector: it cannot see now"))
     if not plan.fits:
         raise _refusal(found, Facts(machine, shape, weights), plan, wishes, partial(planned, sequences=plan.sequences))
-    plan, draft = replace(plan, workers=wishes.workers), None
+    plan = arranged(replace(plan, workers=wishes.workers), Facts(machine, shape, weights))
+    draft = None
     if wishes.speculate and sequences == 1 and not wishes.workers:
         plan = speculating.with_rows(plan, shape)
         draft = speculating.draft(library.find(wishes.draft), plan, machine) if wishes.draft is not None else None
@@ -150,6 +152,14 @@ def thinks(found: library.Found) -> bool:
 
 def _thinks(header: gguf.Header) -> bool:
     return thinking.customary(str(header.metadata.get("tokenizer.chat_template", "")))
+
+
+def arranged(plan: Plan, facts: Facts) -> Plan:
+    """The plan with its tensors arranged as they are computed fastest for so many at once."""
+    from localai.engine import library as llama
+
+    tuned = tuning.found_for(facts.machine, facts.shape, facts.weights, plan.placement is Placement.GPU)
+    return parallelism.arranged(plan, kind_of(facts.weights), tuned, llama.system_info)
 
 
 def header_of(found: library.Found) -> gguf.Header:
