@@ -94,10 +94,10 @@ def _filled(words: list[str]) -> list[str]:
 
 def invoke(arguments: Sequence[str]) -> int:
     """Run the Typer application; its own usage errors become ours."""
-    from localai.cli import app
+    from localai.cli import application
 
     try:
-        result = app(args=list(arguments), prog_name="localai", standalone_mode=False)
+        result = application(arguments)(args=list(arguments), prog_name="localai", standalone_mode=False)
     except typer.exceptions.Abort:
         return ExitCode.INTERRUPTED
     except SystemExit as ended:  # Typer ends the process itself, after completion and where its reader is gone

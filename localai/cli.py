@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated
 
 import typer
-
-from localai.commands import (
-    bench,
-    chat,
-    config,
-    doctor,
-    embed,
-    library,
-    machine,
-    map,
-    models,
-    presets,
-    pull,
-    run,
-    search,
-    serve,
-    sessions,
-    welcome,
-    worker,
-)
 
 HELP = "Run language models on your own computer: know what fits, download it safely, chat, and use it in pipelines."
 
@@ -35,14 +17,58 @@ EPILOG = (
     "7 context overflow, 8 schema incomplete, 9 access denied, 130 interrupted, 141 pipe closed."
 )
 
-app = typer.Typer(
-    name="localai",
-    help=HELP,
-    epilog=EPILOG,
-    rich_markup_mode=None,  # plain help: readable at any width, in any locale, and quick
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+# In the order of the help: each command with its module and the function, or application of several, in there.
+COMMANDS = {
+    "hardware": "machine.hardware",
+    "doctor": "doctor.doctor",
+    "recommend": "machine.recommend",
+    "bench": "bench.bench",
+    "search": "search.search",
+    "show": "models.show",
+    "pull": "pull.pull",
+    "list": "models.list_models",
+    "rm": "models.remove",
+    "import": "library.import_models",
+    "verify": "library.verify",
+    "prune": "library.prune",
+    "alias": "library.alias",
+    "export-manifest": "library.export_manifest",
+    "chat": "chat.chat",
+    "run": "run.run",
+    "map": "map.map_records",
+    "embed": "embed.embed",
+    "serve": "serve.serve",
+    "ps": "serve.ps",
+    "stop": "serve.stop",
+    "worker": "worker.worker",
+    "presets": "presets.app",
+    "sessions": "sessions.app",
+    "config": "config.app",
+}
+
+
+def application(words: Sequence[str] = ()) -> typer.Typer:
+    """The application that `localai WORDS` needs: with the one command they begin with, else with all.
+
+    To import every command and describe its options takes longer than many a command itself.
+    """
+    app = typer.Typer(
+        name="localai",
+        help=HELP,
+        epilog=EPILOG,
+        rich_markup_mode=None,  # plain help: readable at any width, in any locale, and quick
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(main)
+    for name in words[:1] if words and words[0] in COMMANDS else COMMANDS:
+        module, _, attribute = COMMANDS[name].partition(".")
+        found = getattr(import_module(f"localai.commands.{module}"), attribute)
+        if isinstance(found, typer.Typer):
+            app.add_typer(found, name=name)
+        else:
+            app.command(name)(found)
+    return app
 
 
 def show_version(wanted: bool) -> None:
@@ -53,7 +79,6 @@ def show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True)
 def main(
     context: typer.Context,
     version: Annotated[
@@ -64,31 +89,6 @@ def main(
 ) -> None:
     # --offline and --debug are taken out of the words at the boundary, wherever they stand; here they are documented.
     if context.invoked_subcommand is None:
+        from localai.commands import welcome
+
         welcome.first_run(context)
-
-
-app.command()(machine.hardware)
-app.command()(doctor.doctor)
-app.command()(machine.recommend)
-app.command()(bench.bench)
-app.command()(search.search)
-app.command()(models.show)
-app.command()(pull.pull)
-app.command(name="list")(models.list_models)
-app.command(name="rm")(models.remove)
-app.command(name="import")(library.import_models)
-app.command()(library.verify)
-app.command()(library.prune)
-app.command()(library.alias)
-app.command()(library.export_manifest)
-app.command()(chat.chat)
-app.command()(run.run)
-app.command(name="map")(map.map_records)
-app.command()(embed.embed)
-app.command()(serve.serve)
-app.command()(serve.ps)
-app.command()(serve.stop)
-app.command()(worker.worker)
-app.add_typer(presets.app, name="presets")
-app.add_typer(sessions.app, name="sessions")
-app.add_typer(config.app, name="config")

@@ -20,7 +20,7 @@ def commands() -> Iterator[tuple[str, str]]:
     """Every command and its help at 80 columns, in the order of the program's own list."""
     import typer
 
-    from localai.cli import app
+    from localai.cli import application
 
     def walk(command: Any, path: str, parent: Any) -> Iterator[tuple[str, str]]:
         context = command.context_class(
@@ -30,7 +30,7 @@ def commands() -> Iterator[tuple[str, str]]:
         for name in command.list_commands(context) if hasattr(command, "list_commands") else ():
             yield from walk(command.get_command(context, name), f"{path} {name}", context)
 
-    yield from walk(typer.main.get_command(app), "localai", None)
+    yield from walk(typer.main.get_command(application()), "localai", None)
 
 
 def page() -> str:
