@@ -13,6 +13,10 @@ SCHEMA_VERSION = 1
 _LARGEST_RECORD_BYTES = 1_000_000
 
 
+class NewerVersion(ValueError):
+    """A record in a form that only a later version of this program knows."""
+
+
 def as_json(model: InstalledModel) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
@@ -36,8 +40,11 @@ def _file_as_json(file: InstalledFile) -> dict[str, Any]:
 def read(path: str) -> InstalledModel:
     """One record. Raises OSError, or ValueError for anything that is not one."""
     raw = json_of(path)
-    if raw.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(f"schema_version {raw.get('schema_version')!r:.20} is not known")
+    version = raw.get("schema_version")
+    if type(version) is int and version > SCHEMA_VERSION:
+        raise NewerVersion(f"a newer version wrote it (schema_version {version!r:.20})")
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"schema_version {version!r:.20} is not known")
     files = raw.get("files")
     if not isinstance(files, list) or not files:
         raise ValueError("no files")

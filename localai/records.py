@@ -13,10 +13,11 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,23 @@ class Record:
     model: InstalledModel
     fault: str | None = None
     damaged: frozenset[str] = frozenset()
+
+
+class Why(StrEnum):
+    """Why a record cannot be read."""
+
+    DAMAGED = "it is damaged"
+    NEWER = "a newer version wrote it"
+    REFUSED = "the system refuses it"
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """An entry of the index that says nothing; `reason` is a sentence's end."""
+
+    path: Path
+    why: Why
+    reason: str
 
 
 def folder() -> Path:
@@ -101,16 +119,33 @@ def described(model: InstalledModel) -> str:
 
 def read_all(on_damaged: Callable[[str], None] = lambda line: None) -> tuple[Record, ...]:
     """Every readable record, also of models with a fault; an unreadable one is skipped and told in one line."""
+    found = []
+    for each in _entries():
+        if isinstance(each, Record):
+            found.append(each)
+        elif each.path == folder():
+            on_damaged(f"cannot read {each.path}: {each.reason}")
+        else:
+            on_damaged(f"{each.path} is not a readable record and is left out: {each.reason}")
+    found.sort(key=lambda record: (record.model.model, record.model.quantization, str(record.model.path)))
+    return tuple(found)
+
+
+def unreadable() -> tuple[Unreadable, ...]:
+    """Every entry of the index that cannot be read; the folder itself, where that cannot be."""
+    return tuple(each for each in _entries() if isinstance(each, Unreadable))
+
+
+def _entries() -> Iterator[Record | Unreadable]:
     entries: dict[str, os.DirEntry[str]] = {}
     try:
         with os.scandir(folder()) as listing:
             entries = {entry.name: entry for entry in listing}
     except FileNotFoundError:
-        return ()
+        return
     except OSError as error:
-        on_damaged(f"cannot read {folder()}: {error.strerror}")
-        return ()
-    found = []
+        yield Unreadable(folder(), Why.REFUSED, _reason(error))
+        return
     for name, entry in entries.items():
         if name.startswith(".") or not name.endswith(_RECORD):
             continue
@@ -119,15 +154,15 @@ def read_all(on_damaged: Callable[[str], None] = lambda line: None) -> tuple[Rec
         except FileNotFoundError:  # removed this moment by another process
             continue
         except (OSError, ValueError) as error:
-            on_damaged(f"{entry.path} is not a readable record and is left out: {_reason(error)}")
+            newer = isinstance(error, record_format.NewerVersion)
+            why = Why.NEWER if newer else Why.REFUSED if isinstance(error, OSError) else Why.DAMAGED
+            yield Unreadable(Path(entry.path), why, _reason(error))
             continue
         stem = name.removesuffix(_RECORD)
         if used := entries.get(stem + _USED):
             model = replace(model, last_used_at=_used_at(used))
         check = entries.get(stem + _CHECK)
-        found.append(_checked(model, check.path) if check else Record(model))
-    found.sort(key=lambda record: (record.model.model, record.model.quantization, str(record.model.path)))
-    return tuple(found)
+        yield _checked(model, check.path) if check else Record(model)
 
 
 def _checked(model: InstalledModel, path: str) -> Record:

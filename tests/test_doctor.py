@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ from conftest import Cli
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localai import catalog, doctor, hub, machines, records
+from localai import catalog, doctor, hub, machines, record_format, records
 from localai.checks import building, engine, network, storage
 from localai.checks.building import Installation, Way
 from localai.checks.finding import Finding, Status
@@ -349,6 +350,24 @@ def test_a_record_that_cannot_be_read_is_a_fault(tmp_path: Path) -> None:
     next(records.folder().glob("*.json")).write_text("{", "utf-8")
     (found,) = by(Status.FAULT, models())
     assert (found.command or "").startswith("rm ")
+
+
+def test_a_record_that_is_not_damaged_is_never_to_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(tmp_path)
+    (record,) = records.folder().glob("*.json")
+    record.write_text(record.read_text("utf-8").replace('"schema_version": 1', '"schema_version": 2'), "utf-8")
+    (found,) = by(Status.FAULT, models())
+    assert "a newer version wrote it" in found.message
+    assert found.command == "pip install --upgrade localai"
+
+    def refuse(path: str) -> InstalledModel:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(record_format, "read", refuse)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    (found,) = by(Status.FAULT, models())
+    assert "Permission denied" in found.message
+    assert (found.command or "").startswith("sudo chown ")
 
 
 # -------------------------------------------------------------------------------------------------- Hub and token

@@ -97,8 +97,6 @@ def _disk(
 
 def check_models(verify: bool, progress: Callable[[int], None] = lambda done_bytes: None) -> Iterable[Finding]:
     """Each installed model: whether its files are there as they were verified; hashed again with `verify`."""
-    damaged: list[str] = []
-    records.load(damaged.append)
     models = library.recorded()
     checks = verifying.verify(models, progress) if verify else (_glanced(model) for model in models)
     sound = 0
@@ -112,11 +110,19 @@ def check_models(verify: bool, progress: Callable[[int], None] = lambda done_byt
             yield warning("models", f"{name}: {problems}", f"localai verify {shlex.quote(check.model.model)}")
         else:
             yield fault("models", f"{name}: {problems}", check.remedy)
-    for line in damaged:
-        if "not a readable record" in line:
-            yield fault("models", line, f"rm {shlex.quote(line.partition(' is not a readable record')[0])}")
+    yield from (_unreadable(each) for each in records.unreadable())
     how = "hashed again and sound" if verify else "there, of the right size; localai doctor --verify hashes them"
     yield ok("models", f"{sound} of {len(models)} installed models {how}" if models else "none installed yet")
+
+
+def _unreadable(entry: records.Unreadable) -> Finding:
+    message = f"{entry.path} is not a readable record of a model: {entry.reason}"
+    match entry.why:
+        case records.Why.NEWER:  # the model is well, and so is what is known of it
+            return fault("models", message, "pip install --upgrade localai")
+        case records.Why.DAMAGED:
+            return fault("models", message, f"rm {shlex.quote(str(entry.path))}")
+    return fault("models", message, None if os.access(entry.path, os.R_OK) else _permit(records.folder()))
 
 
 _NEWER = "it was written to after it was verified"

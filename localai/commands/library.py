@@ -61,7 +61,7 @@ def verify(
     if unreadable:
         raise CheckFailed(
             f"{len(unreadable)} of the records of installed models cannot be read",
-            "localai doctor says how to remove them; then pull or import their models again",
+            "localai doctor says how to mend that",
         )
     if wrong:
         raise CheckFailed(f"{len(wrong)} of {render.count(len(checks), 'model')} damaged", str(wrong[0].remedy))
