@@ -10,12 +10,13 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.client import HTTPResponse
 
 from localai.source import BROKEN, Interrupted, Line, Pace, Source, reason_of
 
 _READ_BYTES = 1 << 18
+_LEAST_SEGMENT_BYTES = 1 << 18
 
 NewPace = Callable[[], Pace]
 
@@ -28,18 +29,25 @@ class NoRanges(Interrupted):
 class Lanes:
     """When several connections are tried: rates in bytes per second, measured for `trial_s` seconds each.
 
-    A single stream of `enough_bps` is left alone; `count` connections stay only if they bring `gain` times its rate.
-    At most `ahead` segments are asked for and not yet written, which bounds the memory.
+    A single stream of `enough_bps` is left alone, and so is a rest that it brings within `least_s`; `count` connections
+    stay only if they bring `gain` times its rate. At most `ahead` segments are asked for and not yet written, which
+    bounds the memory.
     """
 
     count: int = 4
-    segment_bytes: int = 8 << 20
+    segment_bytes: int = 8 << 20  # at most; `segment_s` of what one connection brings
+    segment_s: float = 0.5  # long beside a request's way, short beside the trial: what is ahead shows only when whole
     ahead: int = 6
     trial_s: float = 3.0
     gain: float = 1.15
     enough_bps: float = 100e6
-    least_bytes: int = 96 << 20  # of a rest below this nothing is to be gained
+    least_s: float = 6.0  # of a shorter rest less is to be gained than a vain trial costs
     failures: int = 3
+
+    def for_rate(self, single_bps: float) -> Lanes:
+        """With segments as they fit connections of this rate."""
+        fitting = max(_LEAST_SEGMENT_BYTES, int(single_bps * self.segment_s))
+        return replace(self, segment_bytes=min(self.segment_bytes, fitting))
 
 
 @dataclass(slots=True)

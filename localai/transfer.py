@@ -196,7 +196,7 @@ class _Transfer:
         return (
             rate_bps < self.lanes.enough_bps
             and self.trials < self.lanes.failures
-            and self.size_bytes - self.partial.position >= self.lanes.least_bytes
+            and self.size_bytes - self.partial.position >= self.lanes.least_s * rate_bps
             and self.partial.etag is not None
         )
 
@@ -214,7 +214,8 @@ class _Transfer:
 
         position = self.partial.position
         try:
-            parallel.fetch(self.source, etag, position, self.size_bytes, self.lanes, self.patience.pace, write)
+            lanes = self.lanes.for_rate(single_bps)
+            parallel.fetch(self.source, etag, position, self.size_bytes, lanes, self.patience.pace, write)
         except NoRanges:
             self.trials = self.lanes.failures
         except Interrupted as error:

@@ -30,7 +30,7 @@ NAME = "m-Q4_0.gguf"
 QUICK = Patience(tries=3, first_wait_s=0, longest_wait_s=0, timeout_s=10)
 HASTY = replace(QUICK, timeout_s=0.5)  # for servers that stall or drip
 # Several connections at once and for good, whatever is measured.
-FORCED = Lanes(count=4, segment_bytes=100_000, ahead=6, trial_s=0, gain=0, enough_bps=1e18, least_bytes=1)
+FORCED = Lanes(count=4, segment_bytes=100_000, ahead=6, trial_s=0, gain=0, enough_bps=1e18, least_s=0)
 
 
 @pytest.fixture
@@ -355,8 +355,16 @@ def test_one_connection_that_is_fast_stays_alone(hub: HubOnLoopback, get: Get, b
     get(hub, lanes=replace(FORCED, enough_bps=1))
     assert len(hub.downloads()) == 1
     blob.unlink()
-    get(hub, lanes=replace(FORCED, least_bytes=len(CONTENT)))
+    get(hub, lanes=replace(FORCED, least_s=1e9))
     assert len(hub.downloads()) == 2
+
+
+@pytest.mark.parametrize("single_bps", [1e4, 3e5, 1e6, 20e6, 99e6])
+def test_segments_fit_the_rate_so_that_a_trial_sees_several(single_bps: float) -> None:
+    """What comes ahead of the first segment counts only when that is whole: on a slow line it must be small."""
+    lanes = Lanes().for_rate(single_bps)
+    assert lanes.segment_bytes <= max(single_bps * lanes.trial_s / 4, 1 << 18)
+    assert lanes.segment_bytes <= Lanes().segment_bytes
 
 
 def test_several_that_bring_too_little_are_given_up(hub: HubOnLoopback, get: Get, blob: Path) -> None:
