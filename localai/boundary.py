@@ -71,11 +71,13 @@ def show_log(shown: bool) -> None:
 def hoist(arguments: Sequence[str]) -> tuple[list[str], set[str]]:
     """Take `--debug` and `--offline` out of the words before any `--`: they work before and after the command.
 
-    `help COMMAND`, which other programs have, becomes `COMMAND --help`.
+    `help COMMAND` and `version`, which other programs have, become `COMMAND --help` and `--version`.
     """
     words = list(arguments)
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
+    elif words == ["version"]:
+        words = ["--version"]
     end = words.index("--") if "--" in words else len(words)
     switches = {word for word in words[:end] if word in ("--debug", "--offline")}
     return _filled([word for word in words[:end] if word not in switches]) + words[end:], switches
@@ -112,7 +114,8 @@ def invoke(arguments: Sequence[str]) -> int:
         if near := _NEAR.search(message):
             message, names = message[: near.start()], near[1].replace("'", "")
             hint = f"did you mean {names}? {hint}"
-        raise UsageError(message[:1].lower() + message[1:].rstrip("."), hint) from error
+        message = message[:1].lower() + message[1:].rstrip(".").replace(": Input should", ": it should")
+        raise UsageError(message, hint) from error
     return result if isinstance(result, int) else ExitCode.DONE
 
 

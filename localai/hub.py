@@ -16,7 +16,7 @@ from typing import Any
 
 from localai import naming, settings
 from localai.domain.files import RemoteFile
-from localai.errors import AccessDenied, HashMismatch, NetworkError, UsageError
+from localai.errors import AccessDenied, HashMismatch, NetworkError, NotFound, UsageError
 from localai.hub_cache import blob_path, pointer_path, remember_revision
 from localai.hub_client import client, endpoint, require_online, token, within
 from localai.hub_errors import nonsense, retry_after_s, translated, unreachable
@@ -57,12 +57,17 @@ def repository(
         api = hub.HfApi(endpoint=base, token=secret or False)
         return api.model_info(repo, revision=revision, files_metadata=True, timeout=_CONNECT_SECONDS)
 
+    return _checked(repo, _answered(ask, repo, revision, on_retry))
+
+
+def _answered(ask: Callable[[], Any], what: str, revision: str | None, on_retry: Callable[[str], None]) -> Any:
+    """What `ask` brings, within LISTING_SECONDS; asked again where that may help. Raises what the failure means."""
     deadline = time.monotonic() + LISTING_SECONDS
     for tried in itertools.count():
         try:
-            return _checked(repo, within(deadline - time.monotonic(), ask))
+            return within(deadline - time.monotonic(), ask)
         except Exception as error:
-            wait_s, meant = retry_after_s(error, tried), translated(error, repo, revision)
+            wait_s, meant = retry_after_s(error, tried), translated(error, what, revision)
             if wait_s is None or time.monotonic() + wait_s > deadline - 1:
                 raise meant from error
             on_retry(f"{meant}; asking again in {wait_s:.1f} s")
@@ -110,34 +115,39 @@ class Hit:
     likes: int | None
 
 
-def search(query: str, limit: int) -> tuple[Hit, ...]:
+def search(query: str, limit: int, on_retry: Callable[[str], None] = lambda line: None) -> tuple[Hit, ...]:
     """Repositories with GGUF files that the Hub finds for `query`, the most downloaded first.
 
     What is no name of a repository is left out. Raises NetworkError (also in offline mode, before any connection).
     """
     require_online("searching the Hub")
     hub, base, secret = client(), endpoint(), token()
+    asked = {"search": query, "filter": "gguf", "sort": "downloads", "limit": limit}
 
-    def ask() -> list[Any]:
-        api = hub.HfApi(endpoint=base, token=secret or False)
-        return list(
-            api.list_models(
-                search=query, filter="gguf", sort="downloads", limit=limit, expand=["gated", "downloads", "likes"]
-            )
+    def ask() -> Any:  # the client's own list_models asks a Hub that is out of reach six times, and says nothing
+        response = hub.get_session().get(
+            f"{base}/api/models",
+            params={**asked, "expand": ["gated", "downloads", "likes"]},
+            headers=hub.utils.build_hf_headers(token=secret or False),
+            timeout=_CONNECT_SECONDS,
         )
+        hub.utils.hf_raise_for_status(response)
+        return response.json()
 
     try:
-        found = within(LISTING_SECONDS, ask)
-    except Exception as error:
-        raise translated(error, "the Hub's search", None) from error
+        found = _answered(ask, "the search", None, on_retry)
+    except NotFound as error:  # it is no Hub
+        raise nonsense("the search") from error
+    if not (isinstance(found, list) and all(isinstance(each, dict) and "id" in each for each in found)):
+        raise nonsense("the search")
     hits = {}
     for each in found[:limit]:
         try:
-            repo = naming.check_repo(str(each.id))
+            repo = naming.check_repo(str(each["id"]))
         except UsageError:
             continue
-        gated = None if each.gated is None else bool(each.gated)
-        hits[repo] = Hit(repo, gated, _count(each.downloads), _count(each.likes))
+        gated = None if each.get("gated") is None else bool(each["gated"])
+        hits[repo] = Hit(repo, gated, _count(each.get("downloads")), _count(each.get("likes")))
     return tuple(hits.values())
 
 

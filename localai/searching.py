@@ -60,15 +60,18 @@ class FoundModel:
     failure: str | None = None
 
 
-def search(query: str, machine: Machine, limit: int) -> tuple[FoundModel, ...]:
+def search(
+    query: str, machine: Machine, limit: int, on_retry: Callable[[str], None] = lambda line: None
+) -> tuple[FoundModel, ...]:
     """Models of the Hub that match, the most downloaded first; repositories without a GGUF model are left out.
 
+    `on_retry` is told why the Hub is asked again.
     Raises UsageError for a query that is none, NetworkError (also offline, before any connection).
     """
     words = " ".join(query.split())
     if not words or len(words) > QUERY_LIMIT or any(unicodedata.category(each) == "Cc" for each in words):
         raise UsageError("there is nothing to search for in that", "give a name or a part of it, as in: qwen3 4b")
-    hits = hub.search(words, limit)
+    hits = hub.search(words, limit, on_retry)
     found: list[FoundModel | None] = [_failed(each, "it did not answer in time") for each in hits]
 
     def look(at: int) -> None:

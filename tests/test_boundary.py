@@ -71,6 +71,11 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pyte
         ("recommend", "--vram", "8"),
         ("recommend", "--ram", "nan"),
         ("recommend", "--ram", "-3"),
+        ("recommend", "--task", "chatt"),  # told before the machine is measured
+        ("recommend", "--language", "klingon"),
+        ("recommend", "--limit", "0"),
+        ("import",),
+        ("import", "/x", "--from", "all"),
         ("config", "nosuch"),
         ("run",),
         ("chat", "--seed", "x"),
@@ -146,6 +151,7 @@ def test_help_is_a_command_too(cli: Cli) -> None:
     assert boundary.hoist(["help"])[0] == ["--help"]
     assert boundary.hoist(["help", "config", "set"])[0] == ["config", "set", "--help"]
     assert boundary.hoist(["run", "help"])[0] == ["run", "help"]
+    assert boundary.hoist(["version"])[0] == ["--version"]
     assert cli("help", "ps").stdout == cli("ps", "--help").stdout
     assert cli("help", "nosuch").returncode == 2
 

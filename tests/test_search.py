@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from conftest import CLOSED_PORT
 from gguf_files import gguf_bytes
 from hub_on_loopback import HubOnLoopback, running
 from hypothesis import given, settings
@@ -205,4 +206,20 @@ def test_the_command_offline(loopback: HubOnLoopback, cli: Any) -> None:
     assert (done.returncode, done.stdout) == (5, "")
     assert not loopback.requests()
     assert json.loads(cli("--offline", "search", "qwen", "--json").stdout)["error"]["exit_code"] == 5
-    assert cli("search", "qwen", env={"HF_ENDPOINT": "http://127.0.0.1:9"}).returncode == 5
+
+
+def test_a_hub_out_of_reach_is_told_at_once_and_one_that_stumbles_is_asked_again(
+    loopback: HubOnLoopback, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = cli("search", "qwen", env={"HF_ENDPOINT": CLOSED_PORT})
+    assert refused.returncode == 5
+    assert "Connection refused" in refused.stderr.splitlines()[0]
+    statuses = iter((503, 404))
+    monkeypatch.setattr(
+        "hub_on_loopback._Handler.found", lambda self, query: self.refuse(next(statuses), "", retry_after="0")
+    )
+    told: list[str] = []
+    with pytest.raises(NetworkError, match="no sensible answer about the search"):
+        searching.search("x", HERE, 5, told.append)
+    assert len(told) == 1
+    assert "503" in told[0]

@@ -135,8 +135,12 @@ def import_models(
     from localai import discovering, portable
     from localai.copies import How
 
-    if (path is None) == (not tools) or (link and copy) or (name is not None and path is None):
-        raise UsageError("import takes either a PATH or --from, and either --link or --copy", "localai import --help")
+    if path is None and not tools:
+        raise UsageError("there is nothing to import from", "localai import PATH, or localai import --from all")
+    if (path is not None and tools) or (link and copy) or (name is not None and path is None):
+        raise UsageError(
+            "PATH and --from, --link and --copy, --name and --from exclude each other", "localai import --help"
+        )
     how = How.LINK if link else How.COPY if copy else None
     report = Report(dry_run, as_json)
     path = Path(os.path.expanduser(path)) if path else None
@@ -161,7 +165,7 @@ def discovered(report: Report, path: Path | None, tools: list[str], name: str | 
 
     found = discovering.discover_path(path, name) if path else discovering.discover_tools(tools)
     if not found.folders:
-        render.note(f"there is no folder of {', '.join(tools)} here")
+        render.note("there is no folder here of " + ("any such program" if "all" in tools else ", ".join(tools)))
     report.add_all(found.left_out)
     with report.progress(found.size_bytes) as progress:
         taken = importing.preview(found, progress) if report.dry_run else importing.take(found, how, progress)

@@ -25,7 +25,7 @@ def search(
     from localai import hardware, searching
 
     words = " ".join(query)
-    found = searching.search(words, hardware.detect(), limit)
+    found = searching.search(words, hardware.detect(), limit, render.note)
     if not found:
         raise NotFound(
             f"the Hub has no GGUF model for {render.safe(words)!r}",
