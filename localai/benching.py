@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import median
 from time import perf_counter
@@ -232,9 +232,9 @@ def tune(prepared: Prepared, tell: Tell, cancelled: Cancelled = None) -> tuple[T
         tried = tuple(tuning.tune(default, singles, pair, tell, late, fits))
     finally:
         watches.close()
-    adopted: Sequence[Tuned] = [each.tuned for each in tried if each.adopted]
-    result = Tuning(shape.architecture, kind_of(facts.weights), shape.params, gpu, (tuning.quickest(own), *adopted))
-    return result, tried
+    base = tuning.typical(own)
+    adopted = [tuning.scaled(base, each.setting, each.gains) for each in tried if each.adopted]
+    return Tuning(shape.architecture, kind_of(facts.weights), shape.params, gpu, (base, *adopted)), tried
 
 
 def _fits(plan: Plan, facts: Facts, setting: Setting) -> bool:

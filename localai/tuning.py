@@ -22,13 +22,15 @@ _SCREENED = 1.03  # what two pairs must show for a setting to be looked at more 
 _SCREENING_PAIRS, PAIRS = 2, 5
 DEPTH = 1024
 
-# Kinds of work that a setting may win in; what is measured is linear in depth, so others are between them.
+# Kinds of work that a setting is shown for; those that are no deeper than what is measured decide.
 JOBS = {
     "prompt of 512": Job(512, 0),
     "answer at depth 0": Job(0, 64),
-    "answer at depth 1,024": Job(0, 64, 1024),
+    "answer at depth 1,024": Job(0, 64, DEPTH),
     "answer at depth 3,072": Job(0, 64, 3072),
 }
+# What a setting is compared at. Ratios of whole jobs are steadier than those of slopes, which are small differences.
+_READ, _READ_DEEP, _WRITE, _WRITE_DEEP = Job(512, 0), Job(512, 0, DEPTH), Job(0, 64), Job(0, 64, DEPTH)
 
 # A setting and llama.cpp's own, measured one after the other.
 Pair = tuple[Tuned, Tuned]
@@ -37,9 +39,13 @@ MeasurePair = Callable[[Setting, Setting], Pair]
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """A setting with the median of its pairs: how many times as fast as llama.cpp's own it was at each of `JOBS`."""
+    """A setting, how many times as fast as llama.cpp's own it is at each of `JOBS`, and whether that is clear.
 
-    tuned: Tuned
+    `gains` are the medians of the pairs in reading at depth 0 and 1,024, and in writing there.
+    """
+
+    setting: Setting
+    gains: tuple[float, float, float, float]
     ratios: tuple[tuple[str, float], ...]
     pairs: int
     adopted: bool
@@ -114,49 +120,63 @@ def _changed(default: Setting, winners: Sequence[Setting]) -> Setting:
 
 def _try(default: Setting, setting: Setting, pair: MeasurePair, tell: Callable[[str], None]) -> Tried:
     tell(difference(default, setting))
+    jobs = [job for job in JOBS.values() if job.depth <= DEPTH and _touches(default, setting, job)]
     pairs = [pair(setting, default) for _ in range(_SCREENING_PAIRS)]
-    if max(_ratios(pairs).values()) >= _SCREENED:
+    if max(median(_ratios(pairs, job)) for job in jobs) >= _SCREENED:
         pairs += [pair(setting, default) for _ in range(PAIRS - _SCREENING_PAIRS)]
-    ratios = _ratios(pairs)
-    adopted = len(pairs) == PAIRS and any(_clear(pairs, job) for job in JOBS.values())
-    return Tried(_normalised(pairs), tuple(ratios.items()), len(pairs), adopted)
+    read, read_deep, write, write_deep = (
+        median(_ratios(pairs, job)) if _touches(default, setting, job) else 1.0
+        for job in (_READ, _READ_DEEP, _WRITE, _WRITE_DEEP)
+    )
+    gains = read, read_deep, write, write_deep
+    base = typical([default for _, default in pairs])
+    found = scaled(base, setting, gains)
+    ratios = tuple((name, _over(base.job_s(job), found.job_s(job))) for name, job in JOBS.items())
+    adopted = len(pairs) == PAIRS and any(_clear(_ratios(pairs, job)) for job in jobs)
+    return Tried(setting, gains, ratios, len(pairs), adopted)
 
 
-def _ratios(pairs: Sequence[Pair]) -> dict[str, float]:
-    return {
-        name: median(_over(default.job_s(job), found.job_s(job)) for found, default in pairs)
-        for name, job in JOBS.items()
-    }
+def _touches(default: Setting, setting: Setting, job: Job) -> bool:
+    """Whether a setting can matter to a job: the size of micro-batches matters to prompts only."""
+    return job.prompt_tokens > 0 or replace(setting, ubatch=default.ubatch) != default
+
+
+def _ratios(pairs: Sequence[Pair], job: Job) -> list[float]:
+    return [_over(default.job_s(job), found.job_s(job)) for found, default in pairs]
 
 
 def _over(one: float, other: float) -> float:
     return one / other if other > 0 else 1.0
 
 
-def _clear(pairs: Sequence[Pair], job: Job) -> bool:
+def _clear(ratios: Sequence[float]) -> bool:
     """Whether a setting wins by 5 % in the median, and in all pairs but one: noise does not do that."""
-    ratios = sorted(_over(default.job_s(job), found.job_s(job)) for found, default in pairs)
-    return median(ratios) >= CLEAR_WIN and ratios[1] > 1.0
+    return median(ratios) >= CLEAR_WIN and sorted(ratios)[1] > 1.0
 
 
-def _normalised(pairs: Sequence[Pair]) -> Tuned:
-    """The setting's figures as they would be in the best minute: the default's least times the pairs' ratios."""
-    best = quickest([default for _, default in pairs])
-    found = pairs[0][0]
-
-    def scaled(name: str) -> float:
-        ratio = median(_over(getattr(one, name), getattr(default, name)) for one, default in pairs)
-        return float(getattr(best, name)) * ratio
-
-    return Tuned(
-        found.setting, *(scaled(name) for name in ("prompt_s", "prompt_slope_s", "decode_s", "decode_slope_s"))
-    )
+def typical(found: Sequence[Tuned]) -> Tuned:
+    """One setting's figures from several measurements: those of the median times."""
+    times = (median(each.job_s(job) for each in found) for job in (_READ, _READ_DEEP, _WRITE, _WRITE_DEEP))
+    return _fitted(found[0].setting, *times)
 
 
-def quickest(found: Sequence[Tuned]) -> Tuned:
-    """The least of each figure: other programs only ever make it slower."""
-    names = ("prompt_s", "prompt_slope_s", "decode_s", "decode_slope_s")
-    return Tuned(found[0].setting, *(min(getattr(each, name) for each in found) for name in names))
+def scaled(base: Tuned, setting: Setting, gains: tuple[float, float, float, float]) -> Tuned:
+    """The figures of a setting that is so many times as fast as `base` (`Tried.gains`)."""
+    jobs = (_READ, _READ_DEEP, _WRITE, _WRITE_DEEP)
+    return _fitted(setting, *(base.job_s(job) / gain for job, gain in zip(jobs, gains, strict=True)))
+
+
+def _fitted(setting: Setting, read: float, read_deep: float, write: float, write_deep: float) -> Tuned:
+    """The figures by which those four jobs take so many seconds; nothing is quicker for being deeper."""
+    prompt, prompt_slope = _line(_READ.prompt_tokens, read, read_deep)
+    decode, decode_slope = _line(_WRITE.answer_tokens, write, write_deep)
+    return Tuned(setting, prompt, prompt_slope, decode, decode_slope)
+
+
+def _line(tokens: int, near_s: float, deep_s: float) -> tuple[float, float]:
+    """Seconds a token at depth 0, and more for each token of depth: of `tokens` at depth 0 and at `DEPTH`."""
+    slope = max(0.0, (deep_s - near_s) / tokens / DEPTH)
+    return max(near_s / tokens - slope * tokens / 2, 0.1 * near_s / tokens), slope
 
 
 def difference(default: Setting, setting: Setting) -> str:

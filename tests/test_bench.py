@@ -245,10 +245,10 @@ def test_tuning_tries_each_setting_on_the_model_and_keeps_what_it_found(
     found, tried = benching.tune(prepared, lambda text: None)
     assert found.architecture == "llama"
     assert found.settings[0].setting.flash
-    changed = [each.tuned.setting for each in tried]
+    changed = [each.setting for each in tried]
     assert any(not each.repack for each in changed)
     assert any(not each.flash for each in changed)
-    assert {each.setting for each in found.settings[1:]} == {each.tuned.setting for each in tried if each.adopted}
+    assert {each.setting for each in found.settings[1:]} == {each.setting for each in tried if each.adopted}
     assert benching.keep(prepared, found)
     assert found in hardware.detect().experience.tunings
 
@@ -277,8 +277,9 @@ def test_what_cannot_be_kept_is_said(
 ) -> None:
     default = Setting(True, True, 1, 512, "f16")
     ratios = tuple((name, 2.0) for name in tuning.JOBS)
-    quicker = Tried(Tuned(replace(default, repack=False), 0.5, 0.0, 0.5, 0.0), ratios, 5, True)
-    found = Tuning("llama", "F16", 1, False, (Tuned(default, 1.0, 0.0, 1.0, 0.0), quicker.tuned))
+    base = Tuned(default, 1.0, 0.0, 1.0, 0.0)
+    quicker = Tried(replace(default, repack=False), (2.0, 2.0, 2.0, 2.0), ratios, 5, True)
+    found = Tuning("llama", "F16", 1, False, (base, tuning.scaled(base, quicker.setting, quicker.gains)))
     monkeypatch.setattr(benching, "tune", lambda *_: (found, (quicker,)))
     monkeypatch.setattr(experience, "keep_tuning", lambda *_: False)
     assert boundary.run(["bench", "--tune", str(tiny)]) == 0

@@ -179,7 +179,7 @@ def show_tuning(name: str, found: Tuning, tried: tuple[Tried, ...], kept: bool) 
     headers = ("SETTING", "PROMPT 512", "DEPTH 0", "DEPTH 1,024", "DEPTH 3,072", "")
     rows = [
         (
-            tuning.difference(default, each.tuned.setting),
+            tuning.difference(default, each.setting),
             *(f"{ratio:.2f}" for _, ratio in each.ratios),
             ("kept" if kept else "better") if each.adopted else "",
         )

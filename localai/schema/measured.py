@@ -80,7 +80,7 @@ def tuning(model: str, found: Tuning, tried: Sequence[Tried]) -> Json:
         "default": asdict(found.settings[0].setting),
         "tried": [
             {
-                "setting": asdict(each.tuned.setting),
+                "setting": asdict(each.setting),
                 "over_default": {name: round(ratio, 3) for name, ratio in each.ratios},
                 "pairs": each.pairs,
                 "kept": each.adopted,
