@@ -12,7 +12,6 @@ conversation in a tenth of reading it again; guessing ahead at least 0.97 where 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import importlib.util
 import json
 import os
@@ -31,15 +30,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import engine_parts
 import model_headers
 import random_models
+from bare_loop import SAMPLING, BareLoop, plan_of
 
 from localai import hardware
-from localai.domain.generation import AnswerEnd, GenerationRequest, Message, PromptProgress, Sampling
-from localai.domain.plan import MemoryNeed, Placement, Plan
-from localai.engine import library, model
-from localai.engine.cache import SequenceCache
-from localai.engine.sampling import Sampler
-
-SAMPLING = Sampling(seed=7)
+from localai.domain.generation import AnswerEnd, GenerationRequest, Message, PromptProgress
+from localai.engine import model
 
 
 def embedded_model() -> Path:
@@ -47,41 +42,6 @@ def embedded_model() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit("the embedded model is not installed: give one with --model")
     return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
-
-
-class BareLoop:
-    """The reference: one prompt in batches of `plan.ubatch`, then token after token, as little Python as can be."""
-
-    def __init__(self, path: Path, plan: Plan) -> None:
-        self.api = library.api()
-        parameters = self.api.llama_model_default_params()
-        parameters.n_gpu_layers = plan.gpu_layers
-        self.model = self.api.llama_model_load_from_file(os.fsencode(path), parameters)
-        self.cache = SequenceCache(self.api, self.model, plan)
-        self.step = plan.ubatch
-
-    def run(self, prompt: list[int], decode: int) -> tuple[float, float]:
-        """Seconds of the prompt and of `decode` - 1 tokens after the first."""
-        api, context = self.api, self.cache.pointer
-        self.cache.clear()
-        vocab = api.llama_model_get_vocab(self.model)
-        parts = [prompt[at : at + self.step] for at in range(0, len(prompt), self.step)]
-        arrays = [(ctypes.c_int32 * len(part))(*part) for part in parts]
-        silent = (ctypes.c_int8 * self.step)()
-        one = (ctypes.c_int32 * 1)()
-        batch = api.llama_batch(n_tokens=1, token=one)
-        with Sampler(api, vocab, SAMPLING, prompt) as sampler:
-            chain = sampler.chain
-            started = perf_counter()
-            for array in arrays:
-                flags = None if array is arrays[-1] else silent
-                api.llama_decode(context, api.llama_batch(n_tokens=len(array), token=array, logits=flags))
-            one[0] = api.llama_sampler_sample(chain, context, -1)
-            prompt_done = perf_counter()
-            for _ in range(decode - 1):
-                api.llama_decode(context, batch)
-                one[0] = api.llama_sampler_sample(chain, context, -1)
-            return prompt_done - started, perf_counter() - prompt_done
 
 
 def engine_run(engine: model.LlamaEngine, request: GenerationRequest) -> tuple[float, float, int, int]:
@@ -96,13 +56,6 @@ def engine_run(engine: model.LlamaEngine, request: GenerationRequest) -> tuple[f
     if not isinstance(event, AnswerEnd):
         raise SystemExit("the engine gave no end")
     return prompt_done - prompt_started, ended - prompt_done, event.usage.prompt_tokens, event.usage.completion_tokens
-
-
-def plan_of(context: int) -> Plan:
-    """A plan made by hand: CPU, one thread a physical core, llama.cpp's usual batches."""
-    threads = psutil.cpu_count(logical=False) or 1
-    nothing = MemoryNeed(0, 0, 0, 0)
-    return Plan(context, Placement.CPU, 0, threads, 2048, 512, "f16", True, True, nothing, 0, True, None, None)
 
 
 def measure(path: Path, pairs: int, prompt_words: int, decode: int) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
+import string
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -99,13 +101,14 @@ class Copying:
 def copying(path: Path, plan: Plan, pairs: int) -> dict[str, Any]:
     """Decode speed with guesses over that without, for a random model that is made to copy its prompt."""
     guessing, plain = model.load(path, replace(plan, outputs=ROWS)), model.load(path, plan)
-    tokens = plain.prompt_tokens((Message("user", TEXT),))[-140:]
+    letters = "".join(random.Random(7).choices(string.ascii_letters, k=300))  # a token each, no three of them twice
+    tokens = plain.prompt_tokens((Message("user", letters),))[-200:]
     ratios = []
     for pair in range(pairs + 1):
         speeds = {}
         for engine in (guessing, plain) if pair % 2 else (plain, guessing):
             with mock.patch.object(model, "Sampler", return_value=Copying(tokens)):
-                speeds[engine] = answered(engine, TEXT, 128).timings.decode_tps or 0.0
+                speeds[engine] = answered(engine, letters, 128).timings.decode_tps or 0.0
         if pair:
             ratios.append(speeds[guessing] / speeds[plain])
     guessing.close()
@@ -187,39 +190,33 @@ def cold_start(path: Path, tools: Path | None, pairs: int) -> dict[str, Any]:
             "llama_cli_s": median(other) if other else None, "ratio": median(ratios) if ratios else None}  # fmt: skip
 
 
-def peak_memory(path: Path) -> dict[str, Any]:
-    """Peak of the resident memory of `run` and its children, less what llama.cpp allocates for the plan."""
-    prepared = loading.prepare(library.find(str(path)), loading.Wishes(context=4096))
-    command = [
-        sys.executable,
-        "-m",
-        "localai",
-        "run",
-        "-m",
-        str(path),
-        "-c",
-        "4096",
-        "--max-tokens",
-        "64",
-        TASKS["tell"],
-    ]
-    peak, done = 0, threading.Event()
-    process = psutil.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def peak_memory(path: Path, context: int = 4096, answer: int = 64) -> dict[str, Any]:
+    """Peak of the resident memory of `run` and its children, less what llama.cpp takes for the same in a bare loop.
 
-    def watch() -> None:
-        nonlocal peak
-        while not done.is_set():
-            try:
+    `planned_bytes` are the buffers that llama.cpp allocates. It holds more than those where it repacks weights: the
+    pages of the mapped originals stay until the system wants them back.
+    """
+    plan = loading.prepare(library.find(str(path)), loading.Wishes(context=context)).plan
+    command = [sys.executable, "-m", "localai", "run", "-m", str(path), "-c", str(context), "--max-tokens", str(answer)]
+    ours = peak_rss([*command, TASKS["tell"]])
+    script = str(Path(__file__).with_name("bare_loop.py"))
+    bare = [sys.executable, script, str(path), str(context), str(answer)]
+    theirs = peak_rss(bare) - peak_rss([*bare[:-1], "0"])  # without a model: Python and the library themselves
+    return {"model": path.name, "peak_bytes": ours, "llama_cpp_peak_bytes": theirs,
+            "planned_bytes": plan.memory.total_bytes, "beyond_mib": (ours - theirs) / MIB}  # fmt: skip
+
+
+def peak_rss(command: Sequence[str]) -> int:
+    """The most bytes that a process and its children held at once, looked at every 5 ms."""
+    peak = 0
+    with psutil.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        while process.poll() is None:
+            with suppress(psutil.Error):
                 tree = [process, *process.children(recursive=True)]
                 peak = max(peak, sum(each.memory_info().rss for each in tree))
-            except psutil.Error:
-                pass
             sleep(0.005)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    process.wait()
-    done.set()
-    watcher.join()
-    own = prepared.plan.memory.total_bytes
-    return {"model": path.name, "peak_bytes": peak, "llama_cpp_bytes": own, "beyond_mib": (peak - own) / MIB}
+    if process.returncode:
+        raise SystemExit(f"{command[0]} ended with {process.returncode}")
+    return peak
