@@ -20,6 +20,7 @@ from localai.commands import model_loading
 from localai.domain.generation import AnswerEnd, GenerationRequest, Message, Sampling
 from localai.domain.plan import Placement
 from localai.engine import library
+from localai.engine.draft_model import DraftModel
 from localai.engine.drafting import Drafts, Lookup, Pace, Price
 from localai.engine.model import LlamaEngine, load
 from localai.engine.speculation import ON_CPU, ON_GPU, ROWS, Speculation
@@ -149,6 +150,8 @@ def test_cancelled_and_left_in_the_middle_of_guesses_the_next_answer_is_as_ever(
 class Guesses(Drafts):
     """Guesses from a list, whatever was said."""
 
+    prior = 1.0, 3.0
+
     def __init__(self, guesses: Iterator[list[int]], cost: float = 0.0) -> None:
         self._guesses, self.cost = guesses, cost
 
@@ -157,6 +160,9 @@ class Guesses(Drafts):
 
     def say(self, token: int) -> None:
         pass
+
+    def expected(self) -> None:
+        return None
 
     def guess(self, most: int) -> list[int]:
         return next(self._guesses)[:most]
@@ -224,16 +230,22 @@ def test_lookup_goes_on_after_a_word_that_was_replaced() -> None:
 
 
 @given(
-    st.lists(st.integers(0, 15), max_size=200),
+    st.lists(st.tuples(st.integers(0, 15), st.sampled_from([None, True, False])), max_size=200),
     st.sampled_from([ON_CPU, ON_GPU, Price(0.3, 1.0)]),
     st.sampled_from([0.0, 0.2]),
+    st.sampled_from([Lookup.prior, DraftModel.prior]),
 )
-def test_what_wrong_guesses_cost_is_bounded_whatever_happens(rights: list[int], price: Price, cost: float) -> None:
+def test_what_wrong_guesses_cost_is_bounded_whatever_happens(
+    rights: list[tuple[int, bool | None]], price: Price, cost: float, prior: tuple[float, float]
+) -> None:
     pace = Pace(price, 15)
-    pace.begin(cost)
+    pace.begin(cost, prior)
     first = max(Pace.CREDIT, price.of(Pace.SIZES[0]) + Pace.SIZES[0] * cost)
-    said = spent = 0.0
-    for right in rights:
+    said = spent = seen = 0.0
+    for right, foreseen in rights:
+        if foreseen is not None:
+            pace.foreseen(foreseen)
+            seen += foreseen
         size = pace.size(cost)
         if not size:
             pace.plain()
@@ -242,14 +254,37 @@ def test_what_wrong_guesses_cost_is_bounded_whatever_happens(rights: list[int], 
         pace.tried(size, min(right, size), cost)
         said += min(right, size) + 1
         spent += 1 + price.of(size) + size * cost
-    assert spent <= said * (1 + Pace.LOSS) + first + 1e-6
+    assert spent <= said * (1 + Pace.LOSS) + seen * Pace.FORESEEN + first + 1e-6
+
+
+def test_a_text_that_begins_to_repeat_is_guessed_at_even_after_wrong_guesses() -> None:
+    pace = Pace(ON_CPU, 15)
+    for _ in range(4):
+        pace.tried(2, 0, 0.0)
+    assert not pace.size(0.0)
+    for _ in range(30):
+        pace.foreseen(True)
+        pace.plain()
+    assert pace.size(0.0) >= 4
+
+
+def test_a_text_that_only_seems_to_repeat_is_not_guessed_at() -> None:
+    pace = Pace(ON_CPU, 15)
+    for number in range(100):
+        pace.foreseen(number % 3 > 0)
+        assert not pace.size(0.0), "two right of three do not pay for an evaluation of three tokens"
+        pace.plain()
 
 
 def test_a_gpu_takes_more_guesses(exact_file: Path) -> None:
     engine = load(exact_file, replace(SPECULATING, placement=Placement.GPU))
-    sized = [Speculation(engine._cache, replace(SPECULATING, placement=where), Lookup())._pace.size(0.0)
-             for where in (Placement.CPU, Placement.GPU)]  # fmt: skip
-    assert 0 < sized[0] < sized[1]
+    sizes = []
+    for where in (Placement.CPU, Placement.GPU):
+        pace = Speculation(engine._cache, replace(SPECULATING, placement=where), Lookup())._pace
+        for _ in range(8):
+            pace.foreseen(True)
+        sizes.append(pace.size(0.0))
+    assert 0 < sizes[0] < sizes[1]
     engine.close()
 
 

@@ -18,9 +18,14 @@ STEADY = 6  # after so many right guesses in a row, one wrong one is taken for a
 
 
 class Drafts(Protocol):
-    """Where guesses come from. `cost` is what one guessed token takes, in evaluations of the model itself."""
+    """Where guesses come from.
+
+    `cost` is what one guessed token takes, in evaluations of the model itself; `prior` how many of how many guesses are
+    taken to have been right before anything is known.
+    """
 
     cost: float
+    prior: tuple[float, float]
 
     def begin(self, prompt: Sequence[int], cancelled: Callable[[], bool]) -> None:
         """An answer to this prompt begins. Raises Cancelled."""
@@ -28,6 +33,10 @@ class Drafts(Protocol):
 
     def say(self, token: int) -> None:
         """The answer goes on with this token."""
+        ...
+
+    def expected(self) -> int | None:
+        """The next token if the text goes on as it did before; None where that is not known without work."""
         ...
 
     def guess(self, most: int) -> list[int]:
@@ -43,6 +52,7 @@ class Lookup(Drafts):
     """Guesses that what followed the last tokens before follows again (prompt lookup, Saxena 2023)."""
 
     cost = 0.0
+    prior = 1.0, 3.0  # it has to show first that the text goes on as before, which costs nothing to see
 
     def __init__(self) -> None:
         self.begin([], lambda: False)
@@ -75,6 +85,9 @@ class Lookup(Drafts):
         if self._source is None:
             self._source, self._streak = self._after.get(tuple(self._said[-MATCH:])), 0
 
+    def expected(self) -> int | None:
+        return None if self._source is None else self._said[self._source]
+
     def guess(self, most: int) -> list[int]:
         guesses = self._said[self._source : self._source + most] if self._source is not None else []
         return list(itertools.takewhile(lambda token: token >= 0, guesses))  # below 0 are pictures
@@ -97,12 +110,13 @@ class Price:
 class Pace:
     """How many guessed tokens to try: as many as promise the most, within what earlier guesses have gained.
 
-    What is lost by wrong guesses stays under 0.5 % of the answer and one first try, unless right ones have paid for it.
+    What is lost by wrong guesses stays under 0.5 % of the answer and one first try, unless right ones have paid for it;
+    and 0.15 of an evaluation for each token that would have been guessed right when none was tried.
     """
 
     SIZES = (2, 3, 4, 6, 8, 11, 15)
     CREDIT, MOST_CREDIT, LOSS = 1.0, 8.0, 0.005  # the first at least: enough for a try of the least size
-    HITS, TRIES = 2.85, 3.0  # before anything is known: 19 of 20 guesses are right
+    FORESEEN = 0.15
     FADING = 0.97
 
     def __init__(self, price: Price, most: int) -> None:
@@ -110,14 +124,16 @@ class Pace:
         self._sizes = [size for size in self.SIZES if size <= most]
         self.begin()
 
-    def begin(self, cost: float = 0.0) -> None:
-        """A new answer: nothing is known of how well its tokens can be guessed, at `cost` each."""
+    def begin(self, cost: float = 0.0, prior: tuple[float, float] = (1.0, 3.0)) -> None:
+        """A new answer: nothing but `prior` is known of how well its tokens can be guessed, at `cost` each."""
         self._hits = self._tries = 0.0
+        self._prior = prior
         self._credit = max(self.CREDIT, self._price.of(self.SIZES[0]) + self.SIZES[0] * cost)
 
     def size(self, cost: float) -> int:
         """How many guesses to try now, at `cost` each beside the evaluation; 0 for none."""
-        right = (self._hits + self.HITS) / (self._tries + self.TRIES)
+        hits, tries = self._prior
+        right = (self._hits + hits) / (self._tries + tries)
         best, most = 0, 0.0
         for size in self._sizes:
             price = self._price.of(size) + size * cost
@@ -125,6 +141,12 @@ class Pace:
             if price <= self._credit and (gain := expected - price) > most:
                 best, most = size, gain
         return best
+
+    def foreseen(self, right: bool) -> None:
+        """A token came that would have been guessed, rightly or not, had any guess been tried."""
+        self._hits, self._tries = self._hits + right, self._tries + 1
+        if right:
+            self._credit = min(self.MOST_CREDIT, self._credit + self.FORESEEN)
 
     def plain(self) -> None:
         """A token was evaluated alone."""

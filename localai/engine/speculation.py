@@ -44,7 +44,7 @@ class Speculation:
         self._guesses, self._right, self.guessed = [], 0, 0
         if self._drafts is not None:
             self._drafts.begin(prompt, cancelled)
-            self._pace.begin(self._drafts.cost)
+            self._pace.begin(self._drafts.cost, self._drafts.prior)
 
     def add(self, token: int, room: int) -> int:
         """Take the token that was drawn last; returns the row of the logits that the next one is to be drawn from.
@@ -55,6 +55,8 @@ class Speculation:
         if self._drafts is None:
             self._cache.decode(token)
             return -1
+        if self._right == len(self._guesses) and (expected := self._drafts.expected()) is not None:
+            self._pace.foreseen(expected == token)
         self._drafts.say(token)
         if self._right < len(self._guesses) and self._guesses[self._right] == token:
             self._right += 1
