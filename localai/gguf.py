@@ -86,9 +86,8 @@ def join(names: Sequence[str], headers: Sequence[Header]) -> Header:
     first = headers[0]
     count = first.metadata.get("split.count", 1)
     if count != len(headers) and not (count == 0 and len(headers) == 1):
-        raise EngineError(
-            f"{names[0]} is one of {count!s:.20} shards, but {len(headers)} are here", "pull the model again"
-        )
+        here = f"{len(headers)} {'is' if len(headers) == 1 else 'are'} here"
+        raise EngineError(f"{names[0]} is one of {count!s:.20} shards, but {here}", "pull the model again")
     if len(headers) == 1:
         return first
     seen: set[str] = set()
