@@ -11,12 +11,14 @@ import itertools
 import json
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -612,6 +614,28 @@ def test_an_answer_whose_model_is_let_go_is_no_whole_one(
         warm.ask({"do": "stop", "model": MODEL}, 60)
         with pytest.raises(openai.APIError, match="let go"):
             list(stream)
+
+
+def test_a_server_that_ends_tells_whom_it_cuts_off(tmp_path: Path) -> None:
+    body = json.dumps(LONG).encode()
+    with (
+        serving(tmp_path, "--port", "0", "--context", "2048", "--parallel", "1") as ending,
+        openai.OpenAI(base_url=f"{ending.url}/v1", api_key="none", max_retries=0) as client,
+        ThreadPoolExecutor() as pool,
+    ):
+        with client.chat.completions.create(**LONG, stream=True) as stream:
+            assert next(stream).choices
+            waiting = pool.submit(ask, ending, "/v1/chat/completions", body)
+            while ending.metric("answers_under_way") < 2:
+                pass
+            ending.process.send_signal(signal.SIGINT)
+            with pytest.raises(openai.APIError, match="let go"):
+                list(stream)
+        status, told = waiting.result(60)
+        assert (status, told["error"]["code"]) == (503, "engine_closed")
+        assert ending.process.wait(60) == 130
+        assert ending.process.stderr is not None
+        assert ending.process.stderr.read() == b""
 
 
 def test_keep_alive_0_lets_go_once_nobody_is_answered(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import importlib.util
+import logging
 import signal
 import socket
 from collections.abc import Callable, Generator
@@ -14,6 +15,7 @@ from localai.errors import LocalaiError, UsageError
 
 CONNECTIONS = 512
 GRACE_S = 2  # for answers under way when the server is told to end
+ENDING_S = 5  # for them to be told that they are cut off
 
 
 def need_extra() -> None:
@@ -64,8 +66,11 @@ class Running:
         if self._server is not None:
             self._server.should_exit = True  # type: ignore[attr-defined]
 
-    def run(self, app: object, listener: socket.socket, ready: Callable[[], None]) -> bool:
-        """Serve until told to end; True where it was Ctrl-C. `ready` is called when requests are answered."""
+    def run(self, app: object, listener: socket.socket, ready: Callable[[], None], cut_off: Callable[[], None]) -> bool:
+        """Serve until told to end; True where it was Ctrl-C. `ready` is called when requests are answered.
+
+        `cut_off` is called, in another thread, where answers are still under way a moment after that: it fails them.
+        """
         import uvicorn
 
         from localai.server.connections import Connection
@@ -92,16 +97,23 @@ class Running:
                 await super().startup(sockets)
                 ready()
 
+            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what is cut off now is no fault
+                loop = asyncio.get_running_loop()
+                loop.call_later(GRACE_S, loop.run_in_executor, None, cut_off)
+                await super().shutdown(sockets)
+
         config = uvicorn.Config(
             app,  # type: ignore[arg-type]
             http=Connection,
             ws="none",
             log_config=None,
+            log_level="error",  # what strangers send is nothing to be told of
             access_log=False,
             lifespan="off",
             limit_concurrency=CONNECTIONS,
             timeout_keep_alive=30,
-            timeout_graceful_shutdown=GRACE_S,
+            timeout_graceful_shutdown=GRACE_S + ENDING_S,
             server_header=False,
             h11_max_incomplete_event_size=64 * 1024,
         )

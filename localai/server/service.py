@@ -83,7 +83,7 @@ class Service:
         desk = Desk(self._holder, default)
         try:
             rules = Rules(self._wanted.host, self._key, self._wanted.origins)
-            return self._running.run(application(desk, rules), listener, self._tell)
+            return self._running.run(application(desk, rules), listener, self._tell, self._holder.close)
         finally:
             desk.close()
 

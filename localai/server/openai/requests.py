@@ -55,7 +55,7 @@ class ChatRequest(Common):
 
 
 class CompletionRequest(Common):
-    prompt: str | list[str]
+    prompt: str | list[str] | list[int] | list[list[int]]
     logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
     echo: bool | None = False
     suffix: str | None = None
@@ -63,7 +63,8 @@ class CompletionRequest(Common):
 
     @property
     def prompts(self) -> list[str]:
-        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        """Raises UsageError for tokens."""
+        return only_texts(self.prompt, "prompt")
 
 
 class EmbeddingsRequest(Form):
@@ -72,6 +73,18 @@ class EmbeddingsRequest(Form):
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: Tokens = None
     keep_alive: KeepAlive = None
+
+
+def only_texts(given: str | Sequence[str | int | list[int]], name: str) -> list[str]:
+    """A text, or each of several. Raises UsageError for none, and for tokens."""
+    several = [given] if isinstance(given, str) else given
+    texts = [text for text in several if isinstance(text, str)]
+    if not texts or len(texts) < len(several):
+        raise refused(
+            f"{name} is no text, nor a list of texts",
+            "send no token numbers: they are another model's (LangChain: check_embedding_ctx_length=False)",
+        )
+    return texts
 
 
 def message_of(message: ChatMessage) -> Message:
@@ -219,12 +232,6 @@ def completion_requests(asked: CompletionRequest, name: str) -> list[GenerationR
 
 def texts_of(asked: EmbeddingsRequest) -> list[str]:
     """What is to become vectors. Raises UsageError for none, and for tokens."""
-    given = [asked.input] if isinstance(asked.input, str) else asked.input
-    texts = [text for text in given if isinstance(text, str)]
-    if not texts or len(texts) < len(given):
-        raise refused(
-            "input is no text, nor a list of texts",
-            "send no token numbers: they are another model's (LangChain: check_embedding_ctx_length=False)",
-        )
+    texts = only_texts(asked.input, "input")
     asking.check_texts(texts)
     return texts

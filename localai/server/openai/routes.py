@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from fastapi import APIRouter, Request, Response
 
+from localai.domain.files import InstalledModel
 from localai.holding import TEXT
 from localai.server import asking
 from localai.server.answers import Stream, while_there, whole
@@ -43,12 +46,9 @@ class Api:
 
     async def models(self) -> Response:
         """The model that is served, where it is a file, and the installed ones."""
-        listed = [
-            model_object(name, model.repo.split("/")[0] if model.repo else "local")
-            for name, model in await self._desk.blocking(self._desk.installed)
-        ]
+        listed = [model_object(name, model) for name, model in await self._desk.blocking(self._desk.installed)]
         if (found := self._desk.unlisted()) is not None:
-            listed.insert(0, model_object(found.name, "local"))
+            listed.insert(0, model_object(found.name, None))
         return whole({"object": "list", "data": listed})
 
     async def model(self, name: str) -> Response:
@@ -56,7 +56,7 @@ class Api:
         if not name:  # only a slash too many
             return await self.models()
         found = await self._desk.blocking(self._desk.find, name)
-        return whole({**model_object(name, "local"), "path": found.name})
+        return whole(model_object(name, found.model))
 
     async def chat(self, asked: ChatRequest, request: Request) -> Response:
         """The next turn of a conversation."""
@@ -92,5 +92,8 @@ class Api:
         return whole(answers.embeddings(made.rows, asked.model or made.model, asked.encoding_format == "base64"))
 
 
-def model_object(name: str, owner: str) -> Json:
-    return {"id": name, "object": "model", "created": 0, "owned_by": owner}
+def model_object(name: str, model: InstalledModel | None) -> Json:
+    """A model as /v1/models tells it; None for a file of the user's."""
+    made = datetime.fromisoformat(model.verified_at) if model and model.verified_at else None
+    owner = model.repo.split("/")[0] if model and model.repo else "local"
+    return {"id": name, "object": "model", "created": int(made.timestamp()) if made else 0, "owned_by": owner}
