@@ -19,7 +19,9 @@ from localai.domain.shape import Shape, Weights
 
 # Share of the nominal memory bandwidth that decoding reaches, and seconds a layer takes beside its bytes. CPU: solving
 # SmolLM2-135M Q4_1 (170 t/s) and a Qwen3-0.6B shape Q4_K_M (73 t/s) on the same 2 cores gives 80 µs. GPU: 46–88 µs
-# measured. Mixtures of experts launch about twice as many kernels a layer.
+# measured. Mixtures of experts launch more kernels a layer: about twice as many where most layers are recurrent, too
+# (Qwen3.6 35B-A3B writes 130 tokens per second on an RTX 3090, 65 on a GB10), else a quarter more on a GPU (Qwen3
+# 30B-A3B: 196 on an RTX 4090, 152 on an RX 7900 XT, in Q8_0 59 on a GB10, 76 on an M2 Ultra).
 _EFFICIENCY = 0.8
 # The processors of phones and boards draw less from their memory: Llama 3.2 1B in BF16 (2,358 MiB) decodes with 19.2
 # tokens per second on a Snapdragon 8 Gen 3 (executorch, examples/models/llama/README.md), 47 of 76.8 GB/s: 0.62;
@@ -27,10 +29,14 @@ _EFFICIENCY = 0.8
 _SMALL_ARM_EFFICIENCY = 0.64
 _CPU_LAYER_S = 80e-6
 _GPU_LAYER_S = 60e-6
-_EXPERT_LAYERS = 2.0
+_EXPERT_LAYERS, _GPU_EXPERT_LAYERS = 2.0, 1.25
 # A token's experts lie here and there in RAM: DeepSeek V3 Q4_K_S, some 21 GB a token of which 12 are experts, decodes
 # with 7 to 8 tokens per second on an EPYC 9374F of 460 GB/s (llama.cpp issue 10981).
 _CPU_EXPERT_EFFICIENCY = 0.5
+# Experts alone, beside a GPU that does the rest: Qwen3.5 35B-A3B Q4_K_M with the experts of 24 and of all 40 layers on
+# DDR5-4800 writes 69.6 and 51 tokens per second (RTX 5080; r/LocalLLaMA, 2026-02-25), Qwen3 30B-A3B with those of 36
+# layers on 102 GB/s 36.7 (RTX 2080; llmfit PR 755).
+_CPU_EXPERT_EFFICIENCY_BESIDE_GPU = 0.7
 _DEPTH = 1024  # tokens already in the cache that a decode speed is given for
 
 # Prompt speed of a CPU core in FLOP/s: the two models above reach 57 and 216 GFLOP/s a core with AVX-512; laptops with
@@ -129,17 +135,19 @@ def decode_speed(
     rates = _rates(machine, gpus, share == 1 and not cpu_expert_layers)
     read = weights.read_per_token_bytes + kv_cache_bytes(shape, min(depth, shape.context_length or depth), kv_type)
     per_layer = _EXPERT_LAYERS if _has_experts(shape) else 1.0
-    layers = shape.n_layers * per_layer
+    beside = shape.n_layers * _GPU_LAYER_S
+    beside *= _GPU_EXPERT_LAYERS if per_layer > 1 and not shape.recurrent_state_bytes else per_layer
     if share and cpu_expert_layers:
         moved = experts.read_bytes(shape, weights, cpu_expert_layers)
-        on_gpu = (read - moved) / rates.gpu + layers * _GPU_LAYER_S
-        on_cpu = moved / (rates.ram * _CPU_EXPERT_EFFICIENCY) + cpu_expert_layers * per_layer * _CPU_LAYER_S
+        on_gpu = (read - moved) / rates.gpu + beside
+        on_cpu = moved / (rates.ram * _CPU_EXPERT_EFFICIENCY_BESIDE_GPU) + cpu_expert_layers * _CPU_LAYER_S
     else:
-        on_gpu = share * (read / rates.gpu + layers * _GPU_LAYER_S)
+        on_gpu = share * (read / rates.gpu + beside)
         of_experts = experts.read_bytes(shape, weights, shape.n_layers) or (read // 2 if per_layer > 1 else 0)
         from_ram = read - of_experts + of_experts / _CPU_EXPERT_EFFICIENCY
-        arithmetic, beside = _decode_arithmetic_s(shape, weights, machine, depth)
-        on_cpu = (1 - share) * (max(from_ram / rates.ram, arithmetic) + layers * _CPU_LAYER_S + beside)
+        arithmetic, more = _decode_arithmetic_s(shape, weights, machine, depth)
+        layers = shape.n_layers * per_layer * _CPU_LAYER_S
+        on_cpu = (1 - share) * (max(from_ram / rates.ram, arithmetic) + layers + more)
     found = _range(1 / max(on_gpu + on_cpu, 1e-9), rates.low, rates.high, rates.basis)
     return _corrected(found, machine, shape, weights, "decode") if corrected else found
 

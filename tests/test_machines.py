@@ -140,6 +140,26 @@ def test_other_machines_are_as_fast_as_published(name: str, model: str, low: flo
 @pytest.mark.parametrize(
     ("name", "model", "quantization", "published"),
     [
+        ("rtx-4090-desktop-64gb", "qwen3-30b-a3b-2507", "Q4_K_M", 196),  # runaihome.com, 2026
+        ("rx-7900-xtx-desktop-32gb", "llama-3.1-8b", "Q4_K_M", 105),  # llama.cpp PR 26284
+        ("rx-7900-xtx-desktop-32gb", "qwen3.8-27b", "Q4_K_M", 41),  # sudoingX/qwen38-mtp PR 53
+        ("dgx-spark-128gb", "qwen3-30b-a3b-2507", "Q8_0", 59),  # llama.cpp, benches/dgx-spark.md
+        ("dgx-spark-128gb", "gpt-oss-120b", "MXFP4", 56),  # the same
+        ("dgx-spark-128gb", "qwen3.6-35b-a3b", "UD-Q4_K_M", 65.3),  # subterratechnologies.com, 2026
+        ("mac-studio-m3-ultra-256gb", "qwen3-30b-a3b-2507", "Q8_0", 76),  # llama.cpp PR 15616, M2 Ultra
+        ("dual-rtx-3090-workstation-128gb", "qwen3.6-35b-a3b", "UD-Q4_K_M", 137),  # r/LocalLLaMA, 2026
+    ],
+)
+def test_gpus_write_about_as_fast_as_published(name: str, model: str, quantization: str, published: float) -> None:
+    known = next(each for each in catalog.load() if each.id == model)
+    machine, weights = LISTED[name].machine, estimate.weights_from_catalog(known, quantization)
+    found = speed.decode_speed(shape_from_catalog(known), weights, machine, 99)
+    assert found.low < published < found.high
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "quantization", "published"),
+    [
         # prompt speeds of llama.cpp with 512 tokens at a time, of that model or its like, from the pages named
         ("rx-7900-xtx-desktop-32gb", "llama-3.1-8b", "Q4_K_M", 3227),  # llama.cpp PR 26284
         ("rx-7900-xtx-desktop-32gb", "gemma-4-26b-a4b", "Q4_0", 3198),  # PR 24546, Q6_K
@@ -159,6 +179,25 @@ def test_prompts_are_read_about_as_fast_as_published(
     assert plan.prompt_tps is not None
     assert 0.5 < plan.prompt_tps.mid / published < 2
     assert plan.prompt_tps.low < published < plan.prompt_tps.high
+
+
+@pytest.mark.parametrize(
+    ("model", "quantization", "on_cpu", "vram", "gpu_gbps", "ram_gbps", "published"),
+    [
+        ("qwen3.6-35b-a3b", "UD-Q4_K_M", 40, 16, 960, 76.8, 51.0),  # r/LocalLLaMA, 2026-02-25: RTX 5080, Qwen3.5 35B
+        ("qwen3.6-35b-a3b", "UD-Q4_K_M", 24, 16, 960, 76.8, 69.6),  # the same
+        ("qwen3-30b-a3b-2507", "Q4_K_M", 36, 8, 448, 102, 36.7),  # llmfit PR 755: RTX 2080
+    ],
+)
+def test_experts_in_ram_beside_a_gpu_write_as_fast_as_published(
+    model: str, quantization: str, on_cpu: int, vram: float, gpu_gbps: float, ram_gbps: float, published: float
+) -> None:
+    known = next(each for each in catalog.load() if each.id == model)
+    machine = machines.hypothetical(64, vram, ram_gbps)
+    machine = replace(machine, gpus=(replace(machine.gpus[0], bandwidth_gbps=gpu_gbps),))
+    weights = estimate.weights_from_catalog(known, quantization)
+    found = speed.decode_speed(shape_from_catalog(known), weights, machine, 99, cpu_expert_layers=on_cpu)
+    assert found.mid == pytest.approx(published, rel=0.25)
 
 
 def test_a_wide_bus_makes_an_integrated_gpu_worth_using_and_a_narrow_one_does_not() -> None:
