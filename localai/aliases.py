@@ -14,7 +14,6 @@ from pathlib import Path
 
 from localai import naming, quantization, settings
 from localai.errors import NotFound, UsageError
-from localai.partial import disk_error
 
 SCHEMA_VERSION = 1
 _NAME = re.compile(r"\w[\w.-]{0,59}")
@@ -88,7 +87,7 @@ def save(name: str, target: str) -> Alias:
         content = {"schema_version": SCHEMA_VERSION, "name": alias.name, "target": alias.target}
         settings.write_atomically(path, json.dumps(content).encode())
     except OSError as error:
-        raise disk_error(error, path) from error
+        raise settings.not_kept(path, error) from error
     return alias
 
 
@@ -100,7 +99,7 @@ def remove(name: str) -> None:
     try:
         _file(name).unlink(missing_ok=True)
     except OSError as error:
-        raise disk_error(error, _file(name)) from error
+        raise settings.not_kept(_file(name), error) from error
 
 
 def expand(text: str) -> str:

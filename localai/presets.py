@@ -149,7 +149,7 @@ def create(name: str, text: str) -> Path:
         settings.private_folder(path.parent)
         settings.write_atomically(path, text.encode())
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}", "check the folder's permissions") from error
+        raise settings.not_kept(path, error) from error
     return path
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localai.errors import NotFound, UsageError
+from localai.errors import LocalaiError, NotFound, UsageError
 
 APP = "localai"
 
@@ -33,17 +33,23 @@ class Folders:
 
 
 def folders(environ: Mapping[str, str] = os.environ) -> Folders:
-    """The folders by the platform's custom, or all three under `LOCALAI_HOME` where that is set."""
+    """The folders by the platform's custom, or all three under `LOCALAI_HOME` where that is set.
+
+    Raises UsageError where neither can be told: a user without a home, as in a container.
+    """
     if home := environ.get("LOCALAI_HOME"):
         root = Path(os.path.abspath(os.path.expanduser(home)))
         return Folders(root / "config", root / "data", root / "cache")
     import platformdirs
 
-    return Folders(
-        Path(platformdirs.user_config_dir(APP, appauthor=False)),
-        Path(platformdirs.user_data_dir(APP, appauthor=False)),
-        Path(platformdirs.user_cache_dir(APP, appauthor=False)),
-    )
+    try:
+        return Folders(
+            Path(platformdirs.user_config_dir(APP, appauthor=False)),
+            Path(platformdirs.user_data_dir(APP, appauthor=False)),
+            Path(platformdirs.user_cache_dir(APP, appauthor=False)),
+        )
+    except RuntimeError as error:
+        raise UsageError("this user has no home folder", "export HOME=/a/folder/that/can/be/written") from error
 
 
 def private_folder(path: Path) -> Path:
@@ -228,7 +234,7 @@ def offline(environ: Mapping[str, str] = os.environ) -> bool:
 def store(name: str, text: str | None, environ: Mapping[str, str] = os.environ) -> Path:
     """Write one setting (None removes it) into the config file, whose comments and order stay.
 
-    Raises NotFound for an unknown name, UsageError for a bad value or a file that cannot be written.
+    Raises NotFound for an unknown name, UsageError for a bad value or file, LocalaiError where it cannot be written.
     """
     import tomlkit
     from filelock import FileLock
@@ -250,8 +256,16 @@ def store(name: str, text: str | None, environ: Mapping[str, str] = os.environ) 
                 document[each.name] = value
             write_atomically(path, tomlkit.dumps(document).encode())
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}", "check the folder's permissions") from error
+        raise not_kept(path, error) from error
     return path
+
+
+def not_kept(path: Path, error: OSError) -> LocalaiError:
+    """What is told where the disk does not take one of our own small files, or does not let go of it."""
+    do = "free some space there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check its owner and permissions"
+    return LocalaiError(
+        f"cannot write {path}: {error.strerror or error}", f"{do}, or set LOCALAI_HOME to a folder elsewhere"
+    )
 
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o600) -> None:

@@ -9,7 +9,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("suite", deadline=None)  # no test asserts a time: the machine may be busy
+hypothesis.settings.load_profile("suite")
 
 CLOSED_PORT = "http://127.0.0.1:9"
 

@@ -74,7 +74,7 @@ def hungry(context: int, kv_type: str, ubatch: int) -> tuple[int, int]:
     st.sampled_from([1, 4]),
     st.booleans(),
 )
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_offered_fits_when_it_is_asked_for(
     llama: tuple[Shape, Weights],
     gib: float,

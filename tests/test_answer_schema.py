@@ -168,7 +168,7 @@ def larger(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return objects | arrays | unions
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.recursive(leaves, larger, max_leaves=4), st.integers(0, 1000))
 def test_any_complete_answer_meets_its_schema(engine: LlamaEngine, schema: Any, seed: int) -> None:
     sampling = Sampling(temperature=2.0, repeat_penalty=1.1, seed=seed)

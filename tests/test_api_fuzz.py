@@ -54,9 +54,7 @@ schema = schemathesis.openapi.from_asgi("/openapi.json", made())
 
 
 @schema.parametrize()
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_no_request_makes_it_fail(case: schemathesis.Case, isolated: Path) -> None:
     if isinstance(case.body, dict) and case.body.get("model") is not None:
         case.body["model"] = "small"  # else everything ends at a model that is not there

@@ -237,7 +237,7 @@ def test_text_of_the_user_never_becomes_a_control_token(engine: LlamaEngine) -> 
     assert attack.encode() in shown, "the model still reads what was written"
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(parts=st.lists(st.sampled_from([*CONTROL, "<|", "im_", "start|>", "end|>", "\ufdd0", "\ue000", "a", "\n"])))
 def test_no_mixture_of_fragments_makes_a_control_token(engine: LlamaEngine, parts: list[str]) -> None:
     assert control_tokens(engine, "".join(parts)) == control_tokens(engine, "hi")

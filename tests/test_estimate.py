@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from localai import catalog, estimate, gguf, placement, shapes
@@ -267,7 +267,6 @@ def test_a_card_that_the_engine_cannot_use_is_not_planned_with() -> None:
 
 
 @given(MODELS, st.floats(1, 300), st.sampled_from([0, 2, 6, 12, 24, 48]), st.sampled_from([None, 512, 8192, 40_000]))
-@settings(deadline=None)
 def test_a_plan_that_fits_leaves_memory(model: CatalogModel, ram: float, vram: int, context: int | None) -> None:
     machine = hypothetical(ram, vram)
     shape = model.shape or estimate.shape_from_params(model.params_b)
@@ -286,7 +285,6 @@ def test_a_plan_that_fits_leaves_memory(model: CatalogModel, ram: float, vram: i
 
 
 @given(MODELS, st.floats(1, 100), st.floats(1, 100))
-@settings(deadline=None)
 def test_more_memory_never_makes_a_model_unfit(model: CatalogModel, one: float, other: float) -> None:
     less, more = sorted((one, other))
     shape = model.shape or estimate.shape_from_params(model.params_b)

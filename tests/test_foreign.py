@@ -98,7 +98,7 @@ def test_ollama_a_manifest_that_leads_out_of_the_store_is_not_read(tmp_path: Pat
     assert len(finds.left_out) == 2
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(
     st.recursive(
         st.none() | st.integers() | st.text(max_size=20),
@@ -221,3 +221,10 @@ def test_the_hub_cache_hostile_names_and_lost_blobs(tmp_path: Path) -> None:
 def test_what_is_not_there_is_nothing(tmp_path: Path) -> None:
     for reader in (ollama.find, folders.find_lmstudio, folders.find_llamacpp, hf.find):
         assert reader(tmp_path / "none").folders == []
+
+
+def test_a_user_without_a_home_has_no_folders_of_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it does where nobody knows the user
+    assert ollama.roots({}, "linux")[1:]
+    assert folders.lmstudio_roots({})
+    assert folders.llamacpp_roots({}, "linux")

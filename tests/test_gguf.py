@@ -277,7 +277,7 @@ def test_only_the_header_of_a_large_file_is_read(tmp_path: Path) -> None:
 SEED = gguf_bytes({**META, "list": ["a", "bc"], "flags": [True, False], "rate": 0.5}, TENSORS)
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         st.tuples(
@@ -321,7 +321,7 @@ _SHAPES = st.tuples(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.dictionaries(st.text(min_size=1, max_size=20), _VALUES, max_size=6), st.lists(_SHAPES, max_size=5))
 def test_what_is_written_is_read(metadata: dict[str, Any], shapes: list[Any]) -> None:
     metadata.pop("general.alignment", None)

@@ -132,13 +132,13 @@ SCHEMAS = st.recursive(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(schema=SCHEMAS)
 def test_any_schema_is_kept_by_all_its_texts(schema: Any, vocabulary: Any) -> None:
     holds(schema, vocabulary)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(inner=SCHEMAS)
 def test_definitions_recursion_included(inner: Any, vocabulary: Any) -> None:
     holds(

@@ -100,7 +100,7 @@ def test_what_is_no_image_is_told(content: bytes, why: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(["PNG", "GIF", "BMP", "TIFF", "WEBP", "JPEG"]), st.integers(0, 300), st.binary(max_size=20))
 def test_damage_anywhere_gives_pixels_or_an_error(form: str, at: int, noise: bytes) -> None:
     whole = encoded(form, picture_of(16, 16))

@@ -73,7 +73,7 @@ def test_without_a_place_to_keep_facts_they_are_read_each_time(
         assert inventory.facts_of(model) is not None
 
 
-@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(data=st.data())
 def test_damaged_facts_are_read_anew(model: InstalledModel, data: st.DataObject) -> None:
     path = next(records.folder().glob("*.facts"))

@@ -327,7 +327,7 @@ KEYS = sorted(schema.machine(LISTED["iphone-15-pro"].machine, tiers.tiers()[0]))
 
 
 @given(st.dictionaries(st.sampled_from(KEYS), JSON), st.integers(1, 2**50), JSON)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_any_json_is_a_machine_or_a_usage_error(
     tmp_path_factory: pytest.TempPathFactory, content: dict[str, Any], total: int, gpu: Any
 ) -> None:

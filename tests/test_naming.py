@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath, PureWindowsPath
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from localai.domain.files import RemoteFile
@@ -102,7 +102,6 @@ def test_what_is_no_name_is_refused(text: str) -> None:
     assert "\n" not in caught.value.message
 
 
-@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_is_taken_apart_or_refused(text: str) -> None:
     try:
@@ -114,7 +113,6 @@ def test_any_text_is_taken_apart_or_refused(text: str) -> None:
         check_repo(found.target)
 
 
-@settings(deadline=None)
 @given(NAME_PARTS, NAME_PARTS, st.sampled_from(["", ":Q4_K_M", "@main", ":q8_0@v1"]))
 def test_every_spelling_of_a_repository_is_the_same(owner: str, name: str, suffix: str) -> None:
     repo = f"{owner}/{name}"
@@ -156,7 +154,6 @@ def test_unsafe_file_names_are_refused(name: str) -> None:
         check_filename(name)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=80))
 def test_an_accepted_file_name_stays_below_its_folder(name: str) -> None:
     try:
@@ -199,7 +196,6 @@ def test_variants_are_files_or_whole_sets_of_shards() -> None:
     assert found[0].size_bytes == 20
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 4), max_size=6), st.integers(1, 4))
 def test_a_set_of_shards_counts_only_if_complete(indexes: list[int], total: int) -> None:
     names = {f"m-Q4_0-{index:05}-of-{total:05}.gguf" for index in indexes}

@@ -125,7 +125,7 @@ def test_without_a_header_the_parameters_tell_the_experts_share(moe: tuple[Shape
 
 
 @given(st.floats(2, 40), st.floats(8, 128), st.sampled_from([2048, 8192, 32768]))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_a_plan_of_experts_never_fills_more_than_there_is(
     moe: tuple[Shape, Weights], vram: float, ram: float, context: int
 ) -> None:

@@ -289,7 +289,7 @@ def lay_out(root: Path, files: dict[str, bytes | str]) -> None:
             place.mkdir()
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     files=st.fixed_dictionaries(dict.fromkeys(_PATHS, _CONTENTS)),
     output=_OUTPUTS,

@@ -63,7 +63,7 @@ def test_a_machine_with_no_memory_to_speak_of_gets_nothing() -> None:
 
 
 @given(st.floats(1, 512), st.sampled_from([0, 4, 8, 12, 16, 24, 48, 96]), st.sampled_from(sorted(TASKS)))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_rows_always_fit_are_ranked_and_never_low_bit(ram: float, vram: int, task: str) -> None:
     machine = hypothetical(ram, vram)
     rows = rank(machine, task=task)
@@ -86,7 +86,7 @@ def test_a_light_one_is_marked_wherever_one_fits(ram: int, vram: int) -> None:
 
 
 @given(st.floats(2, 512), st.sampled_from([0, 8, 24, 48]), st.integers(2, 10), st.sampled_from(sorted(TASKS)))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_a_row_at_ease_is_always_among_them(ram: float, vram: int, limit: int, task: str) -> None:
     everything = rank(hypothetical(ram, vram), task=task, limit=1000)
     rows = rank(hypothetical(ram, vram), task=task, limit=limit)
@@ -233,7 +233,7 @@ def test_what_is_no_language_is_refused(text: str) -> None:
 @given(
     st.floats(1, 512), st.sampled_from([0, 8, 24, 48]), st.sampled_from(sorted(TASKS)), st.sampled_from([None, "de"])
 )
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_every_row_can_say_why(ram: float, vram: int, task: str, language: str | None) -> None:
     for row in rank(hypothetical(ram, vram), task=task, language=language):
         names = [factor.name for factor in row.score.factors]
@@ -400,7 +400,6 @@ def test_a_repository_without_models_is_said() -> None:
     ),
     st.floats(1, 256),
 )
-@settings(deadline=None)
 def test_some_variant_is_always_chosen(sizes: dict[str, float], ram: float) -> None:
     repo = variants(**sizes)
     variant, plan, why = recommend.choose_variant(repo, None, hypothetical(ram))

@@ -91,7 +91,7 @@ def test_a_damaged_record_is_left_out_and_told(content: bytes) -> None:
     assert "bad.json" in told[0]
 
 
-@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(),

@@ -10,7 +10,7 @@ import pytest
 from conftest import CLOSED_PORT
 from gguf_files import gguf_bytes
 from hub_on_loopback import HubOnLoopback, running
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from model_headers import named
 from remote_models import file_of
@@ -169,7 +169,6 @@ def test_the_beginning_tells_the_dimensions(name: str) -> None:
 
 
 @given(st.binary(max_size=400), st.booleans())
-@settings(deadline=None)
 def test_any_beginning_is_a_header_or_an_error(content: bytes, magic: bool) -> None:
     data = (b"GGUF\3\0\0\0" if magic else b"") + content
     try:

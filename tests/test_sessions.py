@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Cli
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from localai import history, sessions
@@ -66,7 +66,6 @@ def test_search_finds_all_of_the_words(monkeypatch: pytest.MonkeyPatch, full_tex
     assert "loin" in sessions.search("oin.")[0].excerpt
 
 
-@settings(deadline=None)  # each example waits for the disk
 @given(st.text())
 def test_any_words_can_be_searched(words: str) -> None:
     sessions.keep(None, "m", words, words, words)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -148,6 +149,30 @@ def test_a_broken_config_file_is_named_and_can_be_found(cli: Cli) -> None:
     assert str(path) in result.stderr
     assert "Traceback" not in result.stderr
     assert cli("config", "path").returncode == 0
+
+
+@pytest.mark.parametrize(
+    "words", [("config", "set", "threads", "2"), ("presets", "new", "mine"), ("alias", "x", "smollm2-135m")]
+)
+def test_what_cannot_be_kept_is_told_with_what_to_do(
+    cli: Cli, isolated: Path, words: tuple[str, ...], bound_by_permissions: list[str]
+) -> None:
+    (isolated / "localai").mkdir(mode=0o500)
+    done = cli(*words, under=bound_by_permissions)
+    assert done.returncode == 1
+    error, hint = done.stderr.splitlines()
+    assert error.startswith("error: cannot write ")
+    assert hint.endswith("or set LOCALAI_HOME to a folder elsewhere")
+    assert "free some space" in settings.not_kept(isolated, OSError(errno.ENOSPC, "No space left on device")).hint
+
+
+def test_a_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("XDG_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where HOME is not set and the user has no entry
+    with pytest.raises(UsageError, match="home folder"):
+        settings.folders({})
+    assert settings.folders({"LOCALAI_HOME": "/x"}).config == Path("/x/config")
 
 
 @pytest.mark.parametrize("home", ["../x", "a/../x", "~nobody9/../x"])

@@ -336,7 +336,7 @@ _NUMBERS = st.integers(0, 40) | st.integers(0, 2**32 - 1)
 _ODD = st.one_of(_NUMBERS, st.text(max_size=3), st.booleans(), st.lists(st.integers(-2, 9), min_size=1, max_size=4))
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=250, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from(_ARCHITECTURES),
     st.dictionaries(st.sampled_from(_NAMES), _ODD, max_size=10),

@@ -385,7 +385,7 @@ def test_lines_that_a_crash_cut_short_are_skipped() -> None:
     assert [each.measured_decode_tps for each in past_runs.runs()] == [1.0, 2.0]
 
 
-@hypothesis_settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@hypothesis_settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.binary(max_size=200), max_size=8))
 def test_no_content_of_the_file_is_a_reason_to_fail(lines: list[bytes]) -> None:
     past_runs.file().parent.mkdir(parents=True, exist_ok=True)
@@ -435,7 +435,7 @@ VALUES = st.recursive(
 )
 
 
-@hypothesis_settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@hypothesis_settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(VALUES)
 def test_a_strange_file_is_as_if_nothing_were_known(content: object) -> None:
     machine = hypothetical(8)

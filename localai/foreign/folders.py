@@ -28,7 +28,7 @@ _QUANTIZATION = re.compile(
 
 def lmstudio_roots(environ: Mapping[str, str] = os.environ) -> tuple[Path, ...]:
     """LM Studio's model folders: the one its settings name, its own, and that of versions before 0.3."""
-    home = Path(environ.get("HOME") or environ.get("USERPROFILE") or "~").expanduser()
+    home = Path(os.path.expanduser(environ.get("HOME") or environ.get("USERPROFILE") or "~"))
     homes = [home / ".lmstudio", home / ".cache" / "lm-studio"]
     chosen = [folder for each in homes if (folder := _chosen_folder(each / "settings.json"))]
     return tuple(dict.fromkeys([*chosen, *(each / "models" for each in homes)]))
@@ -48,7 +48,7 @@ def llamacpp_roots(environ: Mapping[str, str] = os.environ, system: str = sys.pl
     """llama.cpp's cache folders (fs_get_cache_directory)."""
     if own := environ.get("LLAMA_CACHE"):
         return (Path(own),)
-    home = Path(environ.get("HOME") or "~").expanduser()
+    home = Path(os.path.expanduser(environ.get("HOME") or "~"))
     if system == "win32":
         local = environ.get("LOCALAPPDATA")
         return (Path(local) / "llama.cpp",) if local else ()

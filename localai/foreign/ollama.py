@@ -29,8 +29,8 @@ _LIST = "application/vnd.ollama.manifest.list.v2+json"
 def roots(environ: Mapping[str, str] = os.environ, system: str = sys.platform) -> tuple[Path, ...]:
     """Where Ollama keeps models: `OLLAMA_MODELS` where that is set, else the user's folder and its Linux service's."""
     if own := environ.get("OLLAMA_MODELS"):
-        return (Path(own).expanduser(),)
-    found = [Path("~/.ollama/models").expanduser()]
+        return (Path(os.path.expanduser(own)),)
+    found = [Path(os.path.expanduser("~/.ollama/models"))]
     if system.startswith("linux"):
         found += [Path("/usr/share/ollama/.ollama/models"), Path("/var/lib/ollama/.ollama/models")]
     return tuple(found)
