@@ -77,12 +77,9 @@ class Holder:
         wishes: Wishes | None = None,
         parallel: int | None = None,
         keep_alive_s: float = KEEP_ALIVE_S,
-        notice: Callable[[str], None] = lambda text: None,
-        queue: int | None = None,
     ) -> None:
-        self._wishes, self._parallel, self._queue = wishes or Wishes(), parallel, queue
+        self._wishes, self._parallel = wishes or Wishes(), parallel
         self.keep_alive_s = keep_alive_s
-        self._notice = notice
         self._held: list[Held] = []
         self._changed = threading.Condition()
         self._loading = threading.Lock()
@@ -216,14 +213,24 @@ class Holder:
         sequences = 1 if alone else self._parallel
         prepared = loading.prepare(found, self._wishes, context, sequences, MOST_AT_ONCE)
         self._refuse_beside_others(found, prepared.plan)
-        more = {"params": prepared.params, "context_length": prepared.context_length, "thinks": prepared.thinks}
+        engine: BatchEngine
         if alone:
             loading.refuse_blind(prepared)  # a projector that llama.cpp crashes over must not end the server
-            single = loading.load(prepared, cancelled=self._is_closed, notice=self._notice)
-            return Held(kind, found, prepared.plan, single.note, Alone(single.engine), **more)  # type: ignore[arg-type]
-        batch = loading.load_batch(prepared, cancelled=self._is_closed, notice=self._notice, queue=self._queue)
-        engine = recording.Recorded(batch.engine, prepared, "serve")
-        return Held(kind, found, prepared.plan, batch.note, engine, **more)  # type: ignore[arg-type]
+            single = loading.load(prepared, cancelled=self._is_closed)
+            engine, note = Alone(single.engine), single.note
+        else:
+            batch = loading.load_batch(prepared, cancelled=self._is_closed)
+            engine, note = recording.Recorded(batch.engine, prepared, "serve"), batch.note
+        return Held(
+            kind,
+            found,
+            prepared.plan,
+            note,
+            engine,
+            params=prepared.params,
+            context_length=prepared.context_length,
+            thinks=prepared.thinks,
+        )
 
     def _is_closed(self) -> bool:
         return self._closed

@@ -5,7 +5,6 @@ Connections go to the configured endpoint only; the bytes of models are `transfe
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import time
@@ -72,7 +71,7 @@ def _answered(ask: Callable[[], Any], what: str, revision: str | None, on_retry:
                 raise meant from error
             on_retry(f"{meant}; asking again in {wait_s:.1f} s")
             time.sleep(wait_s)
-    raise AssertionError("it ends by an answer or an error")
+            tried += 1
 
 
 def _checked(repo: str, info: Any) -> Repository:

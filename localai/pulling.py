@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -38,7 +37,6 @@ from localai.domain.units import GIB, MIB
 from localai.errors import DoesNotFit, HashMismatch, LocalaiError
 from localai.partial import disk_error
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _DISK_RESERVE_BYTES = 256 * MIB  # what a system needs to stay usable
 
 

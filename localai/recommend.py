@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from localai import estimate, languages, quantization, scoring, sizes, tiers
+from localai import catalog, estimate, languages, quantization, scoring, sizes, tiers
 from localai.catalog import CatalogFile, CatalogModel
 from localai.domain.files import Variant
 from localai.domain.machine import Machine, Tier
@@ -96,11 +96,9 @@ def check(task: str | None, language: str | None) -> None:
         languages.code_of(language)
 
 
-def best(machine: Machine, models: Sequence[CatalogModel] | None = None) -> Recommendation | None:
+def best(machine: Machine) -> Recommendation | None:
     """The first row for chat, or None where nothing fits."""
-    from localai import catalog
-
-    rows = rank(machine, catalog.load() if models is None else models, limit=1)
+    rows = rank(machine, catalog.load(), limit=1)
     return rows[0] if rows else None
 
 

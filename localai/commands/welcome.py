@@ -31,10 +31,10 @@ def first_run(context: typer.Context) -> None:
 
 def need_a_model(name: str | None) -> None:
     """Without a terminal nothing can be offered: where no model is here, the command fails and says what to pull."""
-    from localai import catalog, hardware, library, recommend
+    from localai import hardware, library, recommend
 
     if name is None and settings.load()["model"].value is None and not library.writing():
-        best = recommend.best(hardware.detect(), catalog.load())
+        best = recommend.best(hardware.detect())
         raise NotFound("no model is installed", f"localai pull {best.model if best else 'MODEL'}")
 
 

@@ -115,10 +115,6 @@ class _Converter:
         return parts[0] if len(parts) == 1 else "(" + " | ".join(parts) + ")"
 
 
-def _is_at(item: Any, *places: Any) -> bool:
-    return bool(item[0] is _constants.AT and item[1] in places)
-
-
 def _ranges(items: list[Any]) -> Iterator[Range]:
     """The characters of a set; those that are not in it, of ASCII where it names classes, else of all."""
     negated = items[0][0] is _constants.NEGATE

@@ -80,12 +80,9 @@ def _size(text: str) -> int | None:
     return None
 
 
-def gpus(source: Source, without: tuple[str, ...] = ()) -> tuple[Gpu, ...]:
-    """The display adapters, but those of the vendors in `without` (NVML knows more of NVIDIA's)."""
-    if source.system != "Windows":
-        return ()
-    found = [_gpu(each) for each in adapters(source, DISPLAY)]
-    return tuple(gpu for gpu in found if gpu.vendor not in without)
+def gpus(source: Source) -> tuple[Gpu, ...]:
+    """The display adapters."""
+    return tuple(_gpu(each) for each in adapters(source, DISPLAY)) if source.system == "Windows" else ()
 
 
 def _gpu(adapter: Adapter) -> Gpu:
