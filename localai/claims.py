@@ -105,7 +105,7 @@ def of(model: InstalledModel) -> Claim | None:
     if model.source != "hub" or place is None or model.commit is None or not _COMMIT.fullmatch(model.commit):
         return None
     ref = model.revision or "main"
-    names = frozenset(file.name for file in (*model.files, *([model.projector] if model.projector else [])))
+    names = frozenset(file.name for file in model.all_files)
     return Claim(place, model.commit, names, refs=frozenset([] if _COMMIT.fullmatch(ref) else [ref]))
 
 

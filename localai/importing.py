@@ -207,9 +207,9 @@ def _hashed(candidate: Candidate, progress: Callable[[int], None]) -> InstalledM
 def _placed(model: InstalledModel, how: How) -> InstalledModel:
     """The model with its files in our own folder. Raises HashMismatch, DoesNotFit, LocalaiError."""
     if how is How.COPY:
-        _check_room(sum(file.size_bytes for file in library.files(model)))
+        _check_room(sum(file.size_bytes for file in model.all_files))
     placed = []
-    for file in library.files(model):
+    for file in model.all_files:
         target = copies.destination(file.name, file.sha256, model.files[0].sha256)
         if how is How.LINK:
             copies.link(file.path, target)

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localai import aliases, catalog, embedded, naming, records, settings
-from localai.domain.files import InstalledFile, InstalledModel
+from localai.domain.files import InstalledModel
 from localai.errors import NotFound, UsageError
 from localai.references import Meaning, matching, meaning, selected, selects
 
 __all__ = [
     "Found",
     "Meaning",
-    "files",
     "find",
     "installed",
     "keep_alias",
@@ -90,7 +89,7 @@ def _once(models: list[InstalledModel]) -> list[InstalledModel]:
 
 
 def _is_whole(model: InstalledModel, on_damaged: Callable[[str], None]) -> bool:
-    whole = files(model)
+    whole = model.all_files
     gone = 0
     for file in whole:
         try:
@@ -298,11 +297,6 @@ def to_remove(text: str) -> InstalledModel:
         each = each if len(each) == len(found) else sorted(str(model.path) for model in found)
         raise UsageError(f"{text} is here {len(found)} times", f"say which: localai rm {', or '.join(each)}")
     return found[0]
-
-
-def files(model: InstalledModel) -> list[InstalledFile]:
-    """Every file of a model, its projector last."""
-    return [*model.files, *([model.projector] if model.projector else [])]
 
 
 def touch(model: InstalledModel) -> None:

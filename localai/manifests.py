@@ -60,7 +60,7 @@ class Pinned:
 
 def pin(model: InstalledModel) -> Pinned:
     """An installed model as a manifest names it."""
-    pinned = [PinnedFile(file.name, file.size_bytes, file.sha256) for file in library.files(model)]
+    pinned = [PinnedFile(file.name, file.size_bytes, file.sha256) for file in model.all_files]
     projector = pinned.pop() if model.projector else None
     return Pinned(model.model, model.repo, model.commit, model.quantization, tuple(pinned), projector)
 
@@ -212,7 +212,7 @@ def plan_pull(
     """
     hashes = {file.sha256 for file in pinned.all_files}
     for model in library.installed():
-        if hashes <= {file.sha256 for file in library.files(model)} and pulling.is_sound(model):
+        if hashes <= {file.sha256 for file in model.all_files} and pulling.is_sound(model):
             return pulling.nothing_to_do(model)
     if pinned.repo is None or pinned.commit is None:
         raise UsageError(

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from localai import copies, hub_cache, hub_client, library, locks, manifests, pulling, settings, transfer
+from localai import copies, hub_cache, hub_client, locks, manifests, pulling, settings, transfer
 from localai.domain.files import RemoteFile
 from localai.errors import HashMismatch, UsageError
 from localai.manifests import Pinned, PinnedFile
@@ -118,7 +118,7 @@ def _located(pinned: Pinned) -> Pinned:
 def _sources(plan: PullPlan) -> dict[str, Path]:
     """Where this disk has the plan's files already, by name; what is there is hashed before it counts."""
     if plan.already_installed is not None:
-        return {file.name: file.path for file in library.files(plan.already_installed)}
+        return {file.name: file.path for file in plan.already_installed.all_files}
     blobs = {file.name: hub_cache.blob_path(plan.repo, str(file.sha256)) for file in plan.files}
     sizes = {file.name: file.size_bytes for file in plan.files}
     return {name: blob for name, blob in blobs.items() if _size(blob) == sizes[name]}

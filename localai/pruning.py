@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from localai import aliases, claims, copies, hub_cache, library, locks, record_format, records, settings
+from localai import aliases, claims, copies, hub_cache, locks, record_format, records, settings
 from localai.claims import Claim
 from localai.domain.files import InstalledModel
 from localai.partial import disk_error
@@ -236,7 +236,7 @@ def _gone(known: Sequence[InstalledModel]) -> Iterator[Leftover]:
 
 def _is_gone(model: InstalledModel) -> bool:
     """Whether a model's files were all removed, and are not only out of reach: their disk away, their folder closed."""
-    for file in library.files(model):
+    for file in model.all_files:
         try:
             file.path.lstat()
         except (FileNotFoundError, NotADirectoryError):

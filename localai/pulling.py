@@ -104,7 +104,7 @@ def is_sound(model: InstalledModel) -> bool:
     """
     verified = datetime.fromisoformat(model.verified_at).timestamp() if model.verified_at else 0.0
     try:
-        touched = any(os.stat(file.path).st_mtime > verified + 2 for file in library.files(model))
+        touched = any(os.stat(file.path).st_mtime > verified + 2 for file in model.all_files)
     except OSError:
         touched = True
     return not touched or all(check.sound for check in verifying.verify([model]))

@@ -196,7 +196,7 @@ def now() -> str:
 
 
 def _hashes(model: InstalledModel) -> list[str]:
-    return [file.sha256 for file in (*model.files, *([model.projector] if model.projector else []))]
+    return [file.sha256 for file in model.all_files]
 
 
 def facts(model: InstalledModel, folder_name: str | None = None) -> dict[str, Any] | None:

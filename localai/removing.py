@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from localai import claims, copies, hub_cache, library, locks, records
+from localai import claims, copies, hub_cache, locks, records
 from localai.domain.files import InstalledFile, InstalledModel
 from localai.errors import LocalaiError, UsageError
 from localai.partial import disk_error
@@ -29,7 +29,7 @@ def remove(model: InstalledModel) -> int:
     with _undisturbed(model):
         needed, freed = _needed_by_others(model), 0
         try:
-            for file in library.files(model):
+            for file in model.all_files:
                 if place_of(file.path) in needed:
                     continue
                 if copies.is_ours(file.path):
@@ -81,7 +81,7 @@ def place_of(path: Path) -> Path:
 def places(models: Iterable[InstalledModel]) -> set[Path]:
     """The places of all files of models; of a file that is no pointer in a cache of the Hub's also what it leads to."""
     found = set()
-    for path in {file.path for model in models for file in library.files(model)}:
+    for path in {file.path for model in models for file in model.all_files}:
         found.add(place := place_of(path))
         if hub_cache.folder_of(place) is None:
             found.add(Path(os.path.realpath(place)))

@@ -54,7 +54,7 @@ def to_check(name: str | None, on_damaged: Callable[[str], None] = lambda line: 
 
 def total_bytes(models: Sequence[InstalledModel]) -> int:
     """How much there is to read; a file that models share is read once."""
-    sizes = {file.path: file.size_bytes for model in models for file in library.files(model)}
+    sizes = {file.path: file.size_bytes for model in models for file in model.all_files}
     return sum(sizes.values())
 
 
@@ -69,7 +69,7 @@ def verify(
     done = 0
     for model in models:
         checks = []
-        for file in library.files(model):
+        for file in model.all_files:
             if file.path not in seen:
                 seen[file.path] = _problem(file, lambda so_far, before=done: progress(before + so_far))  # type: ignore[misc]
                 done += file.size_bytes

@@ -91,7 +91,7 @@ def test_what_is_exported_is_pulled_byte_for_byte(hub: HubOnLoopback, tmp_path: 
     hub.add(REPO, {NAME: CONTENT, "mmproj-F16.gguf": projector_bytes(), "new-Q8_0.gguf": b"new"})
     plan = manifests.plan_pull(pinned[0], machine())
     again = pulling.pull(plan, patience=QUICK)
-    assert [file.sha256 for file in library.files(again)] == [file.sha256 for file in library.files(model)]
+    assert [file.sha256 for file in again.all_files] == [file.sha256 for file in model.all_files]
     assert (again.commit, again.revision) == (COMMIT, COMMIT)
     assert not updating.is_updatable(again)
 

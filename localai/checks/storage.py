@@ -130,7 +130,7 @@ _NEWER = "it was written to after it was verified"
 
 def _glanced(model: InstalledModel) -> verifying.ModelCheck:
     """What sizes and times tell without reading a file."""
-    files = tuple(verifying.FileCheck(file, _glance(file, model.verified_at)) for file in library.files(model))
+    files = tuple(verifying.FileCheck(file, _glance(file, model.verified_at)) for file in model.all_files)
     check = verifying.ModelCheck(model, files, None)
     return check if check.sound else verifying.ModelCheck(model, files, verifying.remedy(model, files))
 

@@ -63,6 +63,11 @@ class InstalledModel:
         return self.files[0].path
 
     @property
+    def all_files(self) -> tuple[InstalledFile, ...]:
+        """Every file of the model, its projector last."""
+        return (*self.files, *([self.projector] if self.projector else []))
+
+    @property
     def size_bytes(self) -> int:
         """What the model takes on the disk, its projector included."""
-        return sum(file.size_bytes for file in self.files) + (self.projector.size_bytes if self.projector else 0)
+        return sum(file.size_bytes for file in self.all_files)

@@ -21,7 +21,6 @@ Json = dict[str, Any]
 
 def installed_model(model: InstalledModel) -> Json:
     """One entry of `list --json`; `sha256` is that of the first file, `files` has them all."""
-    files = [*model.files, *([model.projector] if model.projector else [])]
     return {
         "model": model.model,
         "repo": model.repo,
@@ -37,7 +36,7 @@ def installed_model(model: InstalledModel) -> Json:
         "read_only": model.read_only,
         "files": [
             {"file": each.name, "path": str(each.path), "size_bytes": each.size_bytes, "sha256": each.sha256}
-            for each in files
+            for each in model.all_files
         ],
     }
 
