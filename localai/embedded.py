@@ -7,7 +7,6 @@ import json
 import tomllib
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -55,7 +54,7 @@ def find() -> InstalledModel | None:
         if verified_at is None:
             if sha256_of(path) != known.sha256:
                 return None
-            verified_at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            verified_at = records.now()
             _remember({**seen, "verified_at": verified_at})
     except OSError:
         return None

@@ -18,7 +18,7 @@ from localai.discovering import Candidate, Discovery
 from localai.domain.files import InstalledFile, InstalledModel
 from localai.errors import UsageError
 from localai.foreign.found import LeftOut
-from localai.partial import sha256_of
+from localai.partial import offset, sha256_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def take(
         _check_room(sum(each.size_bytes for each in discovery.candidates if each.size_bytes not in sizes))
     done = 0
     for candidate in discovery.candidates:
-        outcome = _take(candidate, how, here, lambda so_far, before=done: progress(before + so_far))  # type: ignore[misc]
+        outcome = _take(candidate, how, here, offset(progress, done))
         done += candidate.size_bytes
         progress(done)
         if isinstance(outcome, InstalledModel):
@@ -75,7 +75,7 @@ def preview(
         if (same := here.same_file(candidate)) is not None:
             outcome = _unnamed(candidate, same)
         elif sizes.count(candidate.size_bytes) > 1:
-            made = _hashed(candidate, lambda so_far, before=done: progress(before + so_far))  # type: ignore[misc]
+            made = _hashed(candidate, offset(progress, done))
             if isinstance(made, LeftOut):
                 outcome = made
             else:
@@ -182,7 +182,7 @@ def _hashed(candidate: Candidate, progress: Callable[[int], None]) -> InstalledM
     for file in candidate.files:
         try:
             before = file.path.stat()
-            found = sha256_of(file.path, lambda so_far, before=done: progress(before + so_far))  # type: ignore[misc]
+            found = sha256_of(file.path, offset(progress, done))
             after = file.path.stat()
         except OSError as error:
             return LeftOut(file.path, f"it cannot be read: {error.strerror}")

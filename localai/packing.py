@@ -15,8 +15,8 @@ from localai import copies, hub_cache, hub_client, locks, manifests, pulling, se
 from localai.domain.files import RemoteFile
 from localai.errors import HashMismatch, UsageError
 from localai.manifests import Pinned, PinnedFile
-from localai.partial import disk_error, sha256_of, sync_folder
-from localai.portable import MANIFEST, offset
+from localai.partial import disk_error, offset, sha256_of, sync_folder
+from localai.portable import MANIFEST
 from localai.pulling import PullPlan
 
 _LONGEST_NAME_BYTES = 255  # of one folder, on nearly every file system

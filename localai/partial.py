@@ -59,6 +59,11 @@ def sha256_of(path: Path, progress: Callable[[int], None] | None = None) -> str:
     return digest.hexdigest()
 
 
+def offset(progress: Callable[[int], None], done_bytes: int) -> Callable[[int], None]:
+    """What tells `progress` of a file's bytes where `done_bytes` of others were done before."""
+    return lambda count: progress(done_bytes + count)
+
+
 class _Digest:
     """SHA-256 in a thread of its own, so that hashing and receiving overlap (hashlib releases the GIL).
 

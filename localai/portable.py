@@ -19,7 +19,7 @@ from localai.errors import HashMismatch, LocalaiError, NotFound, UsageError
 from localai.foreign.found import LeftOut
 from localai.importing import Duplicate, Outcome
 from localai.manifests import Pinned, PinnedFile
-from localai.partial import sha256_of
+from localai.partial import offset, sha256_of
 
 MANIFEST = "localai-manifest.json"
 
@@ -133,11 +133,6 @@ def _recorded(pinned: Pinned, placed: Sequence[InstalledFile]) -> InstalledModel
     records.save(model)
     inventory.facts_of(model)
     return model
-
-
-def offset(progress: Callable[[int], None], before: int) -> Callable[[int], None]:
-    """Tells `progress` of the bytes after `before`."""
-    return lambda so_far: progress(before + so_far)
 
 
 def _inside(folder: Path, path: str) -> Path:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from localai.domain.machine import Machine
 from localai.domain.plan import Plan
 from localai.domain.units import GIB, MIB
 from localai.errors import DoesNotFit, HashMismatch, LocalaiError
-from localai.partial import disk_error
+from localai.partial import disk_error, offset
 
 _DISK_RESERVE_BYTES = 256 * MIB  # what a system needs to stay usable
 
@@ -230,7 +230,7 @@ def pull(
     while model is None:
         done = 0
         for file in plan.files:
-            _fetch(plan, file, lambda so_far, before=done: progress(before + so_far), on_retry, patience)  # type: ignore[misc]
+            _fetch(plan, file, offset(progress, done), on_retry, patience)
             done += file.size_bytes
             progress(done)
         with _gate(plan, on_retry):
@@ -265,7 +265,7 @@ def _listed(plan: PullPlan, claim: claims.Claim, on_retry: Callable[[str], None]
         quantization=plan.variant.quantization,
         files=tuple(_installed(file, paths[file.name]) for file in plan.variant.files),
         projector=_installed(plan.projector, paths[plan.projector.name]) if plan.projector else None,
-        verified_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        verified_at=records.now(),
         source="hub",
         revision=plan.revision,
     )

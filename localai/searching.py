@@ -11,6 +11,7 @@ import time
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from localai import catalog, choosing, estimate, hub, hub_client, naming, quantization, ranges, recommend, shapes, sizes
 from localai.domain.files import Variant
@@ -80,7 +81,7 @@ def search(
         except LocalaiError as error:
             found[at] = _failed(hits[at], error.message)
 
-    _in_parallel([lambda at=at: look(at) for at in range(len(hits))])  # type: ignore[misc]
+    _in_parallel([partial(look, at) for at in range(len(hits))])
     return tuple(each for each in found if each is not None)
 
 

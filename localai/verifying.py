@@ -11,7 +11,7 @@ from shlex import quote
 from localai import copies, embedded, library, records
 from localai.domain.files import InstalledFile, InstalledModel
 from localai.errors import NotFound
-from localai.partial import sha256_of
+from localai.partial import offset, sha256_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def verify(
         checks = []
         for file in model.all_files:
             if file.path not in seen:
-                seen[file.path] = _problem(file, lambda so_far, before=done: progress(before + so_far))  # type: ignore[misc]
+                seen[file.path] = _problem(file, offset(progress, done))
                 done += file.size_bytes
                 progress(done)
             checks.append(FileCheck(file, seen[file.path]))
