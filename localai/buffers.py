@@ -8,23 +8,10 @@ from __future__ import annotations
 import math
 
 from localai.domain.shape import Shape
+from localai.tensor_types import KV_TYPES
 
 CONTEXT_STEP = 256  # llama.cpp pads the KV cache to it (llama_kv_cache)
 UBATCH = 512  # llama.cpp's default n_ubatch
-
-# Bytes of one block of 32 values (ggml-common.h).
-_KV_BLOCK_BYTES = {
-    "f32": 128,
-    "f16": 64,
-    "bf16": 64,
-    "q8_0": 34,
-    "q5_1": 24,
-    "q5_0": 22,
-    "q4_1": 20,
-    "q4_0": 18,
-    "iq4_nl": 18,
-}
-KV_TYPES = tuple(_KV_BLOCK_BYTES)
 
 
 def kv_cache_bytes(shape: Shape, context: int, kv_type: str = "f16", ubatch: int = UBATCH, sequences: int = 1) -> int:
@@ -38,7 +25,8 @@ def kv_cache_bytes(shape: Shape, context: int, kv_type: str = "f16", ubatch: int
 
 def kv_layers(shape: Shape, context: int, kv_type: str, ubatch: int, sequences: int = 1) -> list[int]:
     """Bytes of each layer's KV cache, as `kv_cache_bytes` adds them up."""
-    block = _KV_BLOCK_BYTES[kv_type]
+    kind = KV_TYPES[kv_type]
+    block = 32 // kind.block * kind.size_bytes  # bytes of 32 numbers
     cells = padded(context)
     windowed = padded(min(cells, (shape.sliding_window or 0) * sequences + ubatch))
     sliding = shape.sliding_layers or (False,) * len(shape.kv_heads)

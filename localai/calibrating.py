@@ -19,7 +19,7 @@ from localai.fitting import Timing
 from localai.probes import bandwidth
 from localai.probes.source import Source
 from localai.speed import cores
-from localai.tensor_types import TENSOR_TYPES
+from localai.tensor_types import BY_NAME
 
 if TYPE_CHECKING:
     from localai.engine.stopwatch import Stopwatch
@@ -281,7 +281,7 @@ def plausible(found: Calibration, machine: Machine) -> bool:
 def bandwidth_gbps(rates: DeviceRates, kind: str) -> float | None:
     """Bytes of that type's weights read a second while writing, 10^9."""
     seconds = dict(rates.decode).get(kind)
-    each = next(each for each in TENSOR_TYPES.values() if each.name == kind)
+    each = BY_NAME[kind]
     return each.size_bytes / each.block / seconds / 1e9 if seconds else None
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from localai import placement, quantization, tuning
-from localai.buffers import CONTEXT_STEP, KV_TYPES, UBATCH, compute_bytes, kv_cache_bytes, padded
+from localai.buffers import CONTEXT_STEP, UBATCH, compute_bytes, kv_cache_bytes, padded
 from localai.domain.machine import Machine
 from localai.domain.plan import MemoryNeed, Placement, Plan
 from localai.domain.rates import Job
@@ -22,7 +22,6 @@ from localai.sizes import shape_from_params, shape_from_size, weights_from_catal
 from localai.speed import cores, decode_speed, engine_gpus, prompt_speed
 
 __all__ = [
-    "KV_TYPES",
     "Measure",
     "compute_bytes",
     "decode_speed",

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from localai import measurement, past_runs, settings
-from localai.buffers import KV_TYPES
 from localai.domain.machine import Machine
 from localai.domain.rates import Calibration, DeviceRates, Experience, Setting, Tuned, Tuning
+from localai.tensor_types import KV_TYPES
 
 METHOD = 2  # another way of measuring makes what is kept that of another machine
 _LARGEST_FILE_BYTES = 4_000_000

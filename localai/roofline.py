@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from localai.buffers import UBATCH
 from localai.domain.rates import Calibration, DeviceRates
 from localai.domain.shape import Shape, Weights
-from localai.tensor_types import TENSOR_TYPES
+from localai.tensor_types import BY_NAME
 
 # What a type that was not measured counts as: the nearest in how it is computed; bytes decide between several.
 _LIKE = {
@@ -117,7 +117,7 @@ def _rate(rates: tuple[tuple[str, float], ...], kind: str) -> float:
         return found
     if (like := measured.get(_LIKE.get(kind, ""))) is not None and kind != "F32":
         return like
-    bits = {each.name: each.size_bytes * 8 / each.block for each in TENSOR_TYPES.values()}
+    bits = {name: each.size_bytes * 8 / each.block for name, each in BY_NAME.items()}
     own = bits.get(kind, 4.5)
     nearest = min(measured, key=lambda name: abs(bits.get(name, 16.0) - own), default=None)
     return 0.0 if nearest is None else measured[nearest] * max(1.0, own / bits[nearest])

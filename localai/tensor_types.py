@@ -9,8 +9,12 @@ from types import MappingProxyType
 
 @dataclass(frozen=True, slots=True)
 class TensorType:
-    """A tensor type: `block` weights take `size_bytes`. Source: ggml/src/ggml.c and ggml-common.h."""
+    """A tensor type: `block` weights take `size_bytes`; `number` is its enum ggml_type.
 
+    Source: ggml/include/ggml.h, ggml/src/ggml.c and ggml-common.h.
+    """
+
+    number: int
     name: str
     block: int
     size_bytes: int
@@ -18,7 +22,7 @@ class TensorType:
 
 TENSOR_TYPES: Mapping[int, TensorType] = MappingProxyType(
     {
-        number: TensorType(name, block, size)
+        number: TensorType(number, name, block, size)
         for number, name, block, size in (
             (0, "F32", 1, 4),
             (1, "F16", 1, 2),
@@ -57,4 +61,10 @@ TENSOR_TYPES: Mapping[int, TensorType] = MappingProxyType(
             (42, "Q2_0", 64, 18),
         )
     }
+)
+BY_NAME: Mapping[str, TensorType] = MappingProxyType({each.name: each for each in TENSOR_TYPES.values()})
+
+# What llama.cpp can keep a KV cache as, by the names of its options (common/arg.cpp).
+KV_TYPES: Mapping[str, TensorType] = MappingProxyType(
+    {name: BY_NAME[name.upper()] for name in ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")}
 )

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localai.tensor_types import TENSOR_TYPES
+from localai.tensor_types import BY_NAME
 
-NUMBER = {kind.name: number for number, kind in TENSOR_TYPES.items()}
 UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY, UINT64 = 4, 5, 6, 7, 8, 9, 10
 
 
@@ -54,7 +53,7 @@ def size_of(kind: str, dimensions: Sequence[int]) -> int:
     elements = 1
     for dimension in dimensions:
         elements *= dimension
-    found = TENSOR_TYPES[NUMBER[kind]]
+    found = BY_NAME[kind]
     return elements // found.block * found.size_bytes
 
 
@@ -73,7 +72,7 @@ def gguf_bytes(
     offset = 0
     for name, kind, dimensions in tensors:
         out += text(name) + struct.pack(f"<I{len(dimensions)}Q", len(dimensions), *dimensions)
-        out += struct.pack("<IQ", NUMBER[kind], offset)
+        out += struct.pack("<IQ", BY_NAME[kind].number, offset)
         offset += -(-size_of(kind, dimensions) // alignment) * alignment
     out += b"\0" * (-len(out) % alignment)
     return out + b"\0" * offset if data else out

@@ -17,7 +17,7 @@ import model_headers
 import numpy as np
 from gguf_files import Typed, array, gguf_bytes, size_of, text
 
-from localai.tensor_types import TENSOR_TYPES
+from localai.tensor_types import BY_NAME
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -155,7 +155,7 @@ def _half(value: float) -> list[int]:
 
 def _blocks(random: np.random.Generator, kind: str, size_bytes: int, scale: float) -> bytes:
     """Random quantized blocks (ggml-common.h) whose values have the mean 0 and the deviation `scale`."""
-    block_bytes = TENSOR_TYPES[model_type(kind)].size_bytes
+    block_bytes = BY_NAME[kind].size_bytes
     blocks = np.frombuffer(random.bytes(size_bytes), "u1").reshape(-1, block_bytes).copy()
     match kind:
         case "Q8_0":
@@ -172,8 +172,3 @@ def _blocks(random: np.random.Generator, kind: str, size_bytes: int, scale: floa
         case _:
             raise ValueError(f"no random blocks of {kind}")
     return blocks.tobytes()
-
-
-def model_type(kind: str) -> int:
-    """The number that a tensor's type has in a file."""
-    return next(number for number, each in TENSOR_TYPES.items() if each.name == kind)

@@ -11,9 +11,10 @@ from localai import library, loading, render, settings, warm
 from localai.commands import options
 from localai.domain.rates import Job
 from localai.errors import EngineError, LocalaiError, UsageError
-from localai.estimate import KV_TYPES, TYPICAL_WORK
+from localai.estimate import TYPICAL_WORK
 from localai.interrupt import Interrupts
 from localai.loading import Loaded, Prepared, Wishes
+from localai.tensor_types import KV_TYPES
 
 
 def wishes(

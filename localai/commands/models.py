@@ -9,8 +9,17 @@ import typer
 
 from localai import render, schema
 from localai.commands.machine import speed_text
-from localai.commands.options import MODEL_HELP, JsonFlag, YesFlag, complete_known, complete_model, sentence
+from localai.commands.options import (
+    MODEL_HELP,
+    JsonFlag,
+    YesFlag,
+    check_choice,
+    complete_known,
+    complete_model,
+    sentence,
+)
 from localai.errors import DoesNotFit, UsageError
+from localai.tensor_types import KV_TYPES
 
 if TYPE_CHECKING:
     from localai.cards import Card, CardVariant
@@ -111,10 +120,10 @@ def show(
     as_json: JsonFlag = False,
 ) -> None:
     """Show what a model is and takes, and how it would run. Of the Hub, only headers are read."""
-    from localai import cards, estimate
+    from localai import cards
 
-    if kv_type is not None and kv_type not in estimate.KV_TYPES:
-        raise UsageError(f"{kv_type!r} is no type of KV cache", f"one of: {', '.join(estimate.KV_TYPES)}")
+    if kv_type is not None:
+        check_choice("--kv-type", kv_type, KV_TYPES)
     card = cards.card(model, context, kv_type)
     if card.warning:
         render.note(f"warning: {card.warning}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -212,7 +212,7 @@ def sampling(model_name: str, flags: SamplingFlags) -> Sampling:
     return Sampling(**{**chosen, **flags})
 
 
-def check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
+def check_choice(flag: str, value: str, choices: Collection[str]) -> None:
     """Raise UsageError for a value of `flag` that is none of its choices."""
     if value not in choices:
         raise UsageError(f"{flag} is {value!r}", f"it takes one of: {', '.join(choices)}")

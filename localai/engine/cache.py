@@ -10,12 +10,10 @@ from localai.domain.plan import Plan
 from localai.engine import library, state
 from localai.engine.checkpoints import Checkpoints
 from localai.errors import DoesNotFit, EngineError
+from localai.tensor_types import KV_TYPES
 
 if TYPE_CHECKING:
     from localai.engine.vision import Projector
-
-# enum ggml_type of ggml.h: the types a KV cache can have
-KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "iq4_nl": 20, "bf16": 30}
 
 _ABORTED = 2  # llama_decode's answer when the abort callback said so
 
@@ -277,7 +275,7 @@ def new_context(api: Any, model: Any, plan: Plan) -> Any:
     parameters.n_outputs_max = max(plan.sequences, plan.outputs)
     parameters.n_threads = parameters.n_threads_batch = plan.threads
     parameters.flash_attn_type = 1 if plan.flash_attention else 0
-    parameters.type_k = parameters.type_v = KV_TYPES[plan.kv_type]
+    parameters.type_k = parameters.type_v = KV_TYPES[plan.kv_type].number
     parameters.offload_kqv = True
     parameters.swa_full = False
     parameters.no_perf = True

@@ -13,10 +13,10 @@ from typing import Any
 from localai.domain.embedding import EMBEDDING_STEP, Embedding, Pooling
 from localai.domain.plan import Plan
 from localai.engine import library
-from localai.engine.cache import KV_TYPES
 from localai.engine.vocabulary import Vocabulary
 from localai.engine.weights import check_magic, load_model
 from localai.errors import ContextOverflow, DoesNotFit, EngineError, UsageError
+from localai.tensor_types import KV_TYPES
 
 _UNSPECIFIED, _NONE = -1, 0  # enum llama_pooling_type of llama.h
 _MOST_TEXTS = 64  # of a batch, one llama.cpp sequence each
@@ -152,7 +152,7 @@ class Embedder:
         parameters.kv_unified = True
         parameters.n_threads = parameters.n_threads_batch = self._plan.threads
         parameters.flash_attn_type = 1 if self._plan.flash_attention else 0
-        parameters.type_k = parameters.type_v = KV_TYPES[self._plan.kv_type]
+        parameters.type_k = parameters.type_v = KV_TYPES[self._plan.kv_type].number
         parameters.embeddings = True
         parameters.pooling_type = _UNSPECIFIED if pooling.declared else _NONE
         parameters.no_perf = True

@@ -21,14 +21,14 @@ from typing import Any
 
 from localai.domain.units import GIB, MIB
 from localai.errors import EngineError
+from localai.tensor_types import KV_TYPES
 
 TIMEOUT_S = 20.0
 MEMORY_LIMIT_BYTES = 4 * GIB  # of addresses, Linux: libraries and a vocabulary take under 1 GiB
 ANSWER_LIMIT = 1 << 20
 CHUNK = 1 << 20
-# enum ggml_type of ggml.h
-_KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "iq4_nl": 20, "bf16": 30}
 _FLASH_ON, _FLASH_OFF = 1, 0  # enum llama_flash_attn_type
+_ERROR = 4  # enum ggml_log_level
 _NO_MMAP = 0  # enum llama_load_mode: LLAMA_LOAD_MODE_NONE
 
 _COMPUTE = re.compile(r"compute buffer size = +([0-9.]+) MiB")
@@ -164,7 +164,7 @@ def _ask(path: str, settings: Sequence[Setting]) -> list[tuple[int, int, int]]:
     def collect(level: int, text: bytes | None, _: object) -> None:
         line = (text or b"").decode("utf-8", "replace")
         lines.append(line)
-        if level == 4:  # GGML_LOG_LEVEL_ERROR
+        if level == _ERROR:
             errors.append(line)
 
     log = api.llama_log_callback(collect)
@@ -196,7 +196,7 @@ def _context_parameters(api: Any, setting: Setting) -> Any:
     parameters.n_batch = max(setting.ubatch, 2048)
     parameters.n_outputs_max, parameters.n_seq_max = setting.outputs, setting.sequences
     parameters.flash_attn_type = _FLASH_ON if setting.flash else _FLASH_OFF
-    parameters.type_k = parameters.type_v = _KV_TYPES[setting.kv_type]
+    parameters.type_k = parameters.type_v = KV_TYPES[setting.kv_type].number
     parameters.swa_full = False
     parameters.kv_unified = setting.unified and setting.sequences > 1
     return parameters

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from localai.engine import library
-from localai.tensor_types import TENSOR_TYPES
+from localai.tensor_types import BY_NAME
 
 _ALIGNMENT = 32
 _STRETCH = 1 << 18  # numbers that are drawn and quantized
@@ -93,15 +93,11 @@ def write(path: Path, model: Synthetic) -> None:
 
 
 def _size(kind: str, dimensions: tuple[int, ...]) -> int:
-    each = TENSOR_TYPES[_number(kind)]
+    each = BY_NAME[kind]
     count = 1
     for dimension in dimensions:
         count *= dimension
     return count // each.block * each.size_bytes
-
-
-def _number(kind: str) -> int:
-    return next(number for number, each in TENSOR_TYPES.items() if each.name == kind)
 
 
 def _content(kind: str) -> bytes:
@@ -113,10 +109,10 @@ def _content(kind: str) -> bytes:
         return values.tobytes()
     if kind == "F16":
         return values.astype(numpy.float16).tobytes()
-    each = TENSOR_TYPES[_number(kind)]
+    each = BY_NAME[kind]
     quantized = ctypes.create_string_buffer(_STRETCH // each.block * each.size_bytes)
     source = values.ctypes.data_as(ctypes.c_void_p)
-    library.quantizer()(_number(kind), source, quantized, 0, _STRETCH // 1024, 1024, None)
+    library.quantizer()(each.number, source, quantized, 0, _STRETCH // 1024, 1024, None)
     return quantized.raw
 
 
@@ -154,8 +150,8 @@ def _header(model: Synthetic, tensors: list[tuple[str, str, tuple[int, ...]]]) -
             parts.append(struct.pack("<II", _UINT32, value))
     offset = 0
     for name, kind, dimensions in tensors:
-        parts.append(_text(name) + struct.pack("<I", len(dimensions)))
-        parts.append(struct.pack(f"<{len(dimensions)}Q", *dimensions) + struct.pack("<IQ", _number(kind), offset))
+        parts.append(_text(name) + struct.pack(f"<I{len(dimensions)}Q", len(dimensions), *dimensions))
+        parts.append(struct.pack("<IQ", BY_NAME[kind].number, offset))
         offset += -(-_size(kind, dimensions) // _ALIGNMENT) * _ALIGNMENT
     return b"".join(parts)
 
