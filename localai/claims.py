@@ -24,7 +24,6 @@ from localai.partial import disk_error
 
 SCHEMA_VERSION = 1
 _LARGEST_BYTES = 1_000_000
-_COMMIT, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +93,7 @@ def stake(repo: str, commit: str, revision: str | None, files: Sequence[RemoteFi
             new,
             names=frozenset(file.name for file in files if not os.path.lexists(new.snapshot / file.name)),
             blobs=frozenset(sha256 for sha256 in hashes if not os.path.exists(place / "blobs" / sha256)),
-            refs=frozenset([ref] if ours and not _COMMIT.fullmatch(ref) else []),
+            refs=frozenset([ref] if ours and not naming.COMMIT.fullmatch(ref) else []),
         )
     )
 
@@ -102,11 +101,11 @@ def stake(repo: str, commit: str, revision: str | None, files: Sequence[RemoteFi
 def of(model: InstalledModel) -> Claim | None:
     """What a model that was pulled is, as a claim: its pointers, and the branch or tag that it was found under."""
     place = hub_cache.folder_of(model.path)
-    if model.source != "hub" or place is None or model.commit is None or not _COMMIT.fullmatch(model.commit):
+    if model.source != "hub" or place is None or model.commit is None or not naming.COMMIT.fullmatch(model.commit):
         return None
     ref = model.revision or "main"
     names = frozenset(file.name for file in model.all_files)
-    return Claim(place, model.commit, names, refs=frozenset([] if _COMMIT.fullmatch(ref) else [ref]))
+    return Claim(place, model.commit, names, refs=frozenset([] if naming.COMMIT.fullmatch(ref) else [ref]))
 
 
 def adopt(model: InstalledModel) -> None:
@@ -157,9 +156,9 @@ def _read(path: Path) -> Claim | None:
             return None
         claim = Claim(
             Path(raw["folder"]),
-            _matching(_COMMIT, raw["commit"]),
+            _matching(naming.COMMIT, raw["commit"]),
             frozenset(naming.check_filename(each) for each in raw["names"]),
-            frozenset(_matching(_SHA256, each) for each in raw["blobs"]),
+            frozenset(_matching(naming.SHA256, each) for each in raw["blobs"]),
             frozenset(naming.check_revision(each) for each in raw["refs"]),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError):

@@ -6,7 +6,6 @@ Connections go to the configured endpoint only; the bytes of models are `transfe
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,8 +25,6 @@ _CONNECT_SECONDS = 10.0
 _GLANCE_SECONDS = 5.0  # `doctor` only looks
 _LINK_SECONDS = 120.0
 _MOST_FILES = 100_000
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +75,7 @@ def _checked(repo: str, info: Any) -> Repository:
     """The Hub's answer as `Repository`; whatever is not as it must be is a NetworkError."""
     commit = getattr(info, "sha", None)
     siblings = getattr(info, "siblings", None)
-    if not isinstance(commit, str) or not _COMMIT.fullmatch(commit) or not isinstance(siblings, list):
+    if not isinstance(commit, str) or not naming.COMMIT.fullmatch(commit) or not isinstance(siblings, list):
         raise nonsense(repo)
     if len(siblings) > _MOST_FILES:
         raise NetworkError(f"{repo} lists {len(siblings)} files, too many", "give another repository")
@@ -96,7 +93,7 @@ def _checked(repo: str, info: Any) -> Repository:
             raise NetworkError(
                 f"{repo} holds a file whose name is not safe: {name[:80]!r}", "nothing was written"
             ) from error
-        if not isinstance(size, int) or size < 0 or not (sha256 is None or _SHA256.fullmatch(sha256)):
+        if not isinstance(size, int) or size < 0 or not (sha256 is None or naming.SHA256.fullmatch(sha256)):
             if name.lower().endswith(".gguf"):
                 raise nonsense(repo)
             continue

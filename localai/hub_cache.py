@@ -6,7 +6,6 @@ It is huggingface_hub's, documented there and stable since 2022; reading it here
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
@@ -15,8 +14,6 @@ from localai import naming, settings
 from localai.domain.files import RemoteFile
 from localai.errors import UsageError
 from localai.partial import discard_partial, disk_error, partial_path, replace_whole
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def _folder(repo: str) -> Path:
@@ -96,7 +93,7 @@ def remember_revision(repo: str, commit: str, revision: str) -> None:
 
     It helps other tools only, so a disk that does not take it is no reason to fail.
     """
-    if _COMMIT.fullmatch(revision):
+    if naming.COMMIT.fullmatch(revision):
         return
     ref = _folder(repo) / "refs" / naming.check_revision(revision)
     with suppress(OSError):
@@ -116,7 +113,7 @@ def unlink(repo: str, commit: str, name: str, path: Path) -> int:
         snapshot = snapshot.parent
     folder = snapshot.parent.parent
     expected = folder / "snapshots" / commit / name
-    if path != expected or folder.name != f"models--{repo.replace('/', '--')}" or not _COMMIT.fullmatch(commit):
+    if path != expected or folder.name != f"models--{repo.replace('/', '--')}" or not naming.COMMIT.fullmatch(commit):
         raise UsageError(f"{path} is not in the cache of {repo}", "remove that file by hand if it is not wanted")
     try:
         return _unlink(folder, snapshot, path)

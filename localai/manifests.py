@@ -7,7 +7,6 @@ comes from somebody else and is hostile input: everything in it is checked befor
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,6 @@ SCHEMA_VERSION = 1
 KIND = "localai-manifest"
 _LARGEST_BYTES = 16_000_000
 _MOST_MODELS, _MOST_FILES = 10_000, 1000
-_SHA256, _COMMIT = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +147,7 @@ def _model(raw: Any) -> Pinned:
     if not isinstance(files, list) or not 0 < len(files) <= _MOST_FILES:
         raise ValueError("a model has no files")
     if (repo is None) != (commit is None) or not (
-        commit is None or (isinstance(commit, str) and _COMMIT.fullmatch(commit))
+        commit is None or (isinstance(commit, str) and naming.COMMIT.fullmatch(commit))
     ):
         raise ValueError("a model has no sound repository and commit")
     projector = raw.get("projector")
@@ -172,7 +170,7 @@ def _file(raw: Any) -> PinnedFile:
     size, sha256, path = raw.get("size_bytes"), raw.get("sha256"), raw.get("path")
     if type(size) is not int or not 0 < size < 2**50:
         raise ValueError("a file's size_bytes is wrong")
-    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
+    if not isinstance(sha256, str) or not naming.SHA256.fullmatch(sha256):
         raise ValueError("a file's sha256 is wrong")
     name = raw.get("file")
     if not isinstance(name, str) or not (path is None or isinstance(path, str)):

@@ -69,7 +69,6 @@ _APPLE_FLOP_PER_BYTE = 28.0
 # Q4_K_M, 3,734 t/s; PR 22298), RX 7900 XTX 0.41 (Q6_K, 3,198 t/s; PR 24546), P40 0.35 (Qwen3 30B-A3B, 715 t/s;
 # PR 15631), M2 Ultra 0.62 (Q8_0, 2,045 t/s where a dense 7B has 1,420; PR 15616).
 _GPU_EXPERTS_OF_PROMPT = 0.45
-_PCIE_BYTES_S = 16e9  # PCIe 4.0 x8, over which weights on the CPU reach the GPU for long prompts
 _GPU_GBPS = 300.0  # a mid-range card (RTX 4060 272, RTX 3060 360), where neither card nor tier says
 
 
@@ -182,9 +181,9 @@ def prompt_speed(
     gpu_flops = rates.gpu / _EFFICIENCY * per_byte * (_GPU_EXPERTS_OF_PROMPT if _has_experts(shape) else 1.0)
     on_gpu = share * max(flop / gpu_flops, weights.total_bytes / rates.gpu)
     if share and cpu_expert_layers:
-        on_cpu = sum(experts.layer_bytes(shape, weights)[:cpu_expert_layers]) / _PCIE_BYTES_S
+        on_cpu = sum(experts.layer_bytes(shape, weights)[:cpu_expert_layers]) / roofline.PCIE_BYTES_S
     elif gpus and share:
-        on_cpu = (1 - share) * (weights.total_bytes / _PCIE_BYTES_S + flop / gpu_flops)
+        on_cpu = (1 - share) * (weights.total_bytes / roofline.PCIE_BYTES_S + flop / gpu_flops)
     else:
         on_cpu = max(flop / _cpu_flops(machine), weights.total_bytes / rates.ram)
     mid = UBATCH / max(on_gpu + on_cpu, 1e-9)

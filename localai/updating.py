@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 from localai import catalog, choosing, hub, naming, pulling
@@ -11,12 +10,10 @@ from localai.domain.machine import Machine
 from localai.errors import NotFound, UsageError
 from localai.pulling import PullPlan
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-
 
 def is_updatable(model: InstalledModel) -> bool:
     """Whether the Hub can have something newer: not for what was asked for at one commit, nor for other sources."""
-    return model.source == "hub" and model.repo is not None and not _COMMIT.fullmatch(model.revision or "")
+    return model.source == "hub" and model.repo is not None and not naming.COMMIT.fullmatch(model.revision or "")
 
 
 def plan_update(

@@ -6,7 +6,6 @@ The layout is huggingface_hub's (its guide "Understand caching"); llama.cpp has 
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 from localai import naming
@@ -14,8 +13,6 @@ from localai.domain.files import RemoteFile
 from localai.errors import UsageError
 from localai.foreign.found import Finds, FoundFile, FoundModel, LeftOut
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _MOST_FILES = 20_000
 
 
@@ -45,7 +42,7 @@ def _commits(folder: Path) -> list[str]:
     """The snapshots there are: that of `main` first, then other branches', then the newest."""
     try:
         with os.scandir(folder / "snapshots") as listing:
-            times = {each.name: each.stat().st_mtime for each in listing if _COMMIT.fullmatch(each.name)}
+            times = {each.name: each.stat().st_mtime for each in listing if naming.COMMIT.fullmatch(each.name)}
     except OSError:
         return []
     named = []
@@ -88,4 +85,4 @@ def _found(snapshot: Path, file: RemoteFile) -> FoundFile:
 def _claimed(path: Path) -> str | None:
     """The SHA-256 that the blob is named by; None for files outside LFS and caches without links."""
     name = os.path.basename(os.readlink(path)) if path.is_symlink() else ""
-    return name if _SHA256.fullmatch(name) else None
+    return name if naming.SHA256.fullmatch(name) else None
