@@ -184,7 +184,7 @@ def from_hub(wanted: library.Meaning, found: remote.RemoteModel, context: int | 
     """The card of a model on the Hub: one variant's header was read, the others go by their sizes."""
     machine, facts, known = hardware.detect(), shapes.card(found.header), wanted.known
     variants = []
-    pictures = found.projector.size_bytes if found.projector else 0
+    pictures = found.repository.projector_bytes
     planned = partial(_planned, found.shape, machine, pictures, context=context, kv_type=kv_type)
     for variant, weights in zip(found.variants, found.weights, strict=True):
         quant, name = variant.quantization, variant.files[0].name

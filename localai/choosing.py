@@ -68,13 +68,8 @@ def choose(text: str, wanted: library.Meaning, found: hub.Repository, machine: M
 
 def fitted(found: hub.Repository, variant: Variant, known: CatalogModel | None, machine: Machine, why: str) -> Choice:
     """One variant as it would run here."""
-    by_size = recommend.choose_variant([variant], _shape(known), machine, pictures_bytes(found))[1]
+    by_size = recommend.choose_variant([variant], _shape(known), machine, found.projector_bytes)[1]
     return _planned(found, variant, by_size, _read(found, variant, by_size, machine), machine, why)
-
-
-def pictures_bytes(found: hub.Repository) -> int:
-    """The size of the projector that comes with every model of a repository; 0 where it has none."""
-    return sum(each.size_bytes for each in naming.projectors(found.files)[:1])
 
 
 def _shape(known: CatalogModel | None) -> Shape | None:
@@ -83,11 +78,11 @@ def _shape(known: CatalogModel | None) -> Shape | None:
 
 def _best(found: hub.Repository, variants: Sequence[Variant], known: CatalogModel | None, machine: Machine) -> Choice:
     """By sizes first; the header of that one tells the shape of all, by which to choose again."""
-    pictures = pictures_bytes(found)
-    first, plan, reason = recommend.choose_variant(variants, _shape(known), machine, pictures)
+    projector_bytes = found.projector_bytes
+    first, plan, reason = recommend.choose_variant(variants, _shape(known), machine, projector_bytes)
     variant, read = first, _read(found, first, plan, machine)
     if read.numbers is not None:
-        variant, plan, reason = recommend.choose_variant(variants, read.numbers[0], machine, pictures)
+        variant, plan, reason = recommend.choose_variant(variants, read.numbers[0], machine, projector_bytes)
         read = read if variant is first else _read(found, variant, plan, machine)
     return _planned(found, variant, plan, read, machine, f"taking {variant.quantization}: {reason}")
 
@@ -96,8 +91,8 @@ def _planned(found: hub.Repository, variant: Variant, by_size: Plan, read: _Read
     if read.numbers is None:
         return Choice(variant, by_size, why, read.fault)
     shape, weights = read.numbers
-    pictures, quant = pictures_bytes(found), variant.quantization
-    return Choice(variant, estimate.plan(shape, weights, machine, quant=quant, projector_bytes=pictures), why)
+    plan = estimate.plan(shape, weights, machine, quant=variant.quantization, projector_bytes=found.projector_bytes)
+    return Choice(variant, plan, why)
 
 
 def _read(found: hub.Repository, variant: Variant, by_size: Plan, machine: Machine) -> _Read:

@@ -36,6 +36,16 @@ class Repository:
     files: tuple[RemoteFile, ...]
     gated: bool
 
+    @property
+    def projector(self) -> RemoteFile | None:
+        """The projector that comes with every model of it; None where it has none."""
+        return next(iter(naming.projectors(self.files)), None)
+
+    @property
+    def projector_bytes(self) -> int:
+        """The size of that file, 0 without one."""
+        return self.projector.size_bytes if self.projector else 0
+
 
 def repository(
     repo: str, revision: str | None = None, on_retry: Callable[[str], None] = lambda line: None

@@ -23,7 +23,6 @@ from localai import (
     inventory,
     library,
     locks,
-    naming,
     quantization,
     records,
     settings,
@@ -94,7 +93,7 @@ def plan_pull(
         raise library.unknown(text, models)
     found = hub.repository(wanted.repo, wanted.revision, on_retry)
     choice = choosing.choose(text, wanted, found, machine)
-    return planned(wanted.model, found, wanted.revision, choice, reserved_bytes, projector_of(found), disk)
+    return planned(wanted.model, found, wanted.revision, choice, reserved_bytes, found.projector, disk)
 
 
 def is_sound(model: InstalledModel) -> bool:
@@ -108,11 +107,6 @@ def is_sound(model: InstalledModel) -> bool:
     except OSError:
         touched = True
     return not touched or all(check.sound for check in verifying.verify([model]))
-
-
-def projector_of(found: hub.Repository) -> RemoteFile | None:
-    """The projector that comes with every model of a repository, where it has one."""
-    return next(iter(naming.projectors(found.files)), None)
 
 
 def planned(

@@ -131,7 +131,7 @@ def choose_variant(
     if not variants:
         raise NotFound("there is no GGUF file of a model in it", "name a GGUF repository; they often end in -GGUF")
     enough = [each for each in variants if not quantization.is_low_bit(each.quantization)]
-    planned = [(each, _variant_plan(each, shape, machine, projector_bytes)) for each in enough or variants]
+    planned = [(each, plan_variant(each, shape, machine, projector_bytes)) for each in enough or variants]
     fitting = [(each, plan) for each, plan in planned if plan.fits]
     if not fitting:
         variant, plan = min(planned, key=lambda pair: pair[0].size_bytes)
@@ -148,7 +148,8 @@ def choose_variant(
     return variant, plan, "the best balance of quality and speed that fits here"
 
 
-def _variant_plan(variant: Variant, shape: Shape | None, machine: Machine, projector_bytes: int) -> Plan:
+def plan_variant(variant: Variant, shape: Shape | None, machine: Machine, projector_bytes: int) -> Plan:
+    """How a variant would run, by its size alone; `shape` is the model's where that is known."""
     shape = shape or estimate.shape_from_size(variant.size_bytes, variant.quantization)
     weights = estimate.weights_from_size(variant.size_bytes, shape, variant.quantization)
     return estimate.plan(shape, weights, machine, quant=variant.quantization, projector_bytes=projector_bytes)

@@ -30,7 +30,6 @@ class RemoteModel:
     variants: tuple[Variant, ...]
     weights: tuple[Weights, ...]
     measured: Measure | None
-    projector: RemoteFile | None  # that comes with every variant of a vision model
 
 
 def remote_shape(repo: str, commit: str, files: Sequence[RemoteFile]) -> tuple[Shape, Weights]:
@@ -74,7 +73,6 @@ def model(wanted: library.Meaning) -> RemoteModel:
                 for path, length, file in zip(remote.kept, remote.header_bytes, remote.files, strict=True)
             ],
         ),
-        projector=next(iter(naming.projectors(found.files)), None),
     )
 
 

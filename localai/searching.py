@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from localai import catalog, choosing, estimate, hub, hub_client, naming, quantization, ranges, recommend, shapes, sizes
+from localai import catalog, hub, hub_client, naming, quantization, ranges, recommend, shapes, sizes
 from localai.domain.files import Variant
 from localai.domain.machine import Machine
 from localai.domain.plan import Plan
@@ -114,9 +114,9 @@ def _looked_up(hit: hub.Hit, machine: Machine) -> FoundModel | None:
         return None
     known = catalog.by_repo(hit.repo)
     shape, basis, failure = _shape(repository, variants, known)
-    pictures = choosing.pictures_bytes(repository)
-    planned = [(each, _plan(each, shape, machine, pictures)) for each in variants]
-    best, _, _ = recommend.choose_variant(variants, shape, machine, pictures)
+    projector_bytes = repository.projector_bytes
+    planned = [(each, recommend.plan_variant(each, shape, machine, projector_bytes)) for each in variants]
+    best, _, _ = recommend.choose_variant(variants, shape, machine, projector_bytes)
     return FoundModel(
         repo=hit.repo,
         model=known.id if known and known.repo == hit.repo else hit.repo,
@@ -156,20 +156,12 @@ def _shape(
             quantization.bits(each.quantization) is None,
         ),
     )
-    params = round(read.size_bytes * 8 / (quantization.bits(read.quantization) or 4.5))
+    params = sizes.params_from_size(read.size_bytes, read.quantization)
     try:
         beginning = ranges.read_beginning(repository.repo, repository.commit, read.files[0])
         return shapes.shape_of_beginning(beginning, params), "header", None
-    except (
-        EngineError
-    ) as error:  # not a language model, or not one that llama.cpp runs; its files have sizes all the same
+    except EngineError as error:  # no language model, or none that llama.cpp runs; its files have sizes all the same
         return None, "size", error.message
-
-
-def _plan(variant: Variant, shape: Shape | None, machine: Machine, projector_bytes: int) -> Plan:
-    known = shape or sizes.shape_from_size(variant.size_bytes, variant.quantization)
-    weights = sizes.weights_from_size(variant.size_bytes, known, variant.quantization)
-    return estimate.plan(known, weights, machine, quant=variant.quantization, projector_bytes=projector_bytes)
 
 
 def _failed(hit: hub.Hit, failure: str) -> FoundModel:

@@ -171,6 +171,11 @@ def shape_from_params(params_b: float, active_params_b: float | None = None) -> 
     )
 
 
+def params_from_size(size_bytes: int, quant: str) -> int:
+    """About how many parameters a file of that size has; of an unknown quantization 4.5 bits each, as of most files."""
+    return round(max(size_bytes, 1) * 8 / (quantization.bits(quant) or 4.5))
+
+
 def shape_from_size(size_bytes: int, quant: str) -> Shape:
     """Cautious dimensions of a file that neither the catalog nor a header describes, from its size; basis "size"."""
-    return shape_from_params(max(size_bytes, 1) * 8 / (quantization.bits(quant) or 4.5) / 1e9)
+    return shape_from_params(params_from_size(size_bytes, quant) / 1e9)

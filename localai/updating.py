@@ -45,4 +45,4 @@ def plan_update(
         )
     why = f"a newer revision of {model.model}: {found.commit[:12]} instead of {(model.commit or 'none')[:12]}"
     choice = choosing.fitted(found, same[0], catalog.by_repo(model.repo), machine, why)
-    return pulling.planned(model.model, found, model.revision, choice, reserved_bytes, pulling.projector_of(found))
+    return pulling.planned(model.model, found, model.revision, choice, reserved_bytes, found.projector)
