@@ -20,6 +20,11 @@ ANSWER_RESERVE = 512  # tokens kept free for an answer whose length nobody has s
 RESERVE_SHARE = 4  # but at most a quarter of the context, so that a small one still holds a conversation
 
 
+def reserve(context: int, max_tokens: int | None) -> int:
+    """Tokens of a context that are kept free for an answer of at most `max_tokens`."""
+    return min(max_tokens or ANSWER_RESERVE, context // RESERVE_SHARE)
+
+
 def _never() -> bool:
     return False
 
@@ -137,18 +142,18 @@ class Conversation:
         again, so it should be rare.
         """
         context = self.engine.context
-        reserve = min(self.max_tokens or ANSWER_RESERVE, context // RESERVE_SHARE)
+        room = context - reserve(context, self.max_tokens)
 
         def tokens(turns: list[Message]) -> int:
             return self.engine.count_tokens((*self._head(), *turns, question), self.think)
 
         kept = list(self._turns)
-        if tokens(kept) + reserve <= context:
+        if tokens(kept) <= room:
             return kept
-        target = min(context - reserve, context // 2)
+        target = min(room, context // 2)
         while kept and tokens(kept) > target:
             kept = kept[2:]
-        return kept or self._last_that_fits(tokens, context - reserve)
+        return kept or self._last_that_fits(tokens, room)
 
     def _last_that_fits(self, tokens: Callable[[list[Message]], int], room: int) -> list[Message]:
         """The newest turn, where it alone is larger than half of the context and yet fits."""

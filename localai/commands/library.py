@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from localai import render, schema
-from localai.commands.options import JsonFlag, YesFlag, complete_alias, complete_model
+from localai.commands.options import JsonFlag, YesFlag, complete_alias, complete_model, confirm_removal
 from localai.domain.files import InstalledModel
 from localai.errors import CheckFailed, ExitCode, UsageError
 
@@ -93,11 +93,7 @@ def prune(dry_run: DryRunFlag = False, yes: YesFlag = False, as_json: JsonFlag =
         render.note("there is nothing to prune")
         return
     if not dry_run and found and not yes:
-        answer = render.confirmed(f"Remove these {len(found)}, {render.size(total)}?", default=False)
-        if answer is None:
-            raise UsageError("cannot ask whether to remove it: there is no terminal", "localai prune --yes")
-        if not answer:
-            raise typer.Exit(1)
+        confirm_removal(f"Remove these {len(found)}, {render.size(total)}?", "localai prune --yes")
     gone = found if dry_run else pruning.remove(found)
     freed = sum(each.size_bytes for each in gone)
     if as_json:

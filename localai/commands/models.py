@@ -16,9 +16,10 @@ from localai.commands.options import (
     check_choice,
     complete_known,
     complete_model,
+    confirm_removal,
     sentence,
 )
-from localai.errors import DoesNotFit, UsageError
+from localai.errors import DoesNotFit
 from localai.tensor_types import KV_TYPES
 
 if TYPE_CHECKING:
@@ -91,11 +92,7 @@ def remove(model: InstalledName, yes: YesFlag = False, as_json: JsonFlag = False
     found = library.to_remove(model)
     if not yes and not found.read_only:
         question = f"Remove {found.model} ({found.quantization}, {render.size(found.size_bytes)})?"
-        answer = render.confirmed(question, default=False)
-        if answer is None:
-            raise UsageError("cannot ask whether to remove it: there is no terminal", f"localai rm --yes {model}")
-        if not answer:
-            raise typer.Exit(1)
+        confirm_removal(question, f"localai rm --yes {model}")
     freed = removing.remove(found)
     if as_json:
         render.json_object({"removed": schema.installed_model(found), "freed_bytes": freed})

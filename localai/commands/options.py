@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from localai import settings
+from localai import render, settings
 from localai.domain.generation import Sampling
-from localai.errors import UsageError
+from localai.errors import ExitCode, UsageError
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -216,6 +216,18 @@ def check_choice(flag: str, value: str, choices: Collection[str]) -> None:
     """Raise UsageError for a value of `flag` that is none of its choices."""
     if value not in choices:
         raise UsageError(f"{flag} is {value!r}", f"it takes one of: {', '.join(choices)}")
+
+
+def confirm_removal(question: str, unasked: str) -> None:
+    """Ask whether to remove something, where `--yes` did not say so; `unasked` is the command that does it at once.
+
+    Raises UsageError where nobody can be asked, Exit where the user would rather not.
+    """
+    answer = render.confirmed(question, default=False)
+    if answer is None:
+        raise UsageError("cannot ask whether to remove it: there is no terminal", unasked)
+    if not answer:
+        raise typer.Exit(ExitCode.FAILURE)
 
 
 def setting(name: str, flag: Any) -> Any:

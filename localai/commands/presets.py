@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from localai import presets, render
-from localai.commands.options import JsonFlag, LanguageOption, YesFlag, complete_preset
+from localai.commands.options import JsonFlag, LanguageOption, YesFlag, complete_preset, confirm_removal
 from localai.errors import LocalaiError, UsageError
 from localai.presets import Preset, PresetText
 
@@ -138,13 +138,7 @@ def open_editor(command: list[str]) -> None:
 def remove(name: Name, yes: YesFlag = False, as_json: JsonFlag = False) -> None:
     """Remove a preset of your own."""
     if presets.own(name) and not yes:
-        answer = render.confirmed(f"Remove your preset {name}?", default=False)
-        if answer is None:
-            raise UsageError(
-                "cannot ask whether to remove it: there is no terminal", f"localai presets rm --yes {name}"
-            )
-        if not answer:
-            raise typer.Exit(1)
+        confirm_removal(f"Remove your preset {name}?", f"localai presets rm --yes {name}")
     path = presets.remove(name)
     if as_json:
         render.json_object({"removed": name, "path": str(path)})

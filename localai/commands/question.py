@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from localai import render
+from localai import chat, render
 from localai.commands import stdin
 from localai.domain.engine import ChatEngine
 from localai.domain.generation import Image, Message, Sampling
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from localai.batch import Asking
     from localai.presets import Preset, PresetText
 
-ANSWER_RESERVE = 512  # tokens kept free for an answer whose length nobody has said
-RESERVE_SHARE = 4  # but at most a quarter of the context
 LETTERS_PER_TOKEN = 2.5  # few tokenizers do worse on ordinary words; a plan only has to be large enough
 LETTERS = b" abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 TOKENS_PER_IMAGE = 1200  # more than most models take for one; it is counted before the answer
@@ -86,7 +84,7 @@ class Question:
 
     def cut(self, engine: ChatEngine, max_tokens: int | None, think: bool | None) -> Question:
         """The question with as much of its content's beginning as the context holds beside an answer; tells if cut."""
-        room = engine.context - min(max_tokens or ANSWER_RESERVE, engine.context // RESERVE_SHARE)
+        room = engine.context - chat.reserve(engine.context, max_tokens)
         whole = engine.count_tokens(self.messages(), think)
         if whole <= room:
             return self

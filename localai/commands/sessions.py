@@ -10,7 +10,6 @@ import typer
 from localai import render
 from localai.commands import options
 from localai.commands.options import JsonFlag, YesFlag
-from localai.errors import UsageError
 
 app = typer.Typer(help="List, search, export and resume kept conversations.", rich_markup_mode=None)
 
@@ -107,13 +106,9 @@ def remove(session: Id, yes: YesFlag = False, as_json: JsonFlag = False) -> None
 
     found = sessions.find(session)
     if not yes:
-        answer = render.confirmed(f"Remove the conversation {found.id} ({found.title!r})?", default=False)
-        if answer is None:
-            raise UsageError(
-                "cannot ask whether to remove it: there is no terminal", f"localai sessions rm --yes {found.id}"
-            )
-        if not answer:
-            raise typer.Exit(1)
+        options.confirm_removal(
+            f"Remove the conversation {found.id} ({found.title!r})?", f"localai sessions rm --yes {found.id}"
+        )
     sessions.remove(found)
     try:
         history.forget(found.id)
