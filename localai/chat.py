@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from localai.domain.engine import ChatEngine
 from localai.domain.generation import (
+    ANSWER_RESERVE,
     AnswerEnd,
     AnswerText,
     Event,
@@ -16,8 +17,7 @@ from localai.domain.generation import (
     TurnsDropped,
 )
 
-ANSWER_RESERVE = 512  # tokens kept free for an answer whose length nobody has said
-RESERVE_SHARE = 4  # but at most a quarter of the context, so that a small one still holds a conversation
+RESERVE_SHARE = 4  # at most a quarter of the context, so that a small one still holds a conversation
 
 
 def reserve(context: int, max_tokens: int | None) -> int:

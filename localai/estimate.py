@@ -208,7 +208,12 @@ def _contexts(shape: Shape, want: int) -> list[int]:
     """The contexts to try, the longest first: `want`, then halves, down to 2,048, within the model's own."""
     own = shape.context_length or want
     longest = max(1, min(want, own))
-    tried = [padded(longest) if padded(longest) <= own else longest]
+    return halves(padded(longest) if padded(longest) <= own else longest)
+
+
+def halves(context: int) -> list[int]:
+    """A context and the shorter ones that a plan tries instead of it, down to 2,048 tokens."""
+    tried = [context]
     while tried[-1] > SMALLEST_CONTEXT:
         tried.append(max(SMALLEST_CONTEXT, tried[-1] // 2 // CONTEXT_STEP * CONTEXT_STEP))
     return tried

@@ -11,7 +11,7 @@ from localai.domain.shape import Shape
 from localai.engine import oracle
 from localai.engine.oracle import HeaderFile
 from localai.errors import LocalaiError
-from localai.estimate import SMALL_KV_TYPE, SMALL_UBATCH, SMALLEST_CONTEXT, Measure
+from localai.estimate import SMALL_KV_TYPE, SMALL_UBATCH, Measure, halves
 
 # Architectures whose compute buffer the closed form gives within 5 % (docs/estimation.md has the table).
 _CLOSED_FORM = frozenset(
@@ -72,13 +72,10 @@ class _Measured:
 
     def __call__(self, context: int, kv_type: str, ubatch: int) -> tuple[int, int] | None:
         if (context, kv_type, ubatch) not in self._known and not self._refused and context <= _LONGEST_CONTEXT:
-            contexts = [context]
-            while contexts[-1] > SMALLEST_CONTEXT:
-                contexts.append(max(SMALLEST_CONTEXT, contexts[-1] // 2 // 256 * 256))
             more = [(kv_type, ubatch)]
             if self._known:
                 more += [(each, tokens) for each in (kv_type, SMALL_KV_TYPE) for tokens in (UBATCH, SMALL_UBATCH)]
-            wanted = [(each, *how) for how in dict.fromkeys(more) for each in contexts]
+            wanted = [(each, *how) for how in dict.fromkeys(more) for each in halves(context)]
             wanted = [each for each in wanted if each not in self._known]
             try:
                 found = oracle.measure(self._files, [oracle.Setting(*each) for each in wanted])

@@ -7,6 +7,7 @@ Each line carries a fingerprint of what was asked, by which a changed input or t
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -107,7 +108,7 @@ class ResumedOutput:
         try:
             written = self._stream.write(content)
             if written != len(content):
-                raise OSError(28, "No space left on device")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._end += len(content)
             if monotonic() - self._synced >= SYNCED_S:
                 self.sync()

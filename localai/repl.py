@@ -6,13 +6,13 @@ import contextlib
 import re
 
 from localai import line_editor, render, sessions, terminal
+from localai.domain.generation import ANSWER_RESERVE
 from localai.errors import ContextOverflow, LocalaiError, SchemaIncomplete
 from localai.line_editor import Reader
 from localai.loading import Wishes
 from localai.room import Given, Room
 from localai.slash import files, table
 
-ROOM_TO_ANSWER = 512  # tokens, beside a question that needs a larger context
 # What a hint says that is of no use within a chat: flags of ours, and commands but those that mend something meanwhile.
 _FLAGS = re.compile(
     r"--(?:context|gpu-layers|threads|kv-type|rpc|draft|no-speculate|max-tokens|var|language|json-schema|image)\b"
@@ -86,7 +86,7 @@ def hint(room: Room, error: LocalaiError, line: str) -> str:
     """What to do next, in the words of the chat: a hint at the shell's would be of no use here."""
     if isinstance(error, ContextOverflow):
         made_for, needed = room.loaded.prepared.context_length, error.needed_tokens
-        larger = -(-((needed or 0) + ROOM_TO_ANSWER) // 1024) * 1024
+        larger = -(-((needed or 0) + ANSWER_RESERVE) // 1024) * 1024
         if needed is not None and made_for is not None and larger <= made_for:
             return f"shorten it, or make room: /set context {larger}"
         return "shorten it, or take the part of it that matters"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+ANSWER_RESERVE = 512  # tokens kept free for an answer whose length nobody has said
+
 
 @dataclass(frozen=True, slots=True)
 class Image:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from localai.domain.generation import GenerationRequest, Message, Tool
+from localai.domain.generation import ANSWER_RESERVE, GenerationRequest, Message, Tool
 from localai.engine import thinking, tool_turns
 from localai.engine import tools as tool_calls
 from localai.engine.templates import CHATML_END, ChatTemplate, Renderer
@@ -182,7 +182,7 @@ class Prompts:
         """Raise ContextOverflow for a prompt that does not leave room for an answer."""
         total = len(prompt.tokens)
         if total + max(1, request.reserve) > context:
-            raise self.overflow(total, f"{total}", context, request.max_tokens or 512)
+            raise self.overflow(total, f"{total}", context, request.max_tokens or ANSWER_RESERVE)
 
     def overflow(self, needed: int | None, told: str, context: int, answer: int) -> ContextOverflow:
         """What is to be said of an input of `told` tokens (`needed`, where they were counted)."""
