@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from localai import library
     from localai.engine.stopwatch import Stopwatch
 
+CONTEXT = 2048  # tokens: a prompt, the same again behind it, and what is written
 REPETITIONS = 5
 TOKENS = (512, 256, 128, 64, 32)  # of a prompt: the most that is read in `_READ_S`
 _READ_S = 4.0
@@ -69,7 +70,7 @@ def with_setting(plan: Plan, setting: Setting) -> Plan:
 
 def prepare(found: library.Found, wishes: Wishes) -> Prepared:
     """The plan that a model is measured with. Raises as `loading.prepare`."""
-    return loading.prepare(found, replace(wishes, context=wishes.context or 2048))
+    return loading.prepare(found, replace(wishes, context=wishes.context or CONTEXT))
 
 
 def bench(prepared: Prepared, tell: Tell, cancelled: Cancelled = None, repetitions: int = REPETITIONS) -> Bench:

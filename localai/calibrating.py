@@ -10,11 +10,13 @@ from time import perf_counter, time
 from typing import TYPE_CHECKING
 
 from localai import fitting
+from localai.buffers import UBATCH
 from localai.domain.machine import Machine
 from localai.domain.plan import MemoryNeed, Placement, Plan
 from localai.domain.rates import Calibration, DeviceRates
 from localai.domain.units import MIB
 from localai.errors import DoesNotFit
+from localai.estimate import BATCH
 from localai.fitting import Timing
 from localai.probes import bandwidth
 from localai.probes.source import Source
@@ -39,6 +41,7 @@ _SHAPES = ((2048, 6144, 32, 8, 64), (1024, 3072, 16, 8, 128))
 _NARROW = (512, 1536, 8, 2, 64)
 _OUTPUT_WIDTH = 768
 _TOKENS, _WRITTEN = 256, 16
+_CONTEXT = 2048  # where `_TOKENS` are read behind four times as many
 _LONGEST_READ_S = 0.6  # fewer tokens are read at a time where it would take longer
 _LONGEST_MODEL_S = 5.0  # after which there is no further repetition
 _ROUNDS, _REPETITIONS = 2, 2  # the rounds some time apart: other programs, and other virtual machines, come and go
@@ -255,12 +258,12 @@ def _plan(machine: Machine, model: Synthetic, gpu: bool) -> Plan:
     """As llama.cpp loads by default, but into memory of its own: pages of a file would be read one by one."""
     need = MemoryNeed(model.size_bytes, 0, 0, 0)
     return Plan(
-        context=2048,
+        context=_CONTEXT,
         placement=Placement.GPU if gpu else Placement.CPU,
         gpu_layers=model.layers + 1 if gpu else 0,
         threads=cores(machine),
-        batch=2048,
-        ubatch=512,
+        batch=BATCH,
+        ubatch=UBATCH,
         kv_type="f16",
         flash_attention=True,
         use_mmap=False,

@@ -1,4 +1,4 @@
-"""The words that every other module speaks in: frozen dataclasses and protocols, no behaviour beyond arithmetic.
+"""The words that every other module speaks in: frozen dataclasses and protocols, which do no work of their own.
 
 Units stand in the names: `_bytes`, `_gbps` (10^9 bytes per second), `_tps` (tokens per second), `_ms`.
 What is unknown is `None`, never 0.
