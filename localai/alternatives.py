@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from localai import catalog, estimate, library, quantization
+from localai import catalog, estimate, library, quantization, sizes
 from localai.buffers import CONTEXT_STEP
 from localai.domain.machine import Machine
 from localai.domain.plan import Plan
@@ -105,7 +105,7 @@ def _other_quantization(
     for file in known.files if known else ():
         if quantization.is_low_bit(file.quantization) or file.quantization == quant:
             continue
-        smaller = estimate.weights_from_catalog(known, file.quantization) if known else weights
+        smaller = sizes.weights_from_catalog(known, file.quantization) if known else weights
         if smaller.total_bytes < weights.total_bytes and fits(weights=smaller):
             fitting.append((smaller.total_bytes, file.quantization))
     return max(fitting)[1] if fitting else None

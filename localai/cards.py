@@ -313,7 +313,7 @@ def from_catalog(
     for file in known.files:
         if selector is not None and not library.selects(selector, file.quantization, [file.name]):
             continue
-        weights = estimate.weights_from_catalog(known, file.quantization)
+        weights = sizes.weights_from_catalog(known, file.quantization)
         plan = planned(weights=weights, quant=file.quantization)
         all_weights.append(weights)
         variants.append(CardVariant(file.quantization, file.name, file.size_bytes, False, plan))

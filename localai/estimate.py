@@ -18,23 +18,7 @@ from localai.domain.shape import Shape, Weights
 from localai.domain.units import MIB
 from localai.errors import UsageError
 from localai.placement import GPU_MARGIN_BYTES
-from localai.sizes import shape_from_params, shape_from_size, weights_from_catalog, weights_from_size
 from localai.speed import cores, decode_speed, engine_gpus, prompt_speed
-
-__all__ = [
-    "Measure",
-    "compute_bytes",
-    "decode_speed",
-    "engine_gpus",
-    "kv_cache_bytes",
-    "memory",
-    "plan",
-    "prompt_speed",
-    "shape_from_params",
-    "shape_from_size",
-    "weights_from_catalog",
-    "weights_from_size",
-]
 
 DEFAULT_CONTEXT = 8192
 # What the two speeds of a plan are of.

@@ -23,13 +23,10 @@ from localai.domain.machine import Bandwidth, Cpu, Disk, EngineDevice, EngineInf
 from localai.errors import LocalaiError
 from localai.probes import amd, apple, bandwidth, host, intel, memory, npu, nvidia, windows
 from localai.probes.source import Source
-from localai.tiers import tier
 
 _log = logging.getLogger(__name__)
 
 PROBES_SECONDS = 3.0  # a driver that wakes a sleeping card takes over a second; more is a hang
-
-__all__ = ["detect", "tier"]
 
 
 def detect(engine: bool = True, source: Source | None = None, nvml: nvidia.Nvml | None = None) -> Machine:

@@ -150,8 +150,8 @@ def choose_variant(
 
 def plan_variant(variant: Variant, shape: Shape | None, machine: Machine, projector_bytes: int) -> Plan:
     """How a variant would run, by its size alone; `shape` is the model's where that is known."""
-    shape = shape or estimate.shape_from_size(variant.size_bytes, variant.quantization)
-    weights = estimate.weights_from_size(variant.size_bytes, shape, variant.quantization)
+    shape = shape or sizes.shape_from_size(variant.size_bytes, variant.quantization)
+    weights = sizes.weights_from_size(variant.size_bytes, shape, variant.quantization)
     return estimate.plan(shape, weights, machine, quant=variant.quantization, projector_bytes=projector_bytes)
 
 
@@ -191,7 +191,7 @@ def _best_row(
     pictures = sizes.projector_bytes(model)
     rows = []
     for file in usual or files:
-        weights = estimate.weights_from_catalog(model, file.quantization)
+        weights = sizes.weights_from_catalog(model, file.quantization)
         plan = estimate.plan(
             shape,
             weights,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from localai import estimate, gguf, library, shapes
+from localai import buffers, estimate, gguf, library, shapes
 from localai.domain.machine import Machine
 from localai.domain.plan import Placement, Plan
 from localai.domain.shape import Shape
@@ -30,7 +30,7 @@ def with_rows(plan: Plan, shape: Shape) -> Plan:
 
     vocabulary, rows = shape.vocab_size or 0, min(ROWS, plan.ubatch)
     one, all_ = (
-        estimate.compute_bytes(shape, plan.context, plan.ubatch, outputs, plan.flash_attention) for outputs in (1, rows)
+        buffers.compute_bytes(shape, plan.context, plan.ubatch, outputs, plan.flash_attention) for outputs in (1, rows)
     )
     more = all_ - one + (rows - 1) * vocabulary * ROW_BYTES
     if (

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from model_headers import named, write_sparse
 
-from localai import alternatives, estimate, gguf, shapes
+from localai import alternatives, estimate, gguf, shapes, sizes
 from localai.catalog import resolve_name
 from localai.domain.machine import Machine
 from localai.domain.shape import Shape, Weights
@@ -105,7 +105,7 @@ def test_what_is_offered_fits_when_it_is_asked_for(
             assert again(**{name: offered, "measured": measured}).fits, name
     if found.quantization is not None:
         assert known is not None
-        smaller = estimate.weights_from_catalog(known, found.quantization)
+        smaller = sizes.weights_from_catalog(known, found.quantization)
         assert again(weights=smaller, measured=measured).fits
     assert found.model != "llama-3.1-8b"
 

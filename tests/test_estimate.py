@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localai import catalog, estimate, gguf, placement, shapes
+from localai import buffers, catalog, estimate, gguf, placement, shapes, sizes, speed
 from localai.catalog import CatalogModel
 from localai.domain.machine import Gpu, Machine
 from localai.domain.plan import Placement
@@ -38,57 +38,57 @@ def shape_of(name: str) -> Shape:
 
 
 def test_kv_cache_of_grouped_heads() -> None:
-    assert estimate.kv_cache_bytes(shape_of("llama-3.1-8b"), 8192) == 131072 * 8192
-    assert estimate.kv_cache_bytes(shape_of("qwen3-4b"), 4096) == 147456 * 4096
-    assert estimate.kv_cache_bytes(shape_of("smollm2-135m"), 2048) == 23040 * 2048
+    assert buffers.kv_cache_bytes(shape_of("llama-3.1-8b"), 8192) == 131072 * 8192
+    assert buffers.kv_cache_bytes(shape_of("qwen3-4b"), 4096) == 147456 * 4096
+    assert buffers.kv_cache_bytes(shape_of("smollm2-135m"), 2048) == 23040 * 2048
 
 
 def test_kv_cache_of_sliding_windows() -> None:
     gemma = shape_of("gemma-3-27b")
     full = 10 * 32768 * 2 * 16 * 128 * 2
-    assert estimate.kv_cache_bytes(gemma, 32768) - full == 624 * MIB
+    assert buffers.kv_cache_bytes(gemma, 32768) - full == 624 * MIB
     without = replace(gemma, sliding_layers=(), sliding_window=None)
-    assert estimate.kv_cache_bytes(without, 32768) - full == 13312 * MIB
+    assert buffers.kv_cache_bytes(without, 32768) - full == 13312 * MIB
 
 
 def test_kv_cache_of_windows_with_heads_of_their_own_and_layers_that_share() -> None:
     gemma = shape_of("gemma-4-e2b")  # 3 full layers of 512, 12 sliding of 256, 20 that reuse a cache
-    assert estimate.kv_cache_bytes(gemma, 8192) == 3 * 8192 * 2 * 512 * 2 + 12 * 1024 * 2 * 256 * 2
+    assert buffers.kv_cache_bytes(gemma, 8192) == 3 * 8192 * 2 * 512 * 2 + 12 * 1024 * 2 * 256 * 2
 
 
 def test_kv_cache_of_latent_attention_holds_keys_only() -> None:
-    assert estimate.kv_cache_bytes(shape_of("glm-4.7-flash"), 1024) == 54144 * 1024
+    assert buffers.kv_cache_bytes(shape_of("glm-4.7-flash"), 1024) == 54144 * 1024
 
 
 def test_kv_cache_of_a_hybrid_has_a_fixed_part() -> None:
     qwen = shape_of("qwen3.5-4b")
-    fixed = estimate.kv_cache_bytes(qwen, 512) - 32768 * 512
+    fixed = buffers.kv_cache_bytes(qwen, 512) - 32768 * 512
     assert fixed == qwen.recurrent_state_bytes > 0
-    assert estimate.kv_cache_bytes(qwen, 4096) == 32768 * 4096 + fixed
+    assert buffers.kv_cache_bytes(qwen, 4096) == 32768 * 4096 + fixed
 
 
 def test_an_encoder_has_none() -> None:
-    assert estimate.kv_cache_bytes(shape_of("bge-m3"), 8192) == 0
+    assert buffers.kv_cache_bytes(shape_of("bge-m3"), 8192) == 0
 
 
 def test_kv_cache_is_padded_and_quantized_in_blocks() -> None:
     llama = shape_of("llama-3.1-8b")
-    assert estimate.kv_cache_bytes(llama, 1) == estimate.kv_cache_bytes(llama, 256)
-    assert estimate.kv_cache_bytes(llama, 8192, "q8_0") == 131072 * 8192 // 2 * 34 // 32
-    assert estimate.kv_cache_bytes(llama, 8192, "f32") == 2 * estimate.kv_cache_bytes(llama, 8192)
+    assert buffers.kv_cache_bytes(llama, 1) == buffers.kv_cache_bytes(llama, 256)
+    assert buffers.kv_cache_bytes(llama, 8192, "q8_0") == 131072 * 8192 // 2 * 34 // 32
+    assert buffers.kv_cache_bytes(llama, 8192, "f32") == 2 * buffers.kv_cache_bytes(llama, 8192)
 
 
 @given(SHAPES, CONTEXTS, CONTEXTS)
 def test_more_context_never_takes_less(shape: Shape, one: int, other: int) -> None:
     less, more = sorted((one, other))
-    assert estimate.kv_cache_bytes(shape, less) <= estimate.kv_cache_bytes(shape, more)
-    assert estimate.compute_bytes(shape, less) <= estimate.compute_bytes(shape, more)
+    assert buffers.kv_cache_bytes(shape, less) <= buffers.kv_cache_bytes(shape, more)
+    assert buffers.compute_bytes(shape, less) <= buffers.compute_bytes(shape, more)
 
 
 @given(SHAPES, CONTEXTS)
 def test_fewer_bits_of_cache_never_take_more(shape: Shape, context: int) -> None:
-    sizes = [estimate.kv_cache_bytes(shape, context, kind) for kind in ("f32", "f16", "q8_0", "q5_1", "q4_0")]
-    assert sizes == sorted(sizes, reverse=True)
+    found = [buffers.kv_cache_bytes(shape, context, kind) for kind in ("f32", "f16", "q8_0", "q5_1", "q4_0")]
+    assert found == sorted(found, reverse=True)
 
 
 # ------------------------------------------------------------------------------------------------ compute buffer
@@ -96,12 +96,12 @@ def test_fewer_bits_of_cache_never_take_more(shape: Shape, context: int) -> None
 
 def test_compute_buffer_of_an_8b_model_with_one_output_row() -> None:
     llama = replace(shape_of("llama-3.1-8b"), feed_forward_length=14336, head_count=32)
-    assert estimate.compute_bytes(llama, 8192) == 124 * MIB
+    assert buffers.compute_bytes(llama, 8192) == 124 * MIB
 
 
 def test_compute_buffer_without_flash_attention_grows_with_the_context() -> None:
     llama = replace(shape_of("llama-3.1-8b"), feed_forward_length=14336, head_count=32)
-    assert estimate.compute_bytes(llama, 32768, flash=False) / MIB == pytest.approx(2156, rel=0.02)
+    assert buffers.compute_bytes(llama, 32768, flash=False) / MIB == pytest.approx(2156, rel=0.02)
 
 
 # ------------------------------------------------------------------------------------------------------- weights
@@ -124,36 +124,36 @@ def test_compute_buffer_without_flash_attention_grows_with_the_context() -> None
 def test_weights_by_formula_come_near_the_published_sizes(name: str, quant: str, size_bytes: int) -> None:
     model = model_of(name)
     unsized = replace(model, files=tuple(replace(file, size_bytes=None) for file in model.files))
-    assert estimate.weights_from_catalog(unsized, quant).total_bytes == pytest.approx(size_bytes, rel=0.03)
+    assert sizes.weights_from_catalog(unsized, quant).total_bytes == pytest.approx(size_bytes, rel=0.03)
 
 
 def test_weights_of_a_known_file_are_its_size() -> None:
-    assert estimate.weights_from_catalog(model_of("qwen3-4b"), "Q4_K_M").total_bytes == 2497280256
+    assert sizes.weights_from_catalog(model_of("qwen3-4b"), "Q4_K_M").total_bytes == 2497280256
 
 
 def test_a_mixture_of_experts_is_held_whole_and_read_in_part() -> None:
-    weights = estimate.weights_from_catalog(model_of("qwen3-30b-a3b-2507"), "Q4_K_M")
+    weights = sizes.weights_from_catalog(model_of("qwen3-30b-a3b-2507"), "Q4_K_M")
     assert weights.total_bytes > 17e9
     assert weights.read_per_token_bytes < weights.total_bytes / 6
 
 
 def test_an_unknown_quantization_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown quantization"):
-        estimate.weights_from_catalog(model_of("qwen3-4b"), "Q99")
+        sizes.weights_from_catalog(model_of("qwen3-4b"), "Q99")
 
 
 @given(MODELS)
 def test_weights_add_up(model: CatalogModel) -> None:
     for file in model.files:
-        weights = estimate.weights_from_catalog(model, file.quantization)
+        weights = sizes.weights_from_catalog(model, file.quantization)
         assert 0 < weights.read_per_token_bytes <= weights.total_bytes
         assert weights.embedding_bytes + weights.output_bytes <= weights.total_bytes
 
 
 @given(st.integers(1, 10**12), st.sampled_from(["Q4_K_M", "Q8_0", "F16", "nonsense"]))
 def test_a_file_of_any_size_has_a_shape_and_a_plan(size_bytes: int, quant: str) -> None:
-    shape = estimate.shape_from_size(size_bytes, quant)
-    weights = estimate.weights_from_size(size_bytes, shape, quant)
+    shape = sizes.shape_from_size(size_bytes, quant)
+    weights = sizes.weights_from_size(size_bytes, shape, quant)
     assert shape.basis == "size"
     assert weights.total_bytes == size_bytes
     assert estimate.plan(shape, weights, LAPTOP).context > 0
@@ -167,8 +167,8 @@ DESKTOP = hypothetical(32, 12)
 
 def plan_of(name: str, machine: Machine, quant: str = "Q4_K_M", **wishes: int) -> estimate.Plan:
     model = model_of(name)
-    shape = model.shape or estimate.shape_from_params(model.params_b)
-    return estimate.plan(shape, estimate.weights_from_catalog(model, quant), machine, **wishes)
+    shape = model.shape or sizes.shape_from_params(model.params_b)
+    return estimate.plan(shape, sizes.weights_from_catalog(model, quant), machine, **wishes)
 
 
 def test_what_fits_goes_to_the_gpu_whole() -> None:
@@ -251,7 +251,7 @@ def test_layers_go_to_the_gpu_by_their_own_bytes(tmp_path: Path) -> None:
     assert sum(weights.layer_bytes) + weights.embedding_bytes <= weights.total_bytes
     assert weights.tied_bytes == 1536 * 262144 * 210 // 256
     items = placement._layers(shape, weights, (4096, "f16", 512))
-    total = weights.total_bytes + weights.tied_bytes + estimate.kv_cache_bytes(shape, 4096)
+    total = weights.total_bytes + weights.tied_bytes + buffers.kv_cache_bytes(shape, 4096)
     assert sum(items) + weights.embedding_bytes == total
     assert items[20] > items[3] > 0
 
@@ -269,8 +269,8 @@ def test_a_card_that_the_engine_cannot_use_is_not_planned_with() -> None:
 @given(MODELS, st.floats(1, 300), st.sampled_from([0, 2, 6, 12, 24, 48]), st.sampled_from([None, 512, 8192, 40_000]))
 def test_a_plan_that_fits_leaves_memory(model: CatalogModel, ram: float, vram: int, context: int | None) -> None:
     machine = hypothetical(ram, vram)
-    shape = model.shape or estimate.shape_from_params(model.params_b)
-    weights = estimate.weights_from_catalog(model, model.files[0].quantization)
+    shape = model.shape or sizes.shape_from_params(model.params_b)
+    weights = sizes.weights_from_catalog(model, model.files[0].quantization)
     plan = estimate.plan(shape, weights, machine, context=context)
     assert 0 <= plan.gpu_layers <= shape.n_layers + 1
     assert plan.decode_tps is not None
@@ -287,8 +287,8 @@ def test_a_plan_that_fits_leaves_memory(model: CatalogModel, ram: float, vram: i
 @given(MODELS, st.floats(1, 100), st.floats(1, 100))
 def test_more_memory_never_makes_a_model_unfit(model: CatalogModel, one: float, other: float) -> None:
     less, more = sorted((one, other))
-    shape = model.shape or estimate.shape_from_params(model.params_b)
-    weights = estimate.weights_from_catalog(model, model.files[0].quantization)
+    shape = model.shape or sizes.shape_from_params(model.params_b)
+    weights = sizes.weights_from_catalog(model, model.files[0].quantization)
     if estimate.plan(shape, weights, hypothetical(less)).fits:
         assert estimate.plan(shape, weights, hypothetical(more)).fits
 
@@ -297,33 +297,33 @@ def test_more_memory_never_makes_a_model_unfit(model: CatalogModel, one: float, 
 
 
 def test_speed_follows_bandwidth_and_bytes() -> None:
-    shape, weights = shape_of("qwen3-8b"), estimate.weights_from_catalog(model_of("qwen3-8b"), "Q4_K_M")
-    slow = estimate.decode_speed(shape, weights, hypothetical(16, 0, 30))
-    fast = estimate.decode_speed(shape, weights, hypothetical(16, 0, 60))
+    shape, weights = shape_of("qwen3-8b"), sizes.weights_from_catalog(model_of("qwen3-8b"), "Q4_K_M")
+    slow = speed.decode_speed(shape, weights, hypothetical(16, 0, 30))
+    fast = speed.decode_speed(shape, weights, hypothetical(16, 0, 60))
     assert 1.5 < fast.mid / slow.mid < 2
     assert 3 < slow.mid < 8
     half = Weights(weights.total_bytes // 2, weights.read_per_token_bytes // 2)
-    assert estimate.decode_speed(shape, half, hypothetical(16, 0, 30)).mid > slow.mid * 1.5
+    assert speed.decode_speed(shape, half, hypothetical(16, 0, 30)).mid > slow.mid * 1.5
 
 
 def test_more_layers_on_the_gpu_are_faster() -> None:
-    shape, weights = shape_of("qwen3-8b"), estimate.weights_from_catalog(model_of("qwen3-8b"), "Q4_K_M")
-    speeds = [estimate.decode_speed(shape, weights, DESKTOP, layers).mid for layers in (0, 10, 20, 30, 37)]
+    shape, weights = shape_of("qwen3-8b"), sizes.weights_from_catalog(model_of("qwen3-8b"), "Q4_K_M")
+    speeds = [speed.decode_speed(shape, weights, DESKTOP, layers).mid for layers in (0, 10, 20, 30, 37)]
     assert speeds == sorted(speeds)
 
 
 def test_a_range_is_narrower_the_better_its_basis() -> None:
-    shape, weights = shape_of("qwen3-4b"), estimate.weights_from_catalog(model_of("qwen3-4b"), "Q4_K_M")
+    shape, weights = shape_of("qwen3-4b"), sizes.weights_from_catalog(model_of("qwen3-4b"), "Q4_K_M")
 
     def width(source: str) -> float:
         machine = replace(LAPTOP, bandwidth=replace(LAPTOP.bandwidth, source=source))
-        speed = estimate.decode_speed(shape, weights, machine)
-        return speed.high / speed.low
+        found = speed.decode_speed(shape, weights, machine)
+        return found.high / found.low
 
     assert width("measured") < width("given") < width("typical of the tier")
 
 
 def test_unknown_bandwidth_takes_the_tiers_typical_value_and_says_so() -> None:
     unknown = replace(LAPTOP, bandwidth=replace(LAPTOP.bandwidth, gbps=None, source="not measured"))
-    shape, weights = shape_of("qwen3-4b"), estimate.weights_from_catalog(model_of("qwen3-4b"), "Q4_K_M")
-    assert "typical for the tier" in estimate.decode_speed(shape, weights, unknown).basis
+    shape, weights = shape_of("qwen3-4b"), sizes.weights_from_catalog(model_of("qwen3-4b"), "Q4_K_M")
+    assert "typical for the tier" in speed.decode_speed(shape, weights, unknown).basis

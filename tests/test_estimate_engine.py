@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from localai import estimate, gguf, shapes
+from localai import buffers, gguf, shapes
 from localai.domain.units import MIB
 
 # Loads the model as localai does, and prints what llama.cpp logs of each context's buffers, in MiB.
@@ -63,8 +63,8 @@ def test_cache_and_compute_buffer_are_what_llama_cpp_allocates() -> None:
     shape = shapes.shape(gguf.read_header(path))
     for (context, flash, kind), (kv_mib, compute_mib) in zip(CASES, json.loads(done.stdout), strict=True):
         kv_type = {F16: "f16", Q8_0: "q8_0"}[kind]
-        assert estimate.kv_cache_bytes(shape, context, kv_type) / MIB == pytest.approx(kv_mib, abs=0.05)
-        assert estimate.compute_bytes(shape, context, flash=flash) / MIB == pytest.approx(compute_mib, rel=0.05, abs=2)
+        assert buffers.kv_cache_bytes(shape, context, kv_type) / MIB == pytest.approx(kv_mib, abs=0.05)
+        assert buffers.compute_bytes(shape, context, flash=flash) / MIB == pytest.approx(compute_mib, rel=0.05, abs=2)
 
 
 def test_the_catalogs_shape_of_the_embedded_model_is_its_headers() -> None:
@@ -75,6 +75,6 @@ def test_the_catalogs_shape_of_the_embedded_model_is_its_headers() -> None:
     assert known is not None
     assert known.shape is not None
     for context in (512, 8192):
-        assert estimate.kv_cache_bytes(known.shape, context) == estimate.kv_cache_bytes(header, context)
+        assert buffers.kv_cache_bytes(known.shape, context) == buffers.kv_cache_bytes(header, context)
     assert (known.shape.n_layers, known.shape.vocab_size) == (header.n_layers, header.vocab_size)
     assert known.shape.params == pytest.approx(header.params, rel=0.01)

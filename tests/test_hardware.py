@@ -78,7 +78,7 @@ def test_every_figure_of_a_captured_machine(name: str, tmp_path: Path) -> None:
     assert {part: figures[part] for part in expected} == expected
     assert set(expected) == {"os", "cpu", "memory", "bandwidth", "gpus", "npus"}
     assert found.failures == ()
-    assert hardware.tier(found).id in [row.id for row in tiers.tiers()]
+    assert tiers.tier(found).id in [row.id for row in tiers.tiers()]
 
 
 def test_the_machines_that_the_specification_names_are_captured() -> None:
@@ -107,7 +107,7 @@ def test_where_everything_fails_there_is_still_a_machine(tmp_path: Path, monkeyp
     assert found.gpus == ()
     assert sum("the probe is broken" in line for line in found.failures) == 4
     assert found.notes == ("how much memory there is could not be found out",)
-    assert hardware.tier(found).size == "< 3B"
+    assert tiers.tier(found).size == "< 3B"
 
 
 def test_a_probe_that_hangs_is_named_and_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +291,7 @@ def test_the_table_has_the_rows_of_the_specification() -> None:
     ],
 )
 def test_ram_without_a_gpu(ram: float, size: str) -> None:
-    assert hardware.tier(machine(ram)).size == size
+    assert tiers.tier(machine(ram)).size == size
 
 
 @pytest.mark.parametrize(
@@ -310,13 +310,13 @@ def test_ram_without_a_gpu(ram: float, size: str) -> None:
     ],
 )
 def test_vram_counts_most(vram: float, size: str) -> None:
-    assert hardware.tier(machine(8, card(vram))).size == size
+    assert tiers.tier(machine(8, card(vram))).size == size
 
 
 def test_cards_are_added_and_only_usable_ones_count() -> None:
-    assert hardware.tier(machine(64, card(24), card(24))).size == "30B – 70B+"
-    assert hardware.tier(machine(64, card(24), card(24, usable=False))).size == "13B – 30B"
-    assert hardware.tier(machine(32, card(24, usable=False))).size == "3B – 7B"
+    assert tiers.tier(machine(64, card(24), card(24))).size == "30B – 70B+"
+    assert tiers.tier(machine(64, card(24), card(24, usable=False))).size == "13B – 30B"
+    assert tiers.tier(machine(32, card(24, usable=False))).size == "3B – 7B"
 
 
 @pytest.mark.parametrize(
@@ -333,19 +333,19 @@ def test_cards_are_added_and_only_usable_ones_count() -> None:
 )
 def test_unified_memory(vendor: str, ram: float, size: str) -> None:
     shared = Gpu(vendor, "unified", round(ram * GIB), None, shared_memory=True, usable_by_engine=True)
-    assert hardware.tier(machine(ram, shared)).size == size
+    assert tiers.tier(machine(ram, shared)).size == size
 
 
 def test_a_containers_limit_counts_as_its_ram() -> None:
-    assert hardware.tier(machine(128, limit_gib=4)).size == "< 3B"
+    assert tiers.tier(machine(128, limit_gib=4)).size == "< 3B"
 
 
 def test_small_computers_are_in_the_lowest_row_with_a_text_of_their_own() -> None:
-    small = hardware.tier(machine(1.8))
+    small = tiers.tier(machine(1.8))
     assert (small.id, small.size) == ("under-3b", "< 3B")
     assert "Raspberry Pi" in small.hardware
     assert small.typical_ram_gbps < 20
-    assert hardware.tier(machine(7.6)).hardware == "standard laptop (8–16 GB RAM)"
+    assert tiers.tier(machine(7.6)).hardware == "standard laptop (8–16 GB RAM)"
 
 
 @given(
@@ -358,5 +358,5 @@ def test_more_memory_never_means_a_lower_tier(ram: float, vram: float, more_ram:
     def rank(tier: Tier) -> int:
         return [row.id for row in tiers.tiers()].index(tier.id)
 
-    less = hardware.tier(machine(ram, card(vram)))
-    assert rank(less) <= rank(hardware.tier(machine(ram + more_ram, card(vram + more_vram))))
+    less = tiers.tier(machine(ram, card(vram)))
+    assert rank(less) <= rank(tiers.tier(machine(ram + more_ram, card(vram + more_vram))))

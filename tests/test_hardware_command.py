@@ -16,7 +16,7 @@ import pytest
 from conftest import Cli
 from machines import captured
 
-from localai import boundary, hardware, schema
+from localai import boundary, hardware, schema, tiers
 from localai.commands.machine import machine_facts
 from localai.domain.machine import SystemMemory
 from localai.domain.units import MIB
@@ -141,17 +141,17 @@ def test_measuring_is_said_on_stderr_in_one_line_and_kept(cli: Cli) -> None:
 def test_what_is_shown_of_other_machines(name: str, shown: dict[str, str], tmp_path: Path) -> None:
     source, library = captured(name, tmp_path)
     machine = hardware.detect(engine=False, source=source, nvml=library)
-    lines = dict(machine_facts(machine, hardware.tier(machine)))
+    lines = dict(machine_facts(machine, tiers.tier(machine)))
     assert {label: lines[label] for label in shown} == shown
 
 
 def test_memory_that_nobody_knows_is_no_number() -> None:
     found = hardware.detect(engine=False)
     unknown = replace(found, memory=SystemMemory(0, 0, None, None, "unknown"))
-    told = schema.machine(unknown, hardware.tier(unknown))["memory"]
+    told = schema.machine(unknown, tiers.tier(unknown))["memory"]
     assert (told["total_bytes"], told["available_bytes"]) == (None, None)
-    assert dict(machine_facts(unknown, hardware.tier(unknown)))["Memory"] == "unknown"
-    assert schema.machine(found, hardware.tier(found))["memory"]["total_bytes"] == found.memory.total_bytes
+    assert dict(machine_facts(unknown, tiers.tier(unknown)))["Memory"] == "unknown"
+    assert schema.machine(found, tiers.tier(found))["memory"]["total_bytes"] == found.memory.total_bytes
 
 
 def test_a_broken_probe_is_reported_by_debug_only(

@@ -16,7 +16,7 @@ from conftest import Cli
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localai import catalog, estimate, hardware, machine_file, machines, recommend, schema, speed, tiers
+from localai import catalog, estimate, hardware, machine_file, machines, recommend, schema, sizes, speed, tiers
 from localai.domain.machine import Bandwidth, EngineInfo, Gpu, Machine, Npu
 from localai.domain.plan import Placement
 from localai.domain.units import GIB
@@ -31,7 +31,7 @@ PHONES = [each.id for each in machines.listed() if each.kind == "phone"]
 def decode(machine: Machine, model: str, quantization: str = "Q4_K_M") -> float:
     known = next(each for each in catalog.load() if each.id == model)
     assert known.shape is not None
-    plan = estimate.plan(known.shape, estimate.weights_from_catalog(known, quantization), machine)
+    plan = estimate.plan(known.shape, sizes.weights_from_catalog(known, quantization), machine)
     assert plan.fits
     assert plan.decode_tps is not None
     return plan.decode_tps.mid
@@ -122,7 +122,7 @@ def test_3b_models_on_phones_are_as_fast_as_published(name: str) -> None:
 def test_a_phone_runs_a_model_of_7_billion_at_4_bits(name: str) -> None:
     machine = LISTED[name].machine
     assert decode(machine, "mistral-7b-v0.3") > 5
-    assert hardware.tier(machine).id == "3b-7b"
+    assert tiers.tier(machine).id == "3b-7b"
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def written(path: Path, content: Any) -> Path:
 
 def test_a_machine_survives_being_written_and_read(tmp_path: Path) -> None:
     for machine in (hardware.detect(engine=False), *(each.machine for each in LISTED.values())):
-        file = written(tmp_path / "m.json", {"schema_version": 1, **schema.machine(machine, hardware.tier(machine))})
+        file = written(tmp_path / "m.json", {"schema_version": 1, **schema.machine(machine, tiers.tier(machine))})
         read = machines.named(str(file))
         assert replace(read, notes=()) == replace(machine, notes=(), engine=replace(machine.engine, devices=()))
         assert any("when the file was written" in note for note in read.notes)
@@ -247,7 +247,7 @@ def test_a_machine_survives_being_written_and_read(tmp_path: Path) -> None:
 
 def test_the_machine_of_a_recommendation_is_read_too(tmp_path: Path) -> None:
     machine = LISTED["laptop-16gb"].machine
-    whole = {"schema_version": 1, "machine": schema.machine(machine, hardware.tier(machine)), "recommendations": []}
+    whole = {"schema_version": 1, "machine": schema.machine(machine, tiers.tier(machine)), "recommendations": []}
     assert machine_file.read(written(tmp_path / "r.json", whole)).memory == machine.memory
 
 
@@ -418,7 +418,7 @@ def test_what_is_told_of_another_machine(cli: Cli) -> None:
 )
 def test_a_machine_made_up(ram: float, vram: float, size: str) -> None:
     found = machines.hypothetical(ram, vram)
-    tier = hardware.tier(found)
+    tier = tiers.tier(found)
     assert tier.size == size
     assert found.memory.total_bytes == ram * GIB
     assert found.bandwidth == Bandwidth(tier.typical_ram_gbps, f"typical of the tier {size}")

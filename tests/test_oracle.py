@@ -87,15 +87,15 @@ def test_dense_models_are_nearly_exact(name: str, tmp_path: Path) -> None:
     assert measuring.is_exact(shape)
     settings = [Setting(context) for context in CONTEXTS]
     for setting, truth in zip(settings, oracle.measure([file_of(path)], settings), strict=True):
-        assert estimate.compute_bytes(shape, setting.context) == pytest.approx(truth.compute_bytes, abs=2 * MIB)
+        assert buffers.compute_bytes(shape, setting.context) == pytest.approx(truth.compute_bytes, abs=2 * MIB)
 
 
 def test_without_flash_attention_and_with_more_outputs(tmp_path: Path) -> None:
     path = write_sparse(tmp_path, named("llama-3.1-8b"))
     shape = shapes.shape(gguf.read_header(path))
     plain, wide = oracle.measure([file_of(path)], [Setting(32768, flash=False), Setting(8192, outputs=512)])
-    assert estimate.compute_bytes(shape, 32768, flash=False) == pytest.approx(plain.compute_bytes, rel=0.01)
-    assert estimate.compute_bytes(shape, 8192, outputs=512) == pytest.approx(wide.compute_bytes, rel=0.01)
+    assert buffers.compute_bytes(shape, 32768, flash=False) == pytest.approx(plain.compute_bytes, rel=0.01)
+    assert buffers.compute_bytes(shape, 8192, outputs=512) == pytest.approx(wide.compute_bytes, rel=0.01)
 
 
 def test_several_sequences(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import model_headers
 import pytest
 from real_model import plan
 
-from localai import estimate, library, loading, parallelism, tuning
+from localai import estimate, library, loading, parallelism, sizes, tuning
 from localai.domain.plan import Placement, Plan, SpeedRange
 from localai.domain.rates import Tuned, Tuning
 from localai.domain.units import GIB
@@ -42,8 +42,8 @@ def test_more_is_taken_where_it_pays() -> None:
 
 
 def test_memory_bounds_it_and_the_context_stays() -> None:
-    shape = estimate.shape_from_params(8)
-    weights = estimate.weights_from_size(5 * GIB, shape, "Q4_K_M")
+    shape = sizes.shape_from_params(8)
+    weights = sizes.weights_from_size(5 * GIB, shape, "Q4_K_M")
 
     def chosen(ram_gib: float) -> Plan:
         machine = hypothetical(ram_gib, bandwidth_gbps=15)

@@ -15,7 +15,7 @@ from model_headers import named, write_sparse
 from moe_model import write_moe
 from real_model import model_file, plan
 
-from localai import estimate, experts, gguf, placement, shapes
+from localai import estimate, experts, gguf, placement, shapes, sizes
 from localai.catalog import resolve_name
 from localai.domain.generation import GenerationRequest, Message
 from localai.domain.machine import Gpu, Machine
@@ -118,7 +118,7 @@ def test_without_a_header_the_parameters_tell_the_experts_share(moe: tuple[Shape
     model = resolve_name("qwen3-30b-a3b-2507")
     assert model is not None
     assert model.shape is not None
-    guessed = experts.layer_bytes(model.shape, estimate.weights_from_catalog(model, "Q4_K_M"))
+    guessed = experts.layer_bytes(model.shape, sizes.weights_from_catalog(model, "Q4_K_M"))
     exact = experts.layer_bytes(*moe)
     assert len(guessed) == len(exact) == 48
     assert sum(guessed) == pytest.approx(sum(exact), rel=0.05)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localai import catalog, estimate, languages, quantization, recommend, scoring, sizes
+from localai import catalog, languages, quantization, recommend, scoring, sizes
 from localai.domain.files import RemoteFile, Variant
 from localai.domain.machine import Machine
 from localai.domain.plan import Placement
@@ -384,7 +384,7 @@ def test_less_than_four_bits_is_taken_where_there_is_nothing_else() -> None:
 
 
 def test_the_only_one_is_taken_whatever_it_is() -> None:
-    shape = estimate.shape_from_params(0.5)
+    shape = sizes.shape_from_params(0.5)
     variant, plan, why = recommend.choose_variant(variants(F16=1.0), shape, hypothetical(16))
     assert (variant.quantization, plan.fits, why) == ("F16", True, "the only one there is")
 

@@ -39,11 +39,11 @@ def hardware(
         from localai import measurement
 
         machine = measurement.measured(machine, render.note, again=True)
-    tier = service.tier(machine)
+    row = tier(machine)
     if as_json:
-        render.json_object(schema.machine(machine, tier))
+        render.json_object(schema.machine(machine, row))
         return
-    render.out(render.facts(machine_facts(machine, tier)))
+    render.out(render.facts(machine_facts(machine, row)))
 
 
 def machine_facts(machine: Machine, tier: Tier) -> list[tuple[str, str]]:

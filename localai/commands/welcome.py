@@ -18,12 +18,12 @@ def first_run(context: typer.Context) -> None:
     if not (render.is_terminal(sys.stdin) and render.is_terminal(sys.stdout)):
         render.out(context.get_help())
         return
-    from localai import hardware, library
+    from localai import hardware, library, tiers
     from localai.commands import chat
     from localai.commands.machine import machine_facts
 
     machine = hardware.detect()
-    render.out(render.facts(machine_facts(machine, hardware.tier(machine))))
+    render.out(render.facts(machine_facts(machine, tiers.tier(machine))))
     render.out()
     if chosen := choose(machine, library.writing()):
         chat.chat(chosen)
