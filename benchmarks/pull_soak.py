@@ -31,8 +31,8 @@ from localai import embedded, library, removing
 
 KEPT_LISTED = 6  # more models than these are removed again, the oldest first
 HURRIED = (
-    "import sys; from localai import boundary, lanes, transfer; P, L = transfer.Patience, lanes.Lanes;"
-    "transfer.Patience = lambda: P(tries=3, first_wait_s=0.01, longest_wait_s=0.05, timeout_s=0.5);"
+    "import sys; from localai import boundary, lanes, transfer; P, L = transfer.RetryPolicy, lanes.Lanes;"
+    "transfer.RetryPolicy = lambda: P(tries=3, first_wait_s=0.01, longest_wait_s=0.05, timeout_s=0.5);"
     "transfer.Lanes = lambda: L(segment_bytes=200_000, trial_s=0, gain=0, least_s=0, enough_bps=1e18)"
     " if sys.argv[1] == 'several' else L();"
     "sys.exit(boundary.run(['pull', *sys.argv[2:]]))"

@@ -78,7 +78,7 @@ def path_of(claim: Claim) -> Path:
 
 
 def stake(repo: str, commit: str, revision: str | None, files: Sequence[RemoteFile]) -> Claim:
-    """Claim what a pull of these files is about to bring, before its first byte. The repository's gate is held.
+    """Claim what a pull of these files is about to bring, before its first byte. The lock of the repository is held.
 
     Raises DoesNotFit or LocalaiError for what the disk refuses.
     """
@@ -174,7 +174,7 @@ def _matching(pattern: re.Pattern[str], text: Any) -> str:
 
 
 def settle(claim: Claim) -> None:
-    """Forget a claim of which nothing is on the disk any more. The repository's gate is held. Never fails."""
+    """Forget a claim of which nothing is on the disk any more. The lock of the repository is held. Never fails."""
     kept = _read(path_of(claim))
     if kept is not None and kept.is_void():
         with suppress(OSError):
@@ -192,5 +192,5 @@ def if_idle(claim: Claim, make: bool = True) -> Iterator[bool]:
         return
     names = [hub_cache.lock_in(claim.folder, sha256) for sha256 in sorted(claim.blobs)]
     with ExitStack() as stack:
-        idle = stack.enter_context(locks.if_free(hub_cache.gate(claim.folder), make))
+        idle = stack.enter_context(locks.if_free(hub_cache.repository_lock(claim.folder), make))
         yield idle and all(stack.enter_context(locks.if_free(each, make=False)) for each in names)

@@ -28,7 +28,7 @@ def folder_of(path: Path) -> Path | None:
     return None
 
 
-def gate(folder: Path) -> Path:
+def repository_lock(folder: Path) -> Path:
     """The lock of a repository's folder, held by what adds pointers to it or takes blobs away."""
     return folder.parent / ".locks" / folder.name / "localai.lock"
 

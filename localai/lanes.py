@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from http.client import HTTPResponse
 
-from localai.source import BROKEN, Interrupted, Line, Pace, Source, reason_of
+from localai.source import BROKEN, Connection, Pace, Retryable, Source, reason_of
 
 _READ_BYTES = 1 << 18
 _LEAST_SEGMENT_BYTES = 1 << 18
@@ -21,7 +21,7 @@ _LEAST_SEGMENT_BYTES = 1 << 18
 NewPace = Callable[[], Pace]
 
 
-class NoRanges(Interrupted):
+class NoRanges(Retryable):
     """The server does not answer ranges as several connections need it: go on with one."""
 
 
@@ -69,15 +69,15 @@ class _Fetch:
         self.asked = position
         self.failure: BaseException | None = None
         self.stopped = False
-        self.lines = [Line(source.timeout_s) for _ in range(lanes.count)]
+        self.connections = [Connection(source.timeout_s) for _ in range(lanes.count)]
 
-    def work(self, line: Line) -> None:
+    def work(self, connection: Connection) -> None:
         """One lane: segment after segment, until there is none left or something fails."""
         try:
             while (segment := self._next()) is not None:
-                self._bring(line, segment)
+                self._bring(connection, segment)
         except BROKEN as error:
-            self._fail(Interrupted(reason_of(error)))
+            self._fail(Retryable(reason_of(error)))
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that writes
             self._fail(error)
 
@@ -91,14 +91,14 @@ class _Fetch:
             self.segments.append(segment)
             return segment
 
-    def _bring(self, line: Line, segment: _Segment) -> None:
-        response = self.source.open(line, segment.start, segment.end, self.etag)
+    def _bring(self, connection: Connection, segment: _Segment) -> None:
+        response = self.source.open(connection, segment.start, segment.end, self.etag)
         self._check(response, segment)
         pace = self.pace()
         left = segment.end - segment.start
         while left:
             if not (chunk := response.read1(min(_READ_BYTES, left))):
-                raise Interrupted(f"the connection ended {left} bytes early")
+                raise Retryable(f"the connection ended {left} bytes early")
             pace.add(len(chunk))
             left -= len(chunk)
             with self.changed:
@@ -151,8 +151,8 @@ class _Fetch:
         with self.changed:
             self.stopped = True
             self.changed.notify_all()
-        for line in self.lines:
-            line.cut()
+        for connection in self.connections:
+            connection.cut()
 
 
 def fetch(
@@ -166,11 +166,12 @@ def fetch(
 ) -> None:
     """Hand the bytes from `position` to the end to `write`, in order, until it says False.
 
-    Raises NoRanges where the server cannot do it, Interrupted for what may pass, and what `Source.open` raises.
+    Raises NoRanges where the server cannot do it, Retryable for what may pass, and what `Source.open` raises.
     """
     shared = _Fetch(source, etag, position, size_bytes, lanes, pace)
     threads = [
-        threading.Thread(target=shared.work, args=(line,), name="localai-lane", daemon=True) for line in shared.lines
+        threading.Thread(target=shared.work, args=(connection,), name="localai-lane", daemon=True)
+        for connection in shared.connections
     ]
     for thread in threads:
         thread.start()
@@ -179,6 +180,6 @@ def fetch(
             pass
     finally:
         shared.stop()
-        for thread, line in zip(threads, shared.lines, strict=True):
+        for thread, connection in zip(threads, shared.connections, strict=True):
             thread.join(source.timeout_s)
-            line.close()
+            connection.close()

@@ -27,7 +27,7 @@ def pack(
     folder: Path,
     progress: Callable[[int], None] = lambda done_bytes: None,
     on_retry: Callable[[str], None] = lambda line: None,
-    patience: transfer.Patience | None = None,
+    retry: transfer.RetryPolicy | None = None,
 ) -> Pinned:
     """Bring the files of a plan into `folder`, from this disk where they are here, else from the Hub; each verified.
 
@@ -42,7 +42,7 @@ def pack(
     for file in pinned.all_files:
         report, target = offset(progress, done), targets[file.name]
         if not _copied(sources.get(file.name), target, file, report):
-            _downloaded(plan, file, target, report, on_retry, patience)
+            _downloaded(plan, file, target, report, on_retry, retry)
         done += file.size_bytes
         progress(done)
     return pinned
@@ -152,12 +152,12 @@ def _downloaded(
     target: Path,
     progress: Callable[[int], None],
     on_retry: Callable[[str], None],
-    patience: transfer.Patience | None,
+    retry: transfer.RetryPolicy | None,
 ) -> None:
     if not plan.repo or not plan.commit:
         raise HashMismatch(f"{file.name} is damaged here", f"localai verify {plan.model} says what to do")
     hub_client.require_online(f"pulling {plan.model}")
-    pulling.download(plan, file.name, file.size_bytes, file.sha256, target, progress, on_retry, patience)
+    pulling.download(plan, file.name, file.size_bytes, file.sha256, target, progress, on_retry, retry)
 
 
 def describe(folder: Path, pinned: Sequence[Pinned]) -> Path:

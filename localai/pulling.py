@@ -206,7 +206,7 @@ def pull(
     plan: PullPlan,
     progress: Callable[[int], None] = lambda done_bytes: None,
     on_retry: Callable[[str], None] = lambda line: None,
-    patience: transfer.Patience | None = None,
+    retry: transfer.RetryPolicy | None = None,
 ) -> InstalledModel:
     """Download what `plan` says, verify every byte, and record the model as installed.
 
@@ -218,16 +218,16 @@ def pull(
         return plan.already_installed
     hub_client.require_online(f"pulling {plan.model}")
     records.prepare()
-    with _gate(plan, on_retry):
+    with _repository_locked(plan, on_retry):
         claim = claims.stake(plan.repo, plan.commit, plan.revision, plan.files)
     model = None
     while model is None:
         done = 0
         for file in plan.files:
-            _fetch(plan, file, offset(progress, done), on_retry, patience)
+            _fetch(plan, file, offset(progress, done), on_retry, retry)
             done += file.size_bytes
             progress(done)
-        with _gate(plan, on_retry):
+        with _repository_locked(plan, on_retry):
             # What another process took away while this one was at the next file is fetched again.
             if all(hub_cache.bytes_at_hand(plan.repo, plan.commit, file) == file.size_bytes for file in plan.files):
                 model = _listed(plan, claim, on_retry)
@@ -238,13 +238,13 @@ def pull(
     return model
 
 
-def _gate(plan: PullPlan, on_retry: Callable[[str], None]) -> AbstractContextManager[Any]:
+def _repository_locked(plan: PullPlan, on_retry: Callable[[str], None]) -> AbstractContextManager[Any]:
     """Held, no other process adds pointers to the repository in the cache or takes blobs away."""
-    gate = hub_cache.gate(hub_cache.repository_folder(plan.repo))
+    lock = hub_cache.repository_lock(hub_cache.repository_folder(plan.repo))
     try:
-        return locks.hold(gate, lambda: on_retry(f"another process is at {plan.repo}; waiting for it"))
+        return locks.hold(lock, lambda: on_retry(f"another process is at {plan.repo}; waiting for it"))
     except OSError as error:
-        raise disk_error(error, gate) from error
+        raise disk_error(error, lock) from error
 
 
 def _listed(plan: PullPlan, claim: claims.Claim, on_retry: Callable[[str], None]) -> InstalledModel:
@@ -275,12 +275,12 @@ def _fetch(
     file: RemoteFile,
     progress: Callable[[int], None],
     on_retry: Callable[[str], None],
-    patience: transfer.Patience | None,
+    retry: transfer.RetryPolicy | None,
 ) -> None:
     assert file.sha256 is not None
     hub_cache.reclaim(plan.repo, plan.commit, file)
     blob = hub_cache.blob_path(plan.repo, file.sha256)
-    download(plan, file.name, file.size_bytes, file.sha256, blob, progress, on_retry, patience)
+    download(plan, file.name, file.size_bytes, file.sha256, blob, progress, on_retry, retry)
 
 
 def download(
@@ -291,7 +291,7 @@ def download(
     destination: Path,
     progress: Callable[[int], None],
     on_retry: Callable[[str], None],
-    patience: transfer.Patience | None,
+    retry: transfer.RetryPolicy | None,
 ) -> None:
     """Bring one file of the plan's repository and commit to `destination`, verified. Raises as `transfer.download`."""
     transfer.download(
@@ -305,7 +305,7 @@ def download(
         on_retry=on_retry,
         on_wait=lambda: on_retry(f"another program is downloading {name}; waiting for it"),
         refusal=lambda status, headers: hub_errors.refusal(plan.repo, status, headers),
-        patience=patience,
+        retry=retry,
     )
 
 

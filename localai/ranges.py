@@ -19,7 +19,7 @@ from localai import gguf, gguf_reader, hub_client, hub_errors, settings
 from localai.domain.files import RemoteFile
 from localai.domain.units import MIB
 from localai.errors import EngineError, LocalaiError, NetworkError
-from localai.source import BROKEN, Interrupted, Line, Pace, Source, reason_of
+from localai.source import BROKEN, Connection, Pace, Retryable, Source, reason_of
 
 # Bytes asked for at once: what a vocabulary takes is not known beforehand, and what is fetched beyond it is lost.
 # Headers of 150,000 tokens have 6 MB (3 requests, 7 MiB), of 260,000 up to 16.
@@ -94,7 +94,7 @@ class HubFile:
         self.prefix = bytearray()
         self._windows = windows
         self._requests = 0
-        self._line = Line(_TIMEOUT_S)
+        self._connection = Connection(_TIMEOUT_S)
         self._source = Source(
             hub_client.file_url(repo, commit, file.name),
             hub_client.auth_headers(),
@@ -106,7 +106,7 @@ class HubFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._line.close()
+        self._connection.close()
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset`, fetched where they are not here yet."""
@@ -126,11 +126,11 @@ class HubFile:
             try:
                 self._take(end)
                 return
-            except Interrupted as error:
+            except Retryable as error:
                 failure, wait_s = str(error), wait_s if error.retry_after_s is None else error.retry_after_s
             except BROKEN as error:
                 failure = reason_of(error)
-            self._line.close()
+            self._connection.close()
             if tried < _TRIES and wait_s <= _LONGEST_WAIT_S:
                 time.sleep(wait_s)
             else:
@@ -139,31 +139,31 @@ class HubFile:
 
     def _take(self, end: int) -> None:
         start, pace = len(self.prefix), Pace(_TIMEOUT_S, _LEAST_BYTES)
-        response = self._source.open(self._line, start, end)
+        response = self._source.open(self._connection, start, end)
         skip = self._checked(response, start)
         while len(self.prefix) < end:
             chunk = response.read1(min(end - len(self.prefix) + skip, gguf_reader.CHUNK))
             if not chunk:
-                raise Interrupted(f"the connection ended after {len(self.prefix)} bytes")
+                raise Retryable(f"the connection ended after {len(self.prefix)} bytes")
             pace.add(len(chunk))
             self.prefix += chunk[skip:]
             skip = max(0, skip - len(chunk))
         if response.status == 200:
-            self._line.close()  # the rest of the file is behind it
+            self._connection.close()  # the rest of the file is behind it
         else:
             response.read(0)  # lets go of the connection, for the next request
 
     def _checked(self, response: http.client.HTTPResponse, start: int) -> int:
         """How many bytes come before those asked for: a server without ranges begins at the beginning."""
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise Interrupted("the server sent compressed bytes that were not asked for")
+            raise Retryable("the server sent compressed bytes that were not asked for")
         if response.status == 200:
             return start
         said = re.fullmatch(
             r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)", response.headers.get("Content-Range", "").strip()
         )
         if response.status != 206 or said is None or int(said[1]) != start or said[2] not in {str(self.size), "*"}:
-            raise Interrupted("the server sent another range than the one asked for")
+            raise Retryable("the server sent another range than the one asked for")
         return 0
 
 

@@ -12,7 +12,7 @@ from localai.domain.files import InstalledFile, InstalledModel
 from localai.errors import LocalaiError, UsageError
 from localai.partial import disk_error
 
-_PATIENCE_SECONDS = 10.0  # with a pull that is about to list a model; it waits for the Hub
+_LOCK_TIMEOUT_S = 10.0  # with a pull that is about to list a model; it waits for the Hub
 
 
 def remove(model: InstalledModel) -> int:
@@ -64,7 +64,7 @@ def _undisturbed(model: InstalledModel) -> Iterator[None]:
         yield
         return
     try:
-        held = locks.hold(hub_cache.gate(folder), patience_s=_PATIENCE_SECONDS)
+        held = locks.hold(hub_cache.repository_lock(folder), timeout_s=_LOCK_TIMEOUT_S)
     except TimeoutError as error:
         raise LocalaiError(f"another process is pulling from {model.repo}", "try again when it is done") from error
     except OSError as error:

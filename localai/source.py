@@ -29,8 +29,8 @@ Refusal = Callable[[int, Mapping[str, str]], LocalaiError]
 BROKEN = (http.client.HTTPException, OSError, UnicodeError)
 
 
-class Interrupted(Exception):
-    """This attempt failed in a way that the next may not; `retry_after_s` is the server's wish."""
+class Retryable(Exception):
+    """An attempt failed in a way that the next may not; `retry_after_s` is the server's wish."""
 
     def __init__(self, reason: str, retry_after_s: float | None = None) -> None:
         super().__init__(reason)
@@ -52,7 +52,7 @@ class Pace:
             raise TimeoutError
 
 
-class Line:
+class Connection:
     """One connection, kept for the next request to the same origin; the environment's proxies are honoured."""
 
     def __init__(self, timeout_s: float) -> None:
@@ -62,7 +62,7 @@ class Line:
         self._prefix = ""  # what a plain proxy wants before the path
         self._headers: dict[str, str] = {}
 
-    def __enter__(self) -> Line:
+    def __enter__(self) -> Connection:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -171,10 +171,12 @@ class Source:
         """The file's name, for messages."""
         return urllib.parse.unquote(urllib.parse.urlsplit(self.url).path.rsplit("/", 1)[-1])
 
-    def open(self, line: Line, start: int, end: int | None = None, etag: str | None = None) -> http.client.HTTPResponse:
+    def open(
+        self, connection: Connection, start: int, end: int | None = None, etag: str | None = None
+    ) -> http.client.HTTPResponse:
         """The response (200, 206 or 416) for the bytes from `start` up to `end`, at the end of at most 5 redirects.
 
-        With an `end` the address that an earlier call was led to is asked first. Raises Interrupted or what is in
+        With an `end` the address that an earlier call was led to is asked first. Raises Retryable or what is in
         BROKEN for what may pass, NetworkError for a redirect that is refused, `refusal`'s error else.
         """
         wanted = {"User-Agent": "localai", "Accept-Encoding": "identity"}
@@ -183,22 +185,22 @@ class Source:
             if etag is not None:
                 wanted["If-Range"] = etag
         if end is not None and (direct := self._direct) is not None:
-            response = line.get(direct, {**wanted, **self._secret(direct)})
+            response = connection.get(direct, {**wanted, **self._secret(direct)})
             if response.status == 206:
                 return response
-            line.close()
+            connection.close()
             self._direct = None  # a signed address expires
-        return self._follow(line, wanted)
+        return self._follow(connection, wanted)
 
-    def _follow(self, line: Line, wanted: Mapping[str, str]) -> http.client.HTTPResponse:
+    def _follow(self, connection: Connection, wanted: Mapping[str, str]) -> http.client.HTTPResponse:
         url = self.url
         for _ in range(MAX_REDIRECTS + 1):
-            response = line.get(url, {**wanted, **self._secret(url)})
+            response = connection.get(url, {**wanted, **self._secret(url)})
             if response.status not in _REDIRECTS:
-                checked = self._checked(line, response, url)
+                checked = self._checked(connection, response, url)
                 self._direct = url
                 return checked
-            line.close()  # its body is not worth reading
+            connection.close()  # its body is not worth reading
             url = self.redirected(url, response.headers.get("Location"))
         raise NetworkError(
             f"{self.name}: redirected more than {MAX_REDIRECTS} times", "check HF_ENDPOINT, or try again later"
@@ -215,15 +217,17 @@ class Source:
         # Hubs send paths as they are; only what a request line cannot carry is escaped.
         return urllib.parse.quote(parts._replace(fragment="").geturl(), safe="%/:?=&+,;@!$'()*~#[]")
 
-    def _checked(self, line: Line, response: http.client.HTTPResponse, url: str) -> http.client.HTTPResponse:
+    def _checked(
+        self, connection: Connection, response: http.client.HTTPResponse, url: str
+    ) -> http.client.HTTPResponse:
         status = response.status
         if status in {200, 206, 416}:
             return response
-        line.close()
+        connection.close()
         if status in {408, 425, 429} or status >= 500:
-            raise Interrupted(f"the server answered {status}", _retry_after_s(response.headers.get("Retry-After")))
+            raise Retryable(f"the server answered {status}", _retry_after_s(response.headers.get("Retry-After")))
         if origin(url) != origin(self.url):  # a signed address that has expired: the next attempt gets a fresh one
-            raise Interrupted(f"the storage server answered {status}")
+            raise Retryable(f"the storage server answered {status}")
         raise self._refusal(status, {name.lower(): value for name, value in response.headers.items()})
 
 

@@ -13,13 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from localai import lanes as parallel
 from localai import locks
 from localai import source as http_source
 from localai.errors import HashMismatch, NetworkError
-from localai.lanes import Lanes, NoRanges
+from localai.lanes import Lanes, NoRanges, fetch
 from localai.partial import PartialFile, disk_error, sha256_of
-from localai.source import BROKEN, Interrupted, Line, Pace, Refusal, Source, reason_of, receive
+from localai.source import BROKEN, Connection, Pace, Refusal, Retryable, Source, reason_of, receive
 
 _REPORT_SECONDS = 0.1
 _GAIN_BYTES = 1 << 20  # an attempt that got this much further earns a fresh count of tries, so the tries stay bounded
@@ -29,7 +28,7 @@ _PULL_AGAIN = "pull again; it goes on from what is there"
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """How long to go on: tries without getting further; back-off and time-outs in seconds."""
 
     tries: int = 6
@@ -61,7 +60,7 @@ def download(
     on_retry: Callable[[str], None] = lambda reason: None,
     on_wait: Callable[[], None] = lambda: None,
     refusal: Refusal | None = None,
-    patience: Patience | None = None,
+    retry: RetryPolicy | None = None,
     lanes: Lanes | None = None,
 ) -> None:
     """Bring `destination` to hold the `size_bytes` bytes with this SHA-256, going on from what is there.
@@ -72,7 +71,7 @@ def download(
     Raises HashMismatch, NetworkError, AccessDenied, NotFound (or what `refusal` makes of a status), DoesNotFit when
     the disk is full, LocalaiError when it may not be written.
     """
-    patience = patience or Patience()
+    retry = retry or RetryPolicy()
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         held = locks.hold(lock, on_wait)
@@ -81,10 +80,10 @@ def download(
     with held:
         if _is_there(destination, size_bytes, sha256, progress, on_retry):
             return
-        source = Source(url, headers or {}, patience.timeout_s, refusal or http_source.refusal)
+        source = Source(url, headers or {}, retry.timeout_s, refusal or http_source.refusal)
         with PartialFile(destination) as partial:
             resumed = partial.resume(size_bytes, progress)
-            transfer = _Transfer(source, partial, size_bytes, progress, on_retry, patience, lanes or Lanes())
+            transfer = _Transfer(source, partial, size_bytes, progress, on_retry, retry, lanes or Lanes())
             transfer.run()
             if resumed and partial.sha256() != sha256:
                 on_retry("what an earlier download left is damaged; fetching the file anew")
@@ -123,7 +122,7 @@ class _Transfer:
     size_bytes: int
     progress: Callable[[int], None]
     on_retry: Callable[[str], None]
-    patience: Patience
+    retry: RetryPolicy
     lanes: Lanes
     single_bps: float | None = None  # of one connection, once measured; several are tried from then on
     trials: int = 0  # of several connections; no more of them after `Lanes.failures`
@@ -136,47 +135,47 @@ class _Transfer:
         while self.partial.position < self.size_bytes:
             try:
                 self._attempt()
-            except Interrupted as error:
+            except Retryable as error:
                 if self.partial.position >= best + _GAIN_BYTES:
                     tried, best = 0, self.partial.position
                 tried += 1
                 self._pause(error, tried)
         self.progress(self.partial.position)
 
-    def _pause(self, error: Interrupted, tried: int) -> None:
-        wait_s = self.patience.wait_s(tried, error.retry_after_s)
-        if tried >= self.patience.tries:
+    def _pause(self, error: Retryable, tried: int) -> None:
+        wait_s = self.retry.wait_s(tried, error.retry_after_s)
+        if tried >= self.retry.tries:
             raise NetworkError(f"{self.source.name}: {error} ({tried} tries)", _PULL_AGAIN) from error
-        if (error.retry_after_s or 0) > self.patience.longest_retry_after_s:
+        if (error.retry_after_s or 0) > self.retry.longest_retry_after_s:
             raise NetworkError(
                 f"{self.source.name}: {error}; the server asks to wait {wait_s:.0f} s",
                 f"wait that long, then {_PULL_AGAIN}",
             ) from error
-        self.on_retry(f"{error}; trying again in {wait_s:.1f} s ({tried + 1} of {self.patience.tries})")
+        self.on_retry(f"{error}; trying again in {wait_s:.1f} s ({tried + 1} of {self.retry.tries})")
         time.sleep(wait_s)
 
     def _attempt(self) -> None:
-        """One connection, or several: what they bring is kept. Raises Interrupted when bytes are missing after it."""
+        """One connection, or several: what they bring is kept. Raises Retryable when bytes are missing after it."""
         if self.single_bps is not None and self.partial.etag is not None:
             self._by_several(self.partial.etag, self.single_bps)
             return
         end = self.partial.position + LARGEST_REQUEST_BYTES
         try:
-            with Line(self.source.timeout_s) as line:
+            with Connection(self.source.timeout_s) as connection:
                 part = end if end < self.size_bytes else None
-                response = self.source.open(line, self.partial.position, part, self.partial.etag)
+                response = self.source.open(connection, self.partial.position, part, self.partial.etag)
                 self._accept(response)
                 if not self._stream(response):
                     return
         except BROKEN as error:
-            raise Interrupted(reason_of(error)) from error
+            raise Retryable(reason_of(error)) from error
         self.progress(self.partial.position)
         if self.partial.position < min(end, self.size_bytes):
-            raise Interrupted(f"the connection ended after {self.partial.position} of {self.size_bytes} bytes")
+            raise Retryable(f"the connection ended after {self.partial.position} of {self.size_bytes} bytes")
 
     def _stream(self, response: http.client.HTTPResponse) -> bool:
         """Take the body to its end; False where it was left early because several connections are worth a trial."""
-        pace, measured = self.patience.pace(), _Rate(self.lanes.trial_s)
+        pace, measured = self.retry.pace(), _Rate(self.lanes.trial_s)
         while count := receive(response, space := self.partial.space()):
             pace.add(count)
             if self.partial.position + count > self.size_bytes:
@@ -215,10 +214,10 @@ class _Transfer:
         position = self.partial.position
         try:
             lanes = self.lanes.for_rate(single_bps)
-            parallel.fetch(self.source, etag, position, self.size_bytes, lanes, self.patience.pace, write)
+            fetch(self.source, etag, position, self.size_bytes, lanes, self.retry.pace, write)
         except NoRanges:
             self.trials = self.lanes.failures
-        except Interrupted as error:
+        except Retryable as error:
             if error.retry_after_s is not None:  # the server is busy: no more of several connections
                 self.trials = self.lanes.failures
             raise
@@ -238,7 +237,7 @@ class _Transfer:
         if response.status == 416:
             raise self._doubted("the server does not have the range that is missing")
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise Interrupted("the server sent compressed bytes that were not asked for")
+            raise Retryable("the server sent compressed bytes that were not asked for")
         if response.status == 206:
             said = re.fullmatch(
                 r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", response.headers.get("Content-Range", "").strip()
@@ -252,16 +251,16 @@ class _Transfer:
             return
         length = response.headers.get("Content-Length", "")
         if length.isdecimal() and int(length) != self.size_bytes:
-            raise Interrupted(f"the server announces {int(length)} bytes where the Hub said {self.size_bytes}")
+            raise Retryable(f"the server announces {int(length)} bytes where the Hub said {self.size_bytes}")
         self.partial.restart(response.headers.get("ETag"))
 
-    def _doubted(self, reason: str) -> Interrupted:
+    def _doubted(self, reason: str) -> Retryable:
         """What to raise for an answer that does not go with the bytes here; these go only where it is given again."""
         self.doubts += 1
         if self.doubts > 1:
             self.doubts = 0
             self.partial.restart(None)
-        return Interrupted(reason)
+        return Retryable(reason)
 
 
 class _Rate:

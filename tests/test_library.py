@@ -23,12 +23,12 @@ from localai.domain.files import InstalledFile, InstalledModel
 from localai.domain.machine import Bandwidth, Cpu, Disk, EngineInfo, Machine, SystemMemory
 from localai.domain.units import GIB
 from localai.errors import AccessDenied, DoesNotFit, HashMismatch, LocalaiError, NetworkError, NotFound, UsageError
-from localai.transfer import Patience
+from localai.transfer import RetryPolicy
 
 REPO = "Qwen/Qwen3-0.6B-GGUF"
 NAME = "Qwen3-0.6B-Q8_0.gguf"
 CONTENT = b"GGUF" + random.Random(1).randbytes(2_000_000)
-QUICK = Patience(tries=2, first_wait_s=0, longest_wait_s=0, timeout_s=5)
+QUICK = RetryPolicy(tries=2, first_wait_s=0, longest_wait_s=0, timeout_s=5)
 
 
 def machine(ram_gib: float = 16) -> Machine:
@@ -52,7 +52,7 @@ def no_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pull(text: str) -> InstalledModel:
-    return pulling.pull(pulling.plan_pull(text, machine()), patience=QUICK)
+    return pulling.pull(pulling.plan_pull(text, machine()), retry=QUICK)
 
 
 def install(model: str, quantization: str = "Q4_K_M", size: int = 10, repo: str | None = None) -> InstalledModel:

@@ -70,7 +70,7 @@ def other_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def pull(text: str = REPO) -> InstalledModel:
-    return pulling.pull(pulling.plan_pull(text, machine()), patience=QUICK)
+    return pulling.pull(pulling.plan_pull(text, machine()), retry=QUICK)
 
 
 def manifest(**changes: Any) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def test_what_is_exported_is_pulled_byte_for_byte(hub: HubOnLoopback, tmp_path: 
     other_machine()
     hub.add(REPO, {NAME: CONTENT, "mmproj-F16.gguf": projector_bytes(), "new-Q8_0.gguf": b"new"})
     plan = manifests.plan_pull(pinned[0], machine())
-    again = pulling.pull(plan, patience=QUICK)
+    again = pulling.pull(plan, retry=QUICK)
     assert [file.sha256 for file in again.all_files] == [file.sha256 for file in model.all_files]
     assert (again.commit, again.revision) == (COMMIT, COMMIT)
     assert not updating.is_updatable(again)
@@ -198,7 +198,7 @@ def test_the_commands(cli: Cli, hub: HubOnLoopback, tmp_path: Path, other_machin
 
 
 def pack(text: str, folder: Path) -> manifests.Pinned:
-    pinned = packing.pack(pulling.plan_pull(text, machine(), disk=folder), folder, patience=QUICK)
+    pinned = packing.pack(pulling.plan_pull(text, machine(), disk=folder), folder, retry=QUICK)
     packing.describe(folder, [pinned])
     return pinned
 

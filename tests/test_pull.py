@@ -39,7 +39,7 @@ CONTENT = b"GGUF" + random.Random(3).randbytes(1_500_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 NEWER = b"GGUF" + random.Random(4).randbytes(1_200_000)
 NEW_COMMIT = "beef" * 10
-QUICK = transfer.Patience(tries=3, first_wait_s=0, longest_wait_s=0, timeout_s=10)
+QUICK = transfer.RetryPolicy(tries=3, first_wait_s=0, longest_wait_s=0, timeout_s=10)
 HASTY = replace(QUICK, timeout_s=0.4)  # for servers that stall; on a busy machine others may seem to
 MIDDLE = len(CONTENT) // 2
 
@@ -78,7 +78,7 @@ Pull = Callable[..., Result]
 @pytest.fixture
 def pull(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Pull:
     """The command in this process, with little patience; a terminal it never has."""
-    monkeypatch.setattr(transfer, "Patience", lambda: QUICK)
+    monkeypatch.setattr(transfer, "RetryPolicy", lambda: QUICK)
     machine = hardware.detect(engine=False)
     monkeypatch.setattr(hardware, "detect", lambda **_: machine)
 
@@ -111,7 +111,7 @@ def test_an_interruption_is_told_in_one_line_and_overcome(
     hub: HubOnLoopback, pull: Pull, what: str, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if what == "hang_at":
-        monkeypatch.setattr(transfer, "Patience", lambda: HASTY)
+        monkeypatch.setattr(transfer, "RetryPolicy", lambda: HASTY)
     hub.fault(**{what: at})
     result = pull()
     assert result.code == 0
@@ -129,7 +129,7 @@ def test_what_lasts_ends_the_pull_and_the_next_one_goes_on(
 ) -> None:
     with monkeypatch.context() as patch:
         if what == "hang_at":
-            patch.setattr(transfer, "Patience", lambda: HASTY)
+            patch.setattr(transfer, "RetryPolicy", lambda: HASTY)
         hub.fault(**{what: at}, times=99)
         result = pull()
     assert result.code == 5

@@ -20,11 +20,11 @@ from waiting import wait_for
 
 from localai import locks, partial, source, transfer
 from localai.errors import AccessDenied, DoesNotFit, HashMismatch, LocalaiError, NetworkError, NotFound
-from localai.transfer import Patience, download
+from localai.transfer import RetryPolicy, download
 
 CONTENT = random.Random(7).randbytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-QUICK = Patience(tries=4, first_wait_s=0.0, longest_wait_s=0.0, timeout_s=5)
+QUICK = RetryPolicy(tries=4, first_wait_s=0.0, longest_wait_s=0.0, timeout_s=5)
 NAME = "m-Q4_0.gguf"
 
 
@@ -61,7 +61,7 @@ def get(blob: Path) -> Get:
             "sha256": SHA256,
             "lock": blob.parent / "lock",
             "on_retry": said.append,
-            "patience": QUICK,
+            "retry": QUICK,
         }
         url = options.pop("url", f"{hub.url}/a/b/resolve/main/{NAME}")
         download(url, blob, **{**settings, **options})
@@ -109,7 +109,7 @@ def test_a_reset_connection_is_taken_up(hub: HubOnLoopback, get: Get, blob: Path
 def test_the_hash_covers_the_bytes_of_an_earlier_process(hub: HubOnLoopback, get: Get, blob: Path) -> None:
     hub.fault(drop_at=1_000_000)
     with pytest.raises(NetworkError):
-        get(hub, patience=Patience(tries=1))
+        get(hub, retry=RetryPolicy(tries=1))
     assert not blob.exists()
     told: list[int] = []
     get(hub, progress=told.append)
@@ -134,7 +134,7 @@ def test_a_flipped_bit_is_detected_and_mended(hub: HubOnLoopback, get: Get, blob
 def test_a_changed_etag_starts_over(hub: HubOnLoopback, get: Get, blob: Path) -> None:
     hub.fault(drop_at=1_000_000)
     with pytest.raises(NetworkError):
-        get(hub, patience=Patience(tries=1))
+        get(hub, retry=RetryPolicy(tries=1))
     hub.repos["a/b"].etags[NAME] = '"another"'
     get(hub)
     assert is_right(blob)
@@ -206,7 +206,7 @@ def test_more_bytes_than_announced(hub: HubOnLoopback, get: Get, blob: Path) -> 
 
 def test_a_server_that_stalls(hub: HubOnLoopback, get: Get, blob: Path) -> None:
     hub.fault(hang_at=1_000_000)
-    said = get(hub, patience=Patience(tries=2, first_wait_s=0, longest_wait_s=0, timeout_s=0.3))
+    said = get(hub, retry=RetryPolicy(tries=2, first_wait_s=0, longest_wait_s=0, timeout_s=0.3))
     assert "next to nothing for too long" in said[0]
     assert is_right(blob)
 
@@ -233,10 +233,10 @@ def test_the_wait_is_the_servers_but_bounded(hub: HubOnLoopback, get: Get, blob:
 
 
 def test_waits_grow_and_stay_bounded() -> None:
-    patience = Patience()
+    policy = RetryPolicy()
     for tried in range(1, 40):
         shortest = min(30, 0.5 * 2 ** (tried - 1)) * 0.5
-        assert shortest <= patience.wait_s(tried, None) <= 45
+        assert shortest <= policy.wait_s(tried, None) <= 45
 
 
 def test_tries_are_bounded_but_getting_further_counts(hub: HubOnLoopback, get: Get, blob: Path) -> None:
@@ -263,7 +263,7 @@ def test_a_refusal_is_not_tried_again(hub: HubOnLoopback, get: Get, status: int,
 
 def test_no_server(get: Get, hub: HubOnLoopback) -> None:
     with pytest.raises(NetworkError, match="no connection"):
-        get(hub, url=f"http://127.0.0.1:9/a/b/resolve/main/{NAME}", patience=Patience(tries=2, first_wait_s=0))
+        get(hub, url=f"http://127.0.0.1:9/a/b/resolve/main/{NAME}", retry=RetryPolicy(tries=2, first_wait_s=0))
 
 
 @pytest.mark.parametrize("at", [None, 0, 1, 999_999, 1_000_000, 1_500_000, len(CONTENT) - 1])
@@ -289,7 +289,7 @@ def test_another_file_between_two_parts(
     monkeypatch.setattr(transfer, "LARGEST_REQUEST_BYTES", 1_000_000)
     hub.fault(drop_at=1_500_000, only_after=1_000_000)
     with pytest.raises(NetworkError):
-        get(hub, patience=Patience(tries=1))
+        get(hub, retry=RetryPolicy(tries=1))
     hub.repos["a/b"].etags[NAME] = '"another"'
     get(hub)
     assert is_right(blob)
@@ -462,7 +462,7 @@ def test_a_disk_without_locks(
     monkeypatch.setattr(fcntl, "flock", refuse)
     with locks.hold(blob.parent / "other"):
         with pytest.raises(TimeoutError):
-            locks.hold(blob.parent / "other", patience_s=0)
+            locks.hold(blob.parent / "other", timeout_s=0)
         with locks.if_free(blob.parent / "other") as free:
             assert not free
     get(hub)

@@ -21,13 +21,13 @@ from hypothesis import strategies as st
 from localai import partial, transfer
 from localai.errors import DoesNotFit, HashMismatch, NetworkError
 from localai.lanes import Lanes
-from localai.source import MAX_REDIRECTS, Line, Source, origin, refusal
-from localai.transfer import Patience, download
+from localai.source import MAX_REDIRECTS, Connection, Source, origin, refusal
+from localai.transfer import RetryPolicy, download
 
 CONTENT = random.Random(9).randbytes(2_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 NAME = "m-Q4_0.gguf"
-QUICK = Patience(tries=3, first_wait_s=0, longest_wait_s=0, timeout_s=10)
+QUICK = RetryPolicy(tries=3, first_wait_s=0, longest_wait_s=0, timeout_s=10)
 HASTY = replace(QUICK, timeout_s=0.5)  # for servers that stall or drip
 # Several connections at once and for good, whatever is measured.
 FORCED = Lanes(count=4, segment_bytes=100_000, ahead=6, trial_s=0, gain=0, enough_bps=1e18, least_s=0)
@@ -53,7 +53,7 @@ def get(blob: Path) -> Get:
     def run(hub: HubOnLoopback, **options: Any) -> list[str]:
         said: list[str] = []
         url = f"{hub.url}/a/b/resolve/main/{NAME}"
-        given = {"size_bytes": len(CONTENT), "sha256": SHA256, "lock": blob.parent / "lock", "patience": QUICK}
+        given = {"size_bytes": len(CONTENT), "sha256": SHA256, "lock": blob.parent / "lock", "retry": QUICK}
         download(url, blob, **{**given, "on_retry": said.append, **options})
         return said
 
@@ -73,7 +73,7 @@ class Answer:
         self.headers = {} if location is None else {"Location": location}
 
 
-class ScriptedLine(Line):
+class ScriptedConnection(Connection):
     """Answers from a script, and notes what was asked with which headers."""
 
     def __init__(self, *answers: Answer) -> None:
@@ -94,15 +94,15 @@ def source(url: str = "https://hub.example/a") -> Source:
 
 
 def test_the_token_goes_to_its_own_origin_only() -> None:
-    line = ScriptedLine(
+    connection = ScriptedConnection(
         Answer(302, "/b"),
         Answer(307, "https://cdn.example/x"),
         Answer(302, "https://hub.example:444/y"),
         Answer(302, "https://HUB.example:443/z"),
         Answer(200),
     )
-    source().open(line, 0)
-    sent = [(url, "Authorization" in headers) for url, headers in line.asked]
+    source().open(connection, 0)
+    sent = [(url, "Authorization" in headers) for url, headers in connection.asked]
     assert sent == [
         ("https://hub.example/a", True),
         ("https://hub.example/b", True),
@@ -127,20 +127,20 @@ def test_the_token_goes_to_its_own_origin_only() -> None:
     ],
 )
 def test_an_unsafe_redirect_is_not_followed(location: str) -> None:
-    line = ScriptedLine(Answer(302, location), Answer(200))
+    connection = ScriptedConnection(Answer(302, location), Answer(200))
     with pytest.raises(NetworkError, match="not safe"):
-        source().open(line, 0)
-    assert len(line.asked) == 1
+        source().open(connection, 0)
+    assert len(connection.asked) == 1
 
 
 @pytest.mark.parametrize("hops", range(MAX_REDIRECTS + 3))
 def test_at_most_five_redirects(hops: int) -> None:
-    line = ScriptedLine(*[Answer(302, f"/{hop}") for hop in range(hops)], Answer(200))
+    connection = ScriptedConnection(*[Answer(302, f"/{hop}") for hop in range(hops)], Answer(200))
     if hops <= MAX_REDIRECTS:
-        assert source().open(line, 0).status == 200
+        assert source().open(connection, 0).status == 200
     else:
         with pytest.raises(NetworkError, match="more than 5"):
-            source().open(line, 0)
+            source().open(connection, 0)
 
 
 @given(st.text(max_size=60))
@@ -181,8 +181,8 @@ def test_a_plain_proxy_gets_the_whole_address_and_its_own_password(monkeypatch: 
     port, heard, thread = a_proxy(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
     monkeypatch.setenv("http_proxy", f"http://me:p%40ss@127.0.0.1:{port}")
     monkeypatch.setenv("no_proxy", "other.example")
-    with Line(5) as line:
-        assert line.get("http://hub.example/a?b=1", {"X": "y"}).read() == b"hi"
+    with Connection(5) as connection:
+        assert connection.get("http://hub.example/a?b=1", {"X": "y"}).read() == b"hi"
     thread.join()
     head = heard[0].decode()
     assert head.startswith("GET http://hub.example/a?b=1 HTTP/1.1\r\nHost: hub.example\r\n")
@@ -192,8 +192,8 @@ def test_a_plain_proxy_gets_the_whole_address_and_its_own_password(monkeypatch: 
 def test_https_goes_through_a_tunnel(monkeypatch: pytest.MonkeyPatch) -> None:
     port, heard, thread = a_proxy(b"HTTP/1.1 403 No\r\n\r\n")
     monkeypatch.setenv("https_proxy", f"127.0.0.1:{port}")
-    with Line(5) as line, pytest.raises(OSError, match="403"):
-        line.get("https://hub.example/a", TOKEN)
+    with Connection(5) as connection, pytest.raises(OSError, match="403"):
+        connection.get("https://hub.example/a", TOKEN)
     thread.join()
     assert heard[0].startswith(b"CONNECT hub.example:443 ")
     assert b"secret" not in heard[0]
@@ -216,14 +216,14 @@ def test_a_server_that_drips_is_cut_off(hub: HubOnLoopback, get: Get, blob: Path
     if at:
         hub.fault(drop_at=at)
     hub.fault(drip=10_000)
-    said = get(hub, patience=HASTY)
+    said = get(hub, retry=HASTY)
     assert "next to nothing" in said[-1]
     assert is_right(blob)
 
 
 def test_a_head_that_drips_is_cut_off(hub: HubOnLoopback, get: Get, blob: Path) -> None:
     hub.fault(drip_head=True)
-    assert "next to nothing" in get(hub, patience=HASTY)[0]
+    assert "next to nothing" in get(hub, retry=HASTY)[0]
     assert is_right(blob)
 
 
@@ -282,7 +282,7 @@ def test_several_connections_to_a_server_that_misbehaves(
         hub.add("a/b", {NAME: CONTENT})
         hub.fault(**fault, only_after=after)
         stalls = {"hang_at", "drip", "drip_head", "announce"} & set(fault)
-        get(hub, lanes=FORCED, patience=HASTY if stalls else QUICK)
+        get(hub, lanes=FORCED, retry=HASTY if stalls else QUICK)
         assert is_right(blob)
         assert all(seen.authorization is None for seen in hub.downloads())
 
@@ -383,10 +383,10 @@ def test_without_a_strong_etag_there_is_one_connection(hub: HubOnLoopback, get: 
 
 def test_a_connection_that_the_server_closed_is_made_anew(hub: HubOnLoopback) -> None:
     url = f"{hub.url}/a/b/resolve/main/{NAME}"
-    with Line(5) as line:
-        line.get(url, {}).read()
-        line.cut()
-        assert line.get(url, {"Range": "bytes=0-9"}).read() == CONTENT[:10]
+    with Connection(5) as connection:
+        connection.get(url, {}).read()
+        connection.cut()
+        assert connection.get(url, {"Range": "bytes=0-9"}).read() == CONTENT[:10]
 
 
 # -------------------------------------------------------------------------------------------------- after a crash
@@ -395,7 +395,7 @@ def test_a_connection_that_the_server_closed_is_made_anew(hub: HubOnLoopback) ->
 def leave(hub: HubOnLoopback, get: Get, at: int) -> None:
     hub.fault(drop_at=at)
     with pytest.raises(NetworkError):
-        get(hub, patience=Patience(tries=1))
+        get(hub, retry=RetryPolicy(tries=1))
 
 
 def test_after_a_restart_only_what_was_synced_is_believed(
@@ -438,10 +438,10 @@ def test_the_machines_start_has_a_name() -> None:
 
 def test_a_reply_that_is_no_http() -> None:
     port, _, thread = a_proxy(b"SSH-2.0\r\n\r\n")
-    with Line(5) as line, pytest.raises(http.client.BadStatusLine):
-        line.get(f"http://127.0.0.1:{port}/", {})
+    with Connection(5) as connection, pytest.raises(http.client.BadStatusLine):
+        connection.get(f"http://127.0.0.1:{port}/", {})
     thread.join()
 
 
 def test_patience_is_long_enough_for_a_slow_line() -> None:
-    assert transfer.Patience().least_bytes / transfer.Patience().timeout_s < 1000  # bytes per second
+    assert transfer.RetryPolicy().least_bytes / transfer.RetryPolicy().timeout_s < 1000  # bytes per second
