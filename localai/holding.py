@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from time import monotonic, time
 
 from localai import embeddings, library, loading, recording
-from localai.alone import Alone
 from localai.domain.engine import BatchEngine
 from localai.domain.plan import Plan
 from localai.engine.embedding import Embedder
 from localai.errors import DoesNotFit, EngineClosed, NotFound
 from localai.loading import Wishes
+from localai.serial_engine import SerialEngine
 
 KEEP_ALIVE_S = 300.0  # unused so long, a model is let go
 MOST_AT_ONCE = 8  # answers that a model is planned for where nobody said how many
@@ -217,7 +217,7 @@ class Holder:
         if alone:
             loading.refuse_blind(prepared)  # a projector that llama.cpp crashes over must not end the server
             single = loading.load(prepared, cancelled=self._is_closed)
-            engine, note = Alone(single.engine), single.note
+            engine, note = SerialEngine(single.engine), single.note
         else:
             batch = loading.load_batch(prepared, cancelled=self._is_closed)
             engine, note = recording.Recorded(batch.engine, prepared, "serve"), batch.note

@@ -13,14 +13,14 @@ import pytest
 from fake_engine import FakeBatchEngine, FakeEngine
 from real_model import plan
 
-from localai import alone, library, loading
-from localai.alone import Alone
+from localai import library, loading, serial_engine
 from localai.domain.embedding import Embedding
 from localai.domain.engine import Delivery
 from localai.domain.generation import AnswerEnd, Event, GenerationRequest, Message, PromptProgress, TokenLogprob
 from localai.engine import child
 from localai.errors import EngineClosed, EngineError, NetworkError, QueueFull
 from localai.holding import VECTORS, Held, Holder
+from localai.serial_engine import SerialEngine
 
 FOUND = library.Found(None, Path("small.gguf"), "small")
 HELLO = GenerationRequest((Message("user", "Hello"),))
@@ -187,7 +187,7 @@ def test_what_passes_is_told_as_unavailable() -> None:
 
 
 def test_one_at_a_time_takes_nothing_once_it_is_closed() -> None:
-    engine = Alone(FakeEngine())
+    engine = SerialEngine(FakeEngine())
     engine.close()
     assert engine.closed
     with pytest.raises(EngineError, match="closed"):
@@ -204,7 +204,7 @@ def test_one_at_a_time_that_is_closed_fails_what_is_under_way() -> None:
                 pass
             yield from super().generate(request, cancelled)
 
-    engine = Alone(Slow())
+    engine = SerialEngine(Slow())
     for _ in range(2):
         engine.submit(HELLO, heard.put)
     assert began.wait(60)
@@ -222,15 +222,15 @@ def test_one_at_a_time_forgets_at_once_what_is_cancelled_before_its_turn() -> No
             assert go.wait(60)
             yield from super().generate(request, cancelled)
 
-    engine = Alone(Slow())
+    engine = SerialEngine(Slow())
     engine.submit(HELLO, lambda event: None)
     assert began.wait(60)
-    for _ in range(3 * alone.QUEUE):  # more than may wait
+    for _ in range(3 * serial_engine.QUEUE):  # more than may wait
         engine.submit(HELLO, heard.put).cancel()
         end = heard.get(timeout=60)
         assert isinstance(end, AnswerEnd)
         assert end.finish_reason == "interrupted"
-    tickets = [engine.submit(HELLO, lambda event: None) for _ in range(alone.QUEUE)]
+    tickets = [engine.submit(HELLO, lambda event: None) for _ in range(serial_engine.QUEUE)]
     with pytest.raises(QueueFull):
         engine.submit(HELLO, lambda event: None)
     for ticket in tickets:

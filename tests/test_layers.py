@@ -83,7 +83,7 @@ LAYERS = {
         "speculating",
         "loading",
         "holding",
-        "alone",
+        "serial_engine",
         "background",
         "embeddings",
         "cards",

@@ -275,7 +275,7 @@ def test_a_receiver_that_fails_harms_nobody(engine: BatchEngine) -> None:
 
 
 def test_answers_go_on_while_a_long_prompt_is_read(engine: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine._reading, "_patience_s", 0)  # the least part of a prompt in each step
+    monkeypatch.setattr(engine._prefill, "_patience_s", 0)  # the least part of a prompt in each step
     order: list[str] = []
 
     def receiver(name: str, kind: type, done: threading.Event) -> Callable[[Delivery], None]:

@@ -143,7 +143,7 @@ def test_cancelled_and_left_in_the_middle_of_guesses_the_next_answer_is_as_ever(
         next(events)
     events.close()
     held = guessing._cache.tokens
-    assert held == guessing._told.tokens[: len(held)], "nothing guessed is left behind"
+    assert held == guessing._transcript.tokens[: len(held)], "nothing guessed is left behind"
     assert ask(guessing).text == whole
 
 
@@ -176,11 +176,11 @@ def test_wrong_guesses_leave_no_trace(tmp_path: Path, shape: str) -> None:
     path = random_models.write(tmp_path, random_models.TINY[shape], "F16")
     engine = load(path, SPECULATING)
     reference = ask(engine, limit=150).text
-    true = engine._told.tokens[-150:]
+    true = engine._transcript.tokens[-150:]
 
     def wrong() -> Iterator[list[int]]:
         while True:
-            at = len(engine._cache.tokens) - (len(engine._told.tokens) - 150) + 1
+            at = len(engine._cache.tokens) - (len(engine._transcript.tokens) - 150) + 1
             yield [*true[at : at + 2], *([7] * 10)]
 
     class Eager(Pace):

@@ -18,7 +18,7 @@ from localai.engine.prompts import Prompt, Prompts
 from localai.engine.sampling import NOTHING, Sampler
 from localai.engine.speculation import Speculation
 from localai.engine.templates import Renderer
-from localai.engine.told import Told
+from localai.engine.transcript import Transcript
 from localai.engine.weights import open_for_text
 
 
@@ -72,7 +72,7 @@ class LlamaEngine:
         self._prompts = Prompts(api, model, renderer, notice)
         self._vocabulary = self._prompts.vocabulary
         self._asked: tuple[tuple[Message, ...], bool | None, Prompt] | None = None
-        self._told = Told()
+        self._transcript = Transcript()
         self._plan = plan
         self._drafts: Drafts = Lookup()
         self._speculation = Speculation(cache, plan, self._drafts)
@@ -92,25 +92,25 @@ class LlamaEngine:
 
     def keep_only(self, messages: Sequence[Message], think: bool | None = None) -> None:
         """Let go of what is held of other conversations than this one, and of its turns that were taken back."""
-        self._told.cut(self._prompt(tuple(messages), think).text)
-        self._cache.keep_prefix([*self._told.tokens, 0])  # a prompt's last token is never kept
+        self._transcript.cut(self._prompt(tuple(messages), think).text)
+        self._cache.keep_prefix([*self._transcript.tokens, 0])  # a prompt's last token is never kept
 
     def state(self, affordable: Callable[[int], bool]) -> KvState | None:
         """A copy of what is held of the last conversation; None for nothing, or where its bytes aren't `affordable`."""
         data = self._cache.copy_out(affordable)
         if data is None:
             return None
-        told, held = self._told, self._cache.tokens
-        if held != told.tokens[: len(held)]:  # a prompt was broken off since
-            told = Told(tokens=held)
-        return KvState(told.text, tuple(told.tokens), tuple(told.borders), len(held), data)
+        transcript, held = self._transcript, self._cache.tokens
+        if held != transcript.tokens[: len(held)]:  # a prompt was broken off since
+            transcript = Transcript(tokens=held)
+        return KvState(transcript.text, tuple(transcript.tokens), tuple(transcript.borders), len(held), data)
 
     def resume(self, state: KvState) -> bool:
         """Take up a conversation where it was; False, and nothing held, where that cannot be done."""
         self._asked = None
         if not self._cache.put_back(state.tokens[: state.held], state.data):
             return False
-        self._told = Told(state.text, state.tokens, state.borders)
+        self._transcript = Transcript(state.text, state.tokens, state.borders)
         return True
 
     def _prompt(self, messages: tuple[Message, ...], think: bool | None) -> Prompt:
@@ -119,7 +119,7 @@ class LlamaEngine:
             return self._asked[2]
         if any(message.images for message in messages):
             self._open_projector()
-        prompt = self._prompts.prompt(messages, think, self._told.beginning)
+        prompt = self._prompts.prompt(messages, think, self._transcript.beginning)
         self._asked = (messages, think, prompt)
         return prompt
 
@@ -182,7 +182,7 @@ class LlamaEngine:
             finally:
                 self._settle()
                 answer.guessed = self._speculation.guessed
-                self._told.say(prompt.text, prompt.tokens, answer.raw, answer.tokens)
+                self._transcript.say(prompt.text, prompt.tokens, answer.raw, answer.tokens)
         yield from answer.finish()
 
     def _parts(self, request: GenerationRequest, prompt: Prompt, kept: int) -> Iterator[list[int]]:

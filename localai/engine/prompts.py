@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _SLICE = 65_536  # characters tokenized at a time, a few milliseconds
 
+Beginning = Callable[[str], tuple[str, list[int]]]  # the longest known beginning of a text, and its tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -34,8 +36,10 @@ class Prompt:
 
 
 class Prompts:
-    """Makes the prompts of a loaded model. `told`, where it is given, is a prompt with its answer, as text and as the
-    model's own tokens, which need not be those that its text would be split into.
+    """Makes the prompts of a loaded model.
+
+    `beginning`, where it is given, knows what was said before (see `transcript`) by the model's own tokens, which need
+    not be those that its text would be split into.
     """
 
     def __init__(self, api: Any, model: Any, renderer: Renderer, notice: Callable[[str], None]) -> None:
@@ -61,12 +65,12 @@ class Prompts:
         self,
         messages: Sequence[Message],
         think: bool | None,
-        told: Callable[[str], tuple[str, list[int]]] = lambda text: ("", []),
+        beginning: Beginning = lambda text: ("", []),
         tools: Sequence[Tool] = (),
     ) -> Prompt:
         """The conversation rendered, the opening of the answer included.
 
-        `told` is asked for the longest known beginning of the rendered text, and the tokens it stands for.
+        `beginning` is asked for the longest known beginning of the rendered text, and the tokens it stands for.
         """
         contents = [message.content for message in messages]
         if any(self._border in content for content in contents):
@@ -77,7 +81,7 @@ class Prompts:
             raise EngineError(
                 "the model's chat template leaves images out", "ask without images, or take another model"
             )
-        text, tokens = told(rendered.text)
+        text, tokens = beginning(rendered.text)
         if text:
             tokens = tokens + self._encode(rendered.text[len(text) :])
         else:
@@ -107,13 +111,11 @@ class Prompts:
     def _safe_tool(self, tool: Tool) -> Tool:
         return tool_turns.safe(tool, self._protected)
 
-    def requested(
-        self, request: GenerationRequest, told: Callable[[str], tuple[str, list[int]]] = lambda text: ("", [])
-    ) -> Prompt:
+    def requested(self, request: GenerationRequest, beginning: Beginning = lambda text: ("", [])) -> Prompt:
         """The prompt of a request: its conversation with its tools, or its raw text, whose control tokens count."""
         if request.raw is None:
             tools = () if request.tool_choice == "none" else request.tools
-            return self.prompt(request.messages, request.think, told, tools)
+            return self.prompt(request.messages, request.think, beginning, tools)
         tokens = self.vocabulary.with_bos(self.vocabulary.tokenize(request.raw))
         return Prompt(request.raw, tokens or [max(self.vocabulary.bos, 0)], (), plain=True)
 

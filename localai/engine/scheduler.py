@@ -22,8 +22,8 @@ from localai.domain.plan import Plan
 from localai.engine.cache import Cancelled
 from localai.engine.drawing import Drawers
 from localai.engine.job import Drawn, Job
+from localai.engine.prefill import STEP, Prefill
 from localai.engine.prompts import Prompts
-from localai.engine.reading import STEP, Reading
 from localai.engine.sequences import WORTH_COPYING, Sequences, common_length
 from localai.engine.slots import Slots
 from localai.engine.templates import Renderer
@@ -93,14 +93,14 @@ class Scheduler:
         self._changed = threading.Condition()
         self._new: list[Job] = []
         self._waiting: deque[Job] = deque()
-        self._writing: list[Job] = []
+        self._decoding: list[Job] = []
         self._last: dict[int, int] = {}  # the last token of each answer, by sequence
         self._closing = False
         self._drawers = Drawers(plan.threads)
         self._vocabulary_size = int(api.llama_vocab_n_tokens(prompts.vocabulary.pointer))
         self.load_ms = (perf_counter() - started) * 1000
         prompt_tps = plan.prompt_tps.mid if plan.prompt_tps else None
-        self._reading = Reading(sequences, prompts, self.load_ms, prompt_tps, patience_s, repeatable)
+        self._prefill = Prefill(sequences, prompts, self.load_ms, prompt_tps, patience_s, repeatable)
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._thread.start()
 
@@ -123,7 +123,7 @@ class Scheduler:
             first, second = (self._prompts.prompt(each, think).tokens for each in (one, other))
         length = common_length(first, second)
         if length >= WORTH_COPYING:
-            self._reading.share(first[:length])
+            self._prefill.share(first[:length])
         return length
 
     def submit(self, request: GenerationRequest, deliver: Callable[[Delivery], None]) -> Job:
@@ -132,8 +132,8 @@ class Scheduler:
         with self._rendering:
             self._check_open()
             self._prompts.refuse_far_too_long(request, self.context)
-            told = (lambda text: ("", [])) if self._repeatable else self._slots.beginning
-            prompt = self._prompts.requested(request, told)
+            known = (lambda text: ("", [])) if self._repeatable else self._slots.beginning
+            prompt = self._prompts.requested(request, known)
             self._prompts.refuse_too_long(prompt, self.context, request)
             grammar = self._prompts.grammar(request, prompt)  # here, where a bad schema fails its own request only
         job = Job(request, prompt, self.context, deliver, grammar)
@@ -182,14 +182,14 @@ class Scheduler:
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            while not (self._closing or self._new or self._waiting or self._reading.jobs or self._writing):
+            while not (self._closing or self._new or self._waiting or self._prefill.jobs or self._decoding):
                 self._changed.wait()
             self._waiting += self._new
             self._new.clear()
             return not self._closing
 
     def _jobs(self) -> list[Job]:
-        return [*self._writing, *self._reading.jobs, *self._waiting]
+        return [*self._decoding, *self._prefill.jobs, *self._waiting]
 
     def _end_cancelled(self) -> None:
         for job in self._jobs():
@@ -200,11 +200,11 @@ class Scheduler:
         while self._waiting and self._slots.free:
             job = self._waiting.popleft()
             job.sequence = self._slots.take(job.prompt.tokens)
-            self._reading.jobs.append(job)
+            self._prefill.jobs.append(job)
 
     def _end(self, job: Job, error: LocalaiError | None = None) -> None:
         """Tell the end of a job and free its place."""
-        for jobs in (self._writing, self._reading.jobs, self._waiting):
+        for jobs in (self._decoding, self._prefill.jobs, self._waiting):
             if job in jobs:
                 jobs.remove(job)
         try:
@@ -246,8 +246,8 @@ class Scheduler:
         """Evaluate one batch, and draw from it."""
         if not self._converses and not self._waiting:
             self._close_gap()
-        parts: list[tuple[Job, list[int]]] = [(job, [self._last[job.sequence]]) for job in self._writing]
-        parts += self._reading.parts(len(self._writing), self._waiting)
+        parts: list[tuple[Job, list[int]]] = [(job, [self._last[job.sequence]]) for job in self._decoding]
+        parts += self._prefill.parts(len(self._decoding), self._waiting)
         if not parts:
             return
         parts.sort(key=lambda part: part[0].sequence)  # llama.cpp evaluates neighbours together
@@ -255,7 +255,7 @@ class Scheduler:
         rows: list[tuple[Job, int]] = []
         read = 0
         for job, tokens in parts:
-            writes = job in self._writing or len(held[job.sequence]) + len(tokens) == job.total
+            writes = job in self._decoding or len(held[job.sequence]) + len(tokens) == job.total
             row = self._sequences.add(job.sequence, tokens, writes)
             read += len(tokens)
             if writes:
@@ -271,10 +271,10 @@ class Scheduler:
                 self._end(job, error)
             return
         if read >= 2 * len(jobs):
-            self._reading.took(read, perf_counter() - started)
+            self._prefill.took(read, perf_counter() - started)
         for job in jobs:
-            if job in self._reading.jobs and self._reading.was_read(job):
-                self._writing.append(job)
+            if job in self._prefill.jobs and self._prefill.was_read(job):
+                self._decoding.append(job)
         if rows:
             self._draw(rows)
 
@@ -284,9 +284,9 @@ class Scheduler:
         llama.cpp evaluates only neighbours together: each gap costs one more reading of all the weights, a move the
         copying of a cache.
         """
-        taken = sorted(job.sequence for job in (*self._writing, *self._reading.jobs))
+        taken = sorted(job.sequence for job in (*self._decoding, *self._prefill.jobs))
         gaps = sum(after > before + 1 for before, after in itertools.pairwise(taken))
-        last = max(self._writing, key=lambda job: job.sequence, default=None)
+        last = max(self._decoding, key=lambda job: job.sequence, default=None)
         free = self._slots.lowest_free()
         if gaps >= GAPS and last is not None and free is not None and free < last.sequence:
             token = self._last.pop(last.sequence)

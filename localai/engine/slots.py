@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from localai.engine.job import Job
 from localai.engine.sequences import Sequences, common_length
-from localai.engine.told import Told
+from localai.engine.transcript import Transcript
 
 
 class Slots:
@@ -16,7 +16,7 @@ class Slots:
     def __init__(self, sequences: Sequences) -> None:
         self._sequences = sequences
         self._free = list(range(sequences.count))  # the one least recently used first
-        self._told = [Told() for _ in range(sequences.count)]
+        self._transcripts = [Transcript() for _ in range(sequences.count)]
 
     @property
     def free(self) -> bool:
@@ -47,17 +47,17 @@ class Slots:
         """Let a job go on in a free sequence; what was said there is forgotten."""
         self._sequences.move(job.sequence, to)
         self._free[self._free.index(to)] = job.sequence
-        self._told[to] = Told()
+        self._transcripts[to] = Transcript()
         job.sequence = to
 
     def release(self, job: Job) -> None:
         """Make a job's sequence free, and remember what was said there."""
         self._free.append(job.sequence)
         if job.answer is not None and job.answer.tokens:
-            told = copy.copy(self._told[job.sequence])  # another thread may be reading the present one
-            told.say(job.prompt.text, job.prompt.tokens, job.answer.raw, job.answer.tokens)
-            self._told[job.sequence] = told
+            transcript = copy.copy(self._transcripts[job.sequence])  # another thread may be reading the present one
+            transcript.say(job.prompt.text, job.prompt.tokens, job.answer.raw, job.answer.tokens)
+            self._transcripts[job.sequence] = transcript
 
     def beginning(self, rendered: str) -> tuple[str, list[int]]:
         """The longest beginning of `rendered` that was said in one of the sequences, and its tokens."""
-        return max((told.beginning(rendered) for told in self._told), key=lambda found: len(found[0]))
+        return max((each.beginning(rendered) for each in self._transcripts), key=lambda found: len(found[0]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-class Told:
+class Transcript:
     """A prompt with its answer. `borders` are where text and tokens are known to meet: ends of prompts and of answers.
 
     A later prompt that begins with the same text up to a border takes the tokens up to there over, so that they are

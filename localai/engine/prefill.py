@@ -1,4 +1,4 @@
-"""How much of which prompt is read in a step, so that the answers under way go on and nothing is read twice."""
+"""Prefill: how much of which prompt is read in a step, so that answers under way go on and nothing is read twice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOOK_AHEAD = 64  # waiting prompts that are looked through for a common beginnin
 LIKELY_TPS = 200.0  # where no speed was planned
 
 
-class Reading:
+class Prefill:
     """The prompts that are being read: `jobs`, the oldest first. But for `share` all is for the scheduler's thread.
 
     `prompt_tps` is the speed that was planned; `patience_s` and `repeatable` are those of `scheduler.load`.

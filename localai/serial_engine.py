@@ -14,14 +14,14 @@ from localai.errors import EngineClosed, LocalaiError, QueueFull, UsageError, un
 QUEUE = 16  # requests that wait for their turn
 
 
-class AloneTicket(Ticket):
+class SerialTicket(Ticket):
     """A request, and whom its events go to; `forget` takes it out of the queue."""
 
     def __init__(
         self,
         request: GenerationRequest,
         deliver: Callable[[Delivery], None],
-        forget: Callable[[AloneTicket], None],
+        forget: Callable[[SerialTicket], None],
     ) -> None:
         self.request = request
         self.cancelled = threading.Event()
@@ -36,7 +36,7 @@ class AloneTicket(Ticket):
         self._forget(self)
 
 
-class Alone(BatchEngine):
+class SerialEngine(BatchEngine):
     """Requests take turns, in a thread of their own. For what the scheduler cannot do: looking at pictures."""
 
     def __init__(self, engine: ChatEngine) -> None:
@@ -44,9 +44,9 @@ class Alone(BatchEngine):
         self.context, self.load_ms = engine.context, engine.load_ms
         self._turn = threading.Lock()
         self._changed = threading.Condition()
-        self._waiting: deque[AloneTicket] = deque()
+        self._waiting: deque[SerialTicket] = deque()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="alone", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="localai-serial", daemon=True)
         self._thread.start()
 
     @property
@@ -57,7 +57,7 @@ class Alone(BatchEngine):
         """As `BatchEngine`; what is too long is told by `deliver`. Raises QueueFull, UsageError, EngineClosed."""
         if request.raw is not None or request.tools or request.logprobs is not None:
             raise UsageError("tools, logprobs and raw prompts cannot be combined with images", "ask for either")
-        ticket = AloneTicket(request, deliver, self._forget)
+        ticket = SerialTicket(request, deliver, self._forget)
         with self._changed:
             if self._closed:
                 raise EngineClosed("the engine is closed", "load the model again")
@@ -67,7 +67,7 @@ class Alone(BatchEngine):
             self._changed.notify()
         return ticket
 
-    def _forget(self, ticket: AloneTicket) -> None:
+    def _forget(self, ticket: SerialTicket) -> None:
         """End one that was cancelled before its turn: its place is free at once, and its pictures too."""
         with self._changed:
             if ticket not in self._waiting:
@@ -88,13 +88,13 @@ class Alone(BatchEngine):
         for each in waiting:
             each.tell(EngineClosed())
 
-    def _next(self) -> AloneTicket | None:
+    def _next(self) -> SerialTicket | None:
         """The next request, once there is one; None when closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._waiting)
             return None if self._closed else self._waiting.popleft()
 
-    def _answer(self, ticket: AloneTicket) -> None:
+    def _answer(self, ticket: SerialTicket) -> None:
         try:
             for event in self._engine.generate(ticket.request, lambda: ticket.cancelled.is_set() or self._closed):
                 if isinstance(event, AnswerEnd) and event.finish_reason == "interrupted" and self._closed:
