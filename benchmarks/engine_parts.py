@@ -119,7 +119,7 @@ def copying(path: Path, plan: Plan, pairs: int) -> dict[str, Any]:
 def resuming(pairs: int, tokens: int = 4000) -> dict[str, Any]:
     """Time to the first token of a resumed conversation, over reading it again."""
     found = library.find("smollm2-135m")
-    prepared = loading.prepare(found, loading.Wishes(context=8192))
+    prepared = loading.prepare(found, loading.LoadOptions(context=8192))
     ratios, restored_s, read_s, size = [], [], [], 0
 
     def first(conversation: Conversation, started: float) -> float:
@@ -196,7 +196,7 @@ def peak_memory(path: Path, context: int = 4096, answer: int = 64) -> dict[str, 
     `planned_bytes` are the buffers that llama.cpp allocates. It holds more than those where it repacks weights: the
     pages of the mapped originals stay until the system wants them back.
     """
-    plan = loading.prepare(library.find(str(path)), loading.Wishes(context=context)).plan
+    plan = loading.prepare(library.find(str(path)), loading.LoadOptions(context=context)).plan
     command = [sys.executable, "-m", "localai", "run", "-m", str(path), "-c", str(context), "--max-tokens", str(answer)]
     ours = peak_rss([*command, TASKS["tell"]])
     script = str(Path(__file__).with_name("bare_loop.py"))

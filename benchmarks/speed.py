@@ -188,11 +188,11 @@ class Cell:
 def tuned(machine: Machine, cache: Path, pairs: int, keep: bool) -> Iterator[Cell]:
     """Tune each file, then measure every job anew in alternating pairs, apart from what the choice was made by."""
     from localai import benching, library
-    from localai.loading import Wishes
+    from localai.loading import LoadOptions
 
     for quant in QUANTIZATIONS:
         path = random_models.kept(cache, TUNED_MODEL, quant)
-        prepared = benching.prepare(library.find(str(path)), Wishes())
+        prepared = benching.prepare(library.find(str(path)), LoadOptions())
         found, _ = benching.tune(prepared, say)
         default = found.settings[0].setting
         for name, job in tuning.JOBS.items():

@@ -13,7 +13,7 @@ from localai.buffers import UBATCH
 from localai.domain.plan import Placement, Plan, SpeedRange
 from localai.domain.rates import Job, Setting, Tuned, Tuning
 from localai.errors import DoesNotFit, UsageError
-from localai.loading import Facts, Prepared, Wishes
+from localai.loading import Facts, LoadOptions, Prepared
 from localai.past_runs import kind_of
 from localai.speed import cores
 
@@ -68,9 +68,9 @@ def with_setting(plan: Plan, setting: Setting) -> Plan:
     )
 
 
-def prepare(found: library.Found, wishes: Wishes) -> Prepared:
+def prepare(found: library.Found, options: LoadOptions) -> Prepared:
     """The plan that a model is measured with. Raises as `loading.prepare`."""
-    return loading.prepare(found, replace(wishes, context=wishes.context or CONTEXT))
+    return loading.prepare(found, replace(options, context=options.context or CONTEXT))
 
 
 def bench(prepared: Prepared, tell: Tell, cancelled: Cancelled = None, repetitions: int = REPETITIONS) -> Bench:

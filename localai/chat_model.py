@@ -38,7 +38,7 @@ class NoEngine(ChatEngine):
 def planned_here(room: Room) -> Prepared:
     """The present model as it would be loaded into this process, with no less context. Raises LocalaiError."""
     found, context = room.loaded.prepared.found, room.loaded.plan.context
-    return model_loading.prepare(str(found.path), room.wished, context, alone=True)
+    return model_loading.prepare(str(found.path), room.load_options, context, alone=True)
 
 
 def load_here(room: Room, prepared: Prepared, interrupts: Interrupts) -> None:
@@ -58,12 +58,12 @@ def see(room: Room) -> None:
 
 def set_context(room: Room, tokens: int | None) -> None:
     """Load the model again with another context. Raises LocalaiError and keeps the present one."""
-    before = room.wished
-    room.wished = replace(before, context=tokens)
+    before = room.load_options
+    room.load_options = replace(before, context=tokens)
     try:
         change(room, str(room.loaded.prepared.found.path))
     except BaseException:
-        room.wished = before
+        room.load_options = before
         raise
 
 
@@ -71,10 +71,10 @@ def change(room: Room, name: str) -> None:
     """Go on with another model. Raises LocalaiError, KeyboardInterrupt, and keeps the present one."""
     found = library.find(name)
     loading.header_of(found)  # what is wrong with it costs nothing yet
-    before, wished = room.loaded, room.wished
-    if wished.draft is not None and found.path != before.prepared.found.path:
-        wished = replace(wished, draft=None)
-        render.note(f"(without the draft model {room.wished.draft}, which guesses for {before.name})")
+    before, load_options = room.loaded, room.load_options
+    if load_options.draft is not None and found.path != before.prepared.found.path:
+        load_options = replace(load_options, draft=None)
+        render.note(f"(without the draft model {room.load_options.draft}, which guesses for {before.name})")
     pictures = bool(room.images) or any(each.images for each in room.conversation.turns)
     session = room.kept_session()
     with Interrupts(presses=sys.maxsize):  # no Ctrl-C leaves the chat without a model
@@ -82,12 +82,14 @@ def change(room: Room, name: str) -> None:
             with Interrupts() as interrupts:
                 room.take(replace(before, engine=NoEngine()))
                 kept_states.leave(before, session, interrupts.requested)  # first: two may not fit, nor be planned
-                prepared = model_loading.prepare(name, wished, None, alone=pictures, cancelled=interrupts.requested)
+                prepared = model_loading.prepare(
+                    name, load_options, None, alone=pictures, cancelled=interrupts.requested
+                )
                 load_here(room, prepared, interrupts)
         except (LocalaiError, KeyboardInterrupt):
             load_again(room, before.prepared, session)
             raise
-    room.wished = wished
+    room.load_options = load_options
     render.note(f"(now {room.loaded.name}, {room.loaded.plan.context:,} tokens of context)")
     forget_images(room)
 

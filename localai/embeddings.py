@@ -12,7 +12,7 @@ from localai.domain.files import InstalledModel
 from localai.domain.plan import MemoryNeed, Plan
 from localai.domain.units import GIB
 from localai.errors import DoesNotFit, LocalaiError, NotFound
-from localai.loading import Wishes
+from localai.loading import LoadOptions
 
 if TYPE_CHECKING:
     from localai.engine.embedding import Embedder
@@ -63,32 +63,32 @@ def makes_vectors(model: InstalledModel) -> bool:
     return pooling.declared and pooling.name != "rank"
 
 
-def prepare(found: library.Found, wishes: Wishes) -> Prepared:
+def prepare(found: library.Found, options: LoadOptions) -> Prepared:
     """Plan how `found` would be loaded here, for texts as long as it is made for, 8,192 tokens, or what fits.
 
     Raises EngineError for a file that is no model, DoesNotFit, UsageError for more threads than there are and a
     cache it cannot have.
     """
     machine = hardware.detect()
-    loading.check_threads(wishes, machine)
+    loading.check_threads(options, machine)
     header = gguf.read_model(found.paths)
     shape, weights, pooling = shapes.shape(header), shapes.weights(header), shapes.pooling(header)
-    estimate.check_kv_type(shape, wishes.kv_type)
-    context = wishes.context or min(shape.context_length or LONGEST, LONGEST)
+    estimate.check_kv_type(shape, options.kv_type)
+    context = options.context or min(shape.context_length or LONGEST, LONGEST)
     while True:
         plan = estimate.plan(
             shape,
             weights,
             machine,
             context=context,
-            gpu_layers=wishes.gpu_layers,
-            threads=wishes.threads,
-            kv_type=wishes.kv_type or "f16",
+            gpu_layers=options.gpu_layers,
+            threads=options.threads,
+            kv_type=options.kv_type or "f16",
         )
         batch = pooling.batch(context)
         need = estimate.memory(shape, weights, context, plan.kv_type, batch, outputs=batch)
         plan = _with_batches(plan, context, batch, need)
-        if plan.fits or wishes.context is not None or context <= SHORTEST:
+        if plan.fits or options.context is not None or context <= SHORTEST:
             break
         context = max(SHORTEST, context // 2)
     if not plan.fits:

@@ -12,7 +12,7 @@ from localai.domain.engine import BatchEngine
 from localai.domain.plan import Plan
 from localai.engine.embedding import Embedder
 from localai.errors import DoesNotFit, EngineClosed, NotFound
-from localai.loading import Wishes
+from localai.loading import LoadOptions
 from localai.serial_engine import SerialEngine
 
 KEEP_ALIVE_S = 300.0  # unused so long, a model is let go
@@ -74,11 +74,11 @@ class Holder:
 
     def __init__(
         self,
-        wishes: Wishes | None = None,
+        options: LoadOptions | None = None,
         parallel: int | None = None,
         keep_alive_s: float = KEEP_ALIVE_S,
     ) -> None:
-        self._wishes, self._parallel = wishes or Wishes(), parallel
+        self._options, self._parallel = options or LoadOptions(), parallel
         self.keep_alive_s = keep_alive_s
         self._held: list[Held] = []
         self._changed = threading.Condition()
@@ -145,7 +145,7 @@ class Holder:
     def _grows(self, each: Held, context: int) -> bool:
         """Whether loading it anew would give it more context, so that this many tokens have room."""
         longest = min(context, each.context_length or each.plan.context)
-        return self._wishes.context is None and max(each.plan.context, each.asked_context) < longest
+        return self._options.context is None and max(each.plan.context, each.asked_context) < longest
 
     def peek(self, found: library.Found) -> Held | None:
         """The model, where it is held to write, without using it."""
@@ -194,7 +194,7 @@ class Holder:
     # -------------------------------------------------------------------------------------------------- loading
 
     def _load(self, found: library.Found, kind: str, context: int | None) -> Held:
-        while self._wishes.workers and self._let_go_of_oldest():
+        while self._options.workers and self._let_go_of_oldest():
             pass  # a worker serves one model at a time
         while True:
             try:
@@ -205,13 +205,13 @@ class Holder:
 
     def _load_if_it_fits(self, found: library.Found, kind: str, context: int | None) -> Held:
         if kind == VECTORS:
-            vectors = embeddings.prepare(found, Wishes(None, self._wishes.gpu_layers, self._wishes.threads))
+            vectors = embeddings.prepare(found, LoadOptions(None, self._options.gpu_layers, self._options.threads))
             self._refuse_beside_others(found, vectors.plan)
             embedder = embeddings.load(vectors, cancelled=self._is_closed)
             return Held(kind, found, vectors.plan, vectors.warning, embedder=embedder)
         alone = kind == PICTURES
         sequences = 1 if alone else self._parallel
-        prepared = loading.prepare(found, self._wishes, context, sequences, MOST_AT_ONCE)
+        prepared = loading.prepare(found, self._options, context, sequences, MOST_AT_ONCE)
         self._refuse_beside_others(found, prepared.plan)
         engine: BatchEngine
         if alone:

@@ -275,7 +275,7 @@ def restore(session: int, loaded: Loaded) -> str | None:
 def context(session: int) -> int | None:
     """The tokens of context that the state of a conversation was made with; None where there is no state.
 
-    Nothing is verified: it is a wish for a plan, which knows what fits.
+    Nothing is verified: a plan is asked for it, which knows what fits.
     """
     try:
         with _opened(path(session)) as content:

@@ -22,8 +22,8 @@ from localai.past_runs import kind_of
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
-    """What the user wants other than the plan's own choice; None leaves it to the plan."""
+class LoadOptions:
+    """How the user wants a model loaded; None leaves it to the plan."""
 
     context: int | None = None
     gpu_layers: int | None = None
@@ -90,7 +90,7 @@ class LoadedBatch(InMemory):
 
 def prepare(
     found: library.Found,
-    wishes: Wishes,
+    options: LoadOptions,
     want_context: int | None = None,
     sequences: int | None = 1,
     most_sequences: int | None = None,
@@ -104,25 +104,25 @@ def prepare(
     Raises EngineError for a file that is no model, DoesNotFit where it would swap or die, UsageError for more threads
     than there are (llama.cpp's threads wait actively: too many make it not slow but still) and a cache it cannot have.
     """
-    machine = machine_for(wishes)
+    machine = machine_for(options)
     header = header_of(found)
     shape, weights = shapes.shape(header), shapes.weights(header)
     may_think = _thinks(header)
     wanted = (want_context or estimate.DEFAULT_CONTEXT) + (thoughts if may_think else 0)
 
-    estimate.check_kv_type(shape, wishes.kv_type)
+    estimate.check_kv_type(shape, options.kv_type)
     # workers take no pictures: see engine.child
-    pictures = 0 if wishes.workers else cards.projector_bytes(projector_of(found))
+    pictures = 0 if options.workers else cards.projector_bytes(projector_of(found))
 
     planned = partial(
         estimate.plan,
         shape,
         weights=weights,
         machine=machine,
-        context=wishes.context,
-        gpu_layers=wishes.gpu_layers,
-        threads=wishes.threads,
-        kv_type=wishes.kv_type,
+        context=options.context,
+        gpu_layers=options.gpu_layers,
+        threads=options.threads,
+        kv_type=options.kv_type,
         want_context=wanted,
         projector_bytes=pictures,
         work=work,
@@ -135,12 +135,12 @@ def prepare(
     if not plan.fits and pictures and (blind := planned(sequences=sequences or 1, projector_bytes=0)).fits:
         plan = replace(blind, warnings=(*blind.warnings, "memory leaves no room for its projector: it cannot see now"))
     if not plan.fits:
-        raise _refusal(found, Facts(machine, shape, weights), plan, wishes, partial(planned, sequences=plan.sequences))
-    plan = arranged(replace(plan, workers=wishes.workers), Facts(machine, shape, weights))
+        raise _refusal(found, Facts(machine, shape, weights), plan, options, partial(planned, sequences=plan.sequences))
+    plan = arranged(replace(plan, workers=options.workers), Facts(machine, shape, weights))
     draft = None
-    if wishes.speculate and sequences == 1 and not wishes.workers:
+    if options.speculate and sequences == 1 and not options.workers:
         plan = speculating.with_rows(plan, shape)
-        draft = speculating.draft(library.find(wishes.draft), plan, machine) if wishes.draft is not None else None
+        draft = speculating.draft(library.find(options.draft), plan, machine) if options.draft is not None else None
     facts = Facts(machine, shape, weights)
     return Prepared(found, plan, shape.params, shape.context_length, facts, draft, thinks=may_think)
 
@@ -208,28 +208,30 @@ def refuse_blind(prepared: Prepared) -> None:
     trial.try_out(prepared.found.path, path)
 
 
-def machine_for(wishes: Wishes) -> Machine:
-    """This machine, with what the wished workers lend it. Raises UsageError, NetworkError where one is not there."""
+def machine_for(options: LoadOptions) -> Machine:
+    """This machine, with what the chosen workers lend it. Raises UsageError, NetworkError where one is not there."""
     machine = hardware.detect()
-    check_threads(wishes, machine)
-    if not wishes.workers:
+    check_threads(options, machine)
+    if not options.workers:
         return machine
     from localai import workers
 
-    lent = workers.gpus(wishes.workers, machine.bandwidth.gbps)
+    lent = workers.gpus(options.workers, machine.bandwidth.gbps)
     return replace(machine, gpus=(*lent, *machine.gpus))
 
 
-def check_threads(wishes: Wishes, machine: Machine) -> None:
+def check_threads(options: LoadOptions, machine: Machine) -> None:
     """Refuse more threads than there are: llama.cpp's wait actively, and too many make it not slow but still."""
-    if wishes.threads is not None and wishes.threads > machine.cpu.logical_cores:
+    if options.threads is not None and options.threads > machine.cpu.logical_cores:
         raise UsageError(
-            f"{wishes.threads} threads are more than the {machine.cpu.logical_cores} of this machine",
+            f"{options.threads} threads are more than the {machine.cpu.logical_cores} of this machine",
             "leave --threads out: the plan takes one a physical core",
         )
 
 
-def _refusal(found: library.Found, facts: Facts, plan: Plan, wishes: Wishes, again: Callable[..., Plan]) -> DoesNotFit:
+def _refusal(
+    found: library.Found, facts: Facts, plan: Plan, options: LoadOptions, again: Callable[..., Plan]
+) -> DoesNotFit:
     """Why the model is not loaded, and what would fit instead; `again` plans the same job with something else."""
     from localai import alternatives, catalog
 
@@ -240,7 +242,7 @@ def _refusal(found: library.Found, facts: Facts, plan: Plan, wishes: Wishes, aga
         + (f" for each of {plan.sequences} at once" if plan.sequences > 1 else "")
         + f", and {free / GIB:.1f} GiB are free"
     )
-    if wishes.context is not None and own is not None and wishes.context > own:
+    if options.context is not None and own is not None and options.context > own:
         return DoesNotFit(message, f"the model is made for {own} tokens: ask for no more (--context)")
     instead = alternatives.find(
         again,
@@ -250,8 +252,8 @@ def _refusal(found: library.Found, facts: Facts, plan: Plan, wishes: Wishes, aga
         facts.machine,
         known=catalog.resolve_name(found.model.model) if found.model else None,
         quant=found.model.quantization if found.model else None,
-        context=wishes.context,
-        gpu_layers=wishes.gpu_layers,
+        context=options.context,
+        gpu_layers=options.gpu_layers,
     )
     fewer = "--parallel with fewer at once; or: " if plan.sequences > 1 else ""
     return DoesNotFit(message, fewer + instead.sentence(found.name))

@@ -9,7 +9,7 @@ from localai import line_editor, render, sessions, terminal
 from localai.domain.generation import ANSWER_RESERVE
 from localai.errors import ContextOverflow, LocalaiError, SchemaIncomplete
 from localai.line_editor import Reader
-from localai.loading import Wishes
+from localai.loading import LoadOptions
 from localai.room import Given, Room
 from localai.slash import files, table
 
@@ -22,13 +22,17 @@ _ELSEWHERE = re.compile(r"\blocalai (?:pull|verify|doctor|import|rm|presets edit
 
 
 def talk(
-    model: str | None, given: Given, wished: Wishes, private: bool = False, resume: sessions.Session | None = None
+    model: str | None,
+    given: Given,
+    load_options: LoadOptions,
+    private: bool = False,
+    resume: sessions.Session | None = None,
 ) -> None:
     """Load `model` and converse until the user leaves.
 
     What is said is kept on this disk, as a new conversation or as more of `resume`, unless it is `private`.
     """
-    room = Room(given, wished, private)
+    room = Room(given, load_options, private)
     reader = line_editor.reader(lambda text: table.complete(room, text), room.meter)
     room.enter(model, resume)
     if given.preset is not None:

@@ -20,7 +20,7 @@ from localai.errors import EngineError, LocalaiError, NotFound
 from localai.estimate import DEFAULT_CONTEXT
 from localai.interrupt import Interrupts
 from localai.kept_turns import KeptTurns
-from localai.loading import Loaded, Wishes, refuse_blind
+from localai.loading import Loaded, LoadOptions, refuse_blind
 
 if TYPE_CHECKING:
     from localai.answer_schema import AnswerSchema
@@ -55,11 +55,11 @@ class Room:
     conversation: chat.Conversation
     own_system: str | None  # that of the conversation, where no preset has one
 
-    def __init__(self, given: Given, wished: Wishes, private: bool) -> None:
+    def __init__(self, given: Given, load_options: LoadOptions, private: bool) -> None:
         self.given = given
         self.flags = dict(given.flags)
         self.private = private
-        self.wished = wished
+        self.load_options = load_options
         self.last: AnswerEnd | None = None
         self.documents = list(given.documents)
         self.images = list(given.images)
@@ -81,7 +81,9 @@ class Room:
             # a kept state is of use only to an engine of our own, with the context that it was made with
             wanted = None if resume is None else self._context_for(resume)
             alone = resume is not None or bool(given.images)
-            prepared = model_loading.prepare(model, self.wished, wanted, alone=alone, cancelled=interrupts.requested)
+            prepared = model_loading.prepare(
+                model, self.load_options, wanted, alone=alone, cancelled=interrupts.requested
+            )
             if given.images:
                 refuse_blind(prepared)
             self.loaded = model_loading.load_prepared(prepared, interrupts)

@@ -39,7 +39,7 @@ from localai.domain.units import MIB
 from localai.engine import synthetic
 from localai.engine.synthetic import Synthetic
 from localai.errors import DoesNotFit, EngineError, UsageError
-from localai.loading import Wishes
+from localai.loading import LoadOptions
 from localai.tuning import Tried
 
 
@@ -125,7 +125,7 @@ def test_answers_that_had_the_model_to_themselves_are_kept(
 ) -> None:
     heard: list[str] = []
     monkeypatch.setattr(recording, "keep", lambda prepared, end, command: heard.append(command))
-    prepared = loading.prepare(library.find(str(model_file())), Wishes(), 512, sequences)
+    prepared = loading.prepare(library.find(str(model_file())), LoadOptions(), 512, sequences)
     engine = Held()
     recorded = recording.Recorded(engine, prepared, "serve")
     end = AnswerEnd("", "", Usage(64, 16, 80), Timings(0, 0, 0, 100.0, 100.0), "stop")
@@ -241,7 +241,7 @@ def test_tuning_tries_each_setting_on_the_model_and_keeps_what_it_found(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(benching, "TOKENS", (32,))
-    prepared = benching.prepare(library.find(str(tiny)), Wishes())
+    prepared = benching.prepare(library.find(str(tiny)), LoadOptions())
     found, tried = benching.tune(prepared, lambda text: None)
     assert found.architecture == "llama"
     assert found.settings[0].setting.flash
@@ -255,7 +255,7 @@ def test_tuning_tries_each_setting_on_the_model_and_keeps_what_it_found(
 
 def test_settings_that_do_not_fit_are_not_tried(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benching, "TOKENS", (32,))
-    prepared = benching.prepare(library.find(str(tiny)), Wishes(speculate=False))
+    prepared = benching.prepare(library.find(str(tiny)), LoadOptions(speculate=False))
     need = prepared.plan.memory
     tight = replace(prepared, plan=replace(prepared.plan, available_bytes=need.total_bytes + need.overhead_bytes))
     monkeypatch.setattr(tuning, "candidates", lambda default, *_, **__: [replace(default, flash=False)])
@@ -267,7 +267,7 @@ def test_settings_that_do_not_fit_are_not_tried(tiny: Path, monkeypatch: pytest.
 
 
 def test_a_model_in_two_places_is_not_tuned(tiny: Path) -> None:
-    prepared = benching.prepare(library.find(str(tiny)), Wishes())
+    prepared = benching.prepare(library.find(str(tiny)), LoadOptions())
     with pytest.raises(UsageError, match="does not fit the GPU whole"):
         benching.tune(replace(prepared, plan=replace(prepared.plan, placement=Placement.SPLIT)), lambda text: None)
 

@@ -17,7 +17,7 @@ from localai import chat_model, documents, history, kept_states, repl, sessions,
 from localai.commands import model_loading
 from localai.domain.generation import AnswerEnd, Event, GenerationRequest, PromptProgress
 from localai.errors import DoesNotFit, EngineError, LocalaiError, NotFound, UsageError
-from localai.loading import Wishes
+from localai.loading import LoadOptions
 from localai.room import Given, Room
 from localai.slash import files, turns
 
@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def room(path: Path) -> Iterator[Room]:
-    made = Room(Given(flags={"temperature": 0}, max_tokens=8), Wishes(context=1024), private=False)
+    made = Room(Given(flags={"temperature": 0}, max_tokens=8), LoadOptions(context=1024), private=False)
     made.enter(str(path))
     yield made
     made.leave()
@@ -52,7 +52,7 @@ def test_the_next_model_is_planned_once_the_present_one_is_gone(room: Room, monk
 
     monkeypatch.setattr(model_loading, "prepare", prepare)
     chat_model.set_context(room, 512)
-    assert (room.loaded.plan.context, room.wished.context) == (512, 512)
+    assert (room.loaded.plan.context, room.load_options.context) == (512, 512)
     room.ask("b")
     assert len(room.conversation.turns) == 4
 
@@ -101,11 +101,11 @@ def test_a_draft_model_stays_with_the_model_it_guesses_for(
 ) -> None:
     other = tmp_path / "other.gguf"
     other.write_bytes(path.read_bytes())
-    room.wished = Wishes(context=1024, draft="a-small-one")
-    wished = []
+    room.load_options = LoadOptions(context=1024, draft="a-small-one")
+    asked = []
 
-    def prepare(name: str, wishes: Wishes, *_: Any, **__: Any) -> Any:
-        wished.append(wishes.draft)
+    def prepare(name: str, load_options: LoadOptions, *_: Any, **__: Any) -> Any:
+        asked.append(load_options.draft)
         raise DoesNotFit("no memory", "")
 
     for name in (path, other):
@@ -113,10 +113,10 @@ def test_a_draft_model_stays_with_the_model_it_guesses_for(
             patched.setattr(model_loading, "prepare", prepare)
             with pytest.raises(DoesNotFit):
                 chat_model.change(room, str(name))
-    assert wished == ["a-small-one", None]
-    assert room.wished.draft == "a-small-one"
+    assert asked == ["a-small-one", None]
+    assert room.load_options.draft == "a-small-one"
     chat_model.change(room, str(other))
-    assert room.wished.draft is None
+    assert room.load_options.draft is None
 
 
 def test_a_state_is_saved_before_another_conversation_begins(room: Room) -> None:
@@ -136,7 +136,7 @@ def test_a_state_is_saved_before_another_conversation_begins(room: Room) -> None
 
 def test_a_long_conversation_is_resumed_with_room_for_it(isolated: Path) -> None:
     kept = sessions.find(str(sessions.keep(None, "m", None, "word " * 20_000, "yes")))
-    room = Room(Given(), Wishes(), private=False)
+    room = Room(Given(), LoadOptions(), private=False)
     assert room._context_for(kept) > 20_000
     kept_states.path(kept.id).parent.mkdir(parents=True)
     for damaged in (b"", b"x" * 100, b"\xff" * 100):
@@ -163,7 +163,7 @@ def test_the_system_text_outlives_a_preset(room: Room) -> None:
 
 def test_a_system_text_of_the_users_goes_before_the_presets(path: Path) -> None:
     given = Given(system="Be brief.", preset=files.activated("summarize", {}), max_tokens=2)
-    room = Room(given, Wishes(context=1024), private=True)
+    room = Room(given, LoadOptions(context=1024), private=True)
     room.enter(str(path))
     room.ask("a")
     assert room.conversation.system == "Be brief."

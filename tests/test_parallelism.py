@@ -101,6 +101,6 @@ def test_a_model_is_prepared_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     path = model_headers.write_sparse(tmp_path, model_headers.named("qwen3-0.6b"))
 
     def repacked(sequences: int) -> bool:
-        return loading.prepare(library.Found(None, path, "qwen"), loading.Wishes(), 256, sequences).plan.repack
+        return loading.prepare(library.Found(None, path, "qwen"), loading.LoadOptions(), 256, sequences).plan.repack
 
     assert [repacked(count) for count in (1, 8, 16)] == [True, True, False]

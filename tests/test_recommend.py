@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localai import catalog, languages, quantization, recommend, scoring, sizes
+from localai import catalog, estimate, languages, quantization, recommend, scoring, sizes
 from localai.domain.files import RemoteFile, Variant
 from localai.domain.machine import Machine
 from localai.domain.plan import Placement
@@ -165,7 +165,7 @@ def test_more_than_twice_the_speed_that_is_needed_is_worth_nothing(faster: float
 def _facts(name: str) -> tuple[Shape, Weights]:
     model = catalog.resolve_name(name)
     assert model is not None
-    return sizes.shape_from_catalog(model), estimate.weights_from_catalog(model, "Q4_K_M")
+    return sizes.shape_from_catalog(model), sizes.weights_from_catalog(model, "Q4_K_M")
 
 
 def test_limit_bounds_the_rows() -> None:

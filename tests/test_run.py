@@ -231,11 +231,11 @@ def test_thoughts_without_an_answer_are_told_of() -> None:
 
 
 def test_a_context_that_leaves_no_room_for_the_answer_is_made_larger(monkeypatch: pytest.MonkeyPatch) -> None:
-    planned = loading.prepare(library.find("smollm2-135m"), loading.Wishes(), 512)
+    planned = loading.prepare(library.find("smollm2-135m"), loading.LoadOptions(), 512)
     loaded = Loaded(planned, None, FakeEngine(context=512))
     wanted: list[int] = []
 
-    def prepare(found: library.Found, wishes: loading.Wishes, want_context: int, **_: object) -> loading.Prepared:
+    def prepare(found: library.Found, options: loading.LoadOptions, want_context: int, **_: object) -> loading.Prepared:
         wanted.append(want_context)
         return planned
 
@@ -243,7 +243,7 @@ def test_a_context_that_leaves_no_room_for_the_answer_is_made_larger(monkeypatch
     for words, more in ((100, []), (500, [501 + 164])):
         wanted.clear()
         question = Question(None, "", "a " * words, "")
-        with_room_for(loaded, question, 100, loading.Wishes(), None, Interrupts())
+        with_room_for(loaded, question, 100, loading.LoadOptions(), None, Interrupts())
         assert wanted == more
 
 

@@ -204,7 +204,7 @@ def test_a_cache_that_the_model_cannot_have_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="blocks of 32"):
         cards.card(str(path), kv_type="q8_0")
     with pytest.raises(UsageError, match="blocks of 32"):
-        loading.prepare(library.find(str(path)), loading.Wishes(kv_type="q4_0"))
+        loading.prepare(library.find(str(path)), loading.LoadOptions(kv_type="q4_0"))
     assert cards.card(str(path), kv_type="bf16").plan is not None
 
 

@@ -318,13 +318,13 @@ def test_a_draft_model_of_another_kind_is_refused(exact_file: Path, tmp_path: Pa
 
 def test_run_speculates_unless_told_not_to_and_counts_the_rows(isolated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = library_of_models.find("smollm2-135m")
-    plain = loading.prepare(found, loading.Wishes(speculate=False)).plan
-    guessing = loading.prepare(found, loading.Wishes()).plan
+    plain = loading.prepare(found, loading.LoadOptions(speculate=False)).plan
+    guessing = loading.prepare(found, loading.LoadOptions()).plan
     assert (plain.outputs, guessing.outputs) == (1, ROWS)
     assert guessing.memory.compute_bytes - plain.memory.compute_bytes >= 15 * 4 * 49152
     monkeypatch.setenv("LOCALAI_SPECULATE", "false")
-    assert model_loading.wishes(None, None, None, None).speculate is False
-    assert model_loading.wishes(None, None, None, None, speculate=True).speculate is True
+    assert model_loading.load_options(None, None, None, None).speculate is False
+    assert model_loading.load_options(None, None, None, None, speculate=True).speculate is True
 
 
 def test_the_draft_option(cli: Cli, tmp_path: Path) -> None:
@@ -347,7 +347,7 @@ def test_the_draft_option(cli: Cli, tmp_path: Path) -> None:
 def test_a_draft_model_that_does_not_fit_beside_the_other_is_refused(isolated: Path) -> None:
     found = library_of_models.find("smollm2-135m")
     machine = hardware.detect()
-    large = loading.prepare(found, loading.Wishes()).plan
+    large = loading.prepare(found, loading.LoadOptions()).plan
     full = replace(machine, memory=replace(machine.memory, available_bytes=large.memory.total_bytes + 1000))
     with pytest.raises(DoesNotFit, match="draft model smollm2-135m needs"):
         speculating.draft(found, large, full)

@@ -89,7 +89,7 @@ def test_there_is_room_for_the_thoughts_of_a_model_that_thinks(isolated: Path) -
     contexts = []
     for template in (random_models.TEMPLATE, random_models.TEMPLATE.replace("assistant\n{%", "assistant\n<think>\n{%")):
         path = random_models.write(isolated, random_models.TINY["plain"], template=template)
-        prepared = loading.prepare(library.Found(None, path, "tiny"), loading.Wishes(), 512, thoughts=1024)
+        prepared = loading.prepare(library.Found(None, path, "tiny"), loading.LoadOptions(), 512, thoughts=1024)
         contexts.append(prepared.plan.context)
     assert contexts == [512, 1536]
 

@@ -212,7 +212,7 @@ def test_which_projector_a_model_has(folder: Path, tmp_path: Path) -> None:
 
 def test_workers_take_no_images(folder: Path) -> None:
     path = folder / "llava" / "llava.gguf"
-    prepared = loading.prepare(Found(None, path, "llava"), loading.Wishes())
+    prepared = loading.prepare(Found(None, path, "llava"), loading.LoadOptions())
     loading.refuse_blind(prepared)
     spread = replace(prepared, plan=replace(prepared.plan, workers=("10.0.0.2:50052",)))
     with pytest.raises(UsageError, match="--rpc"):

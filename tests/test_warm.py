@@ -28,7 +28,7 @@ from localai.errors import ContextOverflow, EngineError, LocalaiError, NotFound,
 from localai.holding import Holder
 from localai.interrupt import Interrupts
 from localai.library import Found
-from localai.loading import Prepared, Wishes
+from localai.loading import LoadOptions, Prepared
 from localai.server import shell
 
 MODEL = ("-m", "smollm2-135m")
@@ -84,7 +84,7 @@ def test_map_asks_for_no_more_at_once_than_it_is_told(cli: Cli) -> None:
     prepared = Prepared(Found(None, Path("x.gguf"), "x"), replace(plan(), sequences=4), 0, None, warm=FakeEngine())
     asking = Asking(record_template.parse("{text}"), None, Sampling(), 1)
     with Interrupts() as interrupts:
-        found = [BatchEngines(prepared, Wishes(), asking, interrupts, wanted).at_once for wanted in (2, 4, None)]
+        found = [BatchEngines(prepared, LoadOptions(), asking, interrupts, wanted).at_once for wanted in (2, 4, None)]
     assert found == [2, 4, 4 + AHEAD]
     done = cli("map", "Say {text}", *MODEL, "--max-tokens", "1", "--parallel", "3", input="one\ntwo\nthree\n")
     assert (done.returncode, "the server answers 2 at once" in done.stderr) == (0, True)

@@ -8,7 +8,7 @@ from localai.commands import model_loading
 from localai.domain.engine import BatchEngine
 from localai.errors import DoesNotFit
 from localai.interrupt import Interrupts
-from localai.loading import LoadedBatch, Prepared, Wishes
+from localai.loading import LoadedBatch, LoadOptions, Prepared
 
 PATIENCE_S = 2.0  # nobody reads along, so that all in all counts
 AHEAD = 8  # records with the engine beside those being answered
@@ -21,9 +21,14 @@ class BatchEngines:
     """
 
     def __init__(
-        self, prepared: Prepared, wished: Wishes, asking: Asking, interrupts: Interrupts, parallel: int | None = None
+        self,
+        prepared: Prepared,
+        load_options: LoadOptions,
+        asking: Asking,
+        interrupts: Interrupts,
+        parallel: int | None = None,
     ) -> None:
-        self._prepared, self._wished, self._asking, self._interrupts = prepared, wished, asking, interrupts
+        self._prepared, self._load_options, self._asking, self._interrupts = prepared, load_options, asking, interrupts
         self._loaded: LoadedBatch | None = None
         # as many as the first engine has: a larger context leaves room for fewer, and these may wait
         sequences = prepared.plan.sequences
@@ -57,11 +62,11 @@ class BatchEngines:
     def grow(self, needed: int) -> BatchEngine | None:
         """The model with room for a prompt of so many tokens and its answer; None where there is no more."""
         planned, made_for = self._prepared.plan, self._prepared.context_length or 0
-        if self._wished.context is not None or planned.context >= made_for:
+        if self._load_options.context is not None or planned.context >= made_for:
             return None
         want = min(needed + needed // 4 + self._asking.max_tokens, made_for)
         try:
-            larger = loading.prepare(self._prepared.found, self._wished, want, None, planned.sequences)
+            larger = loading.prepare(self._prepared.found, self._load_options, want, None, planned.sequences)
         except DoesNotFit:
             return None
         if larger.plan.context <= planned.context:

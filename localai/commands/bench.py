@@ -65,8 +65,8 @@ def measure_model(
     from localai import benching, library
     from localai.commands import model_loading
 
-    wished = model_loading.wishes(None, gpu_layers, threads, kv_type)
-    prepared = benching.prepare(named(library.find(model)), wished)
+    load_options = model_loading.load_options(None, gpu_layers, threads, kv_type)
+    prepared = benching.prepare(named(library.find(model)), load_options)
     status = render.Status()
     try:
         with Interrupts() as interrupts:
@@ -155,7 +155,7 @@ def tune_model(model: str | None, gpu_layers: int | None, as_json: bool) -> None
     from localai import benching, library
     from localai.commands import model_loading
 
-    prepared = benching.prepare(named(library.find(model)), model_loading.wishes(None, gpu_layers, None, None))
+    prepared = benching.prepare(named(library.find(model)), model_loading.load_options(None, gpu_layers, None, None))
     status = render.Status()
     try:
         with Interrupts() as interrupts:

@@ -117,8 +117,8 @@ def chat(
     )  # fmt: skip
     if plain or options.setting("plain", None):
         render.be_plain()
-    wished = model_loading.wishes(context, gpu_layers, threads, kv_type, rpc, speculate, draft)
-    repl.talk(name or welcome.offered_model(), given, wished, private, kept)
+    load_options = model_loading.load_options(context, gpu_layers, threads, kv_type, rpc, speculate, draft)
+    repl.talk(name or welcome.offered_model(), given, load_options, private, kept)
 
 
 def resumed(number: str) -> Session:

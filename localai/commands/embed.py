@@ -15,7 +15,7 @@ from localai.commands import model_loading, options, stdin
 from localai.commands.options import ON_OVERFLOW, ContextOption, GpuLayersOption, ModelOption, ThreadsOption
 from localai.errors import UsageError
 from localai.interrupt import Interrupts
-from localai.loading import Wishes
+from localai.loading import LoadOptions
 
 if TYPE_CHECKING:
     from localai.engine.embedding import Embedder
@@ -63,7 +63,7 @@ def embed(
     if found.why:
         render.note(found.why)
     # the setting of a chat's context is not meant for this: only the flag counts
-    prepared = embeddings.prepare(found, Wishes(context, gpu_layers, threads))
+    prepared = embeddings.prepare(found, LoadOptions(context, gpu_layers, threads))
     if prepared.warning:
         render.note(f"warning: {prepared.warning}")
     with Interrupts() as interrupts:

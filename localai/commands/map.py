@@ -40,7 +40,7 @@ from localai.interrupt import Interrupts
 
 if TYPE_CHECKING:
     from localai.batch import Asking, Batch, Result
-    from localai.loading import Prepared, Wishes
+    from localai.loading import LoadOptions, Prepared
     from localai.record_input import Record, Size, Source
     from localai.record_output import ResumedOutput
 
@@ -137,7 +137,7 @@ def map_records(
         template, form, system, preset, variable or (), language, json_schema, limit, stop or (), think
     )
     # the setting of a chat's context is not meant for many: only the flag counts
-    wished = replace(model_loading.wishes(None, gpu_layers, threads, kv_type, rpc), context=context)
+    load_options = replace(model_loading.load_options(None, gpu_layers, threads, kv_type, rpc), context=context)
     named = [os.fsencode(path) for path in source or ()] if form == "files" else []
     holding = [*(file or ()), *(() if named else source or ())]
     if not holding and not named and render.is_terminal(sys.stdin):
@@ -151,11 +151,11 @@ def map_records(
         at_once = parallel and min(parallel, size.records or parallel)
         context_wanted = likely_context(asking, size, form)
         # what is to be the same to the byte each time must not depend on what a server was asked before
-        prepared = model_loading.prepare(model, wished, context_wanted, at_once, size.records, alone=at_once == 1)
+        prepared = model_loading.prepare(model, load_options, context_wanted, at_once, size.records, alone=at_once == 1)
         preset_sampling = asking.preset.sampling if asking.preset else {}
         asking = replace(asking, sampling=options.sampling(prepared.found.name, {**preset_sampling, **flags}))
         records = record_input.records(itertools.chain(named, lines.lines()), form)
-        go_through(prepared, wished, at_once, asking, records, size, output, out)
+        go_through(prepared, load_options, at_once, asking, records, size, output, out)
 
 
 def writes_its_input(lines: Source) -> bool:
@@ -175,7 +175,7 @@ def likely_context(asking: Asking, size: Size, form: str) -> int:
 
 def go_through(
     prepared: Prepared,
-    wished: Wishes,
+    load_options: LoadOptions,
     parallel: int | None,
     asking: Asking,
     records: Iterator[Record],
@@ -198,7 +198,7 @@ def go_through(
     following = next(records, None)
     if following is not None:
         with Interrupts() as interrupts:
-            engines = BatchEngines(prepared, wished, asking, interrupts, parallel)
+            engines = BatchEngines(prepared, load_options, asking, interrupts, parallel)
             try:
                 asked = batch.Batch(
                     engines.load(),

@@ -1,4 +1,4 @@
-"""The model of a command: what its options wish for, found, planned and loaded, or asked of this user's server."""
+"""The model of a command, as its options want it: found, planned and loaded, or asked of this user's server."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from localai.domain.rates import Job
 from localai.errors import EngineError, LocalaiError, UsageError
 from localai.estimate import TYPICAL_WORK
 from localai.interrupt import Interrupts
-from localai.loading import Loaded, Prepared, Wishes
+from localai.loading import Loaded, LoadOptions, Prepared
 from localai.tensor_types import KV_TYPES
 
 
-def wishes(
+def load_options(
     context: int | None,
     gpu_layers: int | None,
     threads: int | None,
@@ -25,7 +25,7 @@ def wishes(
     rpc: str | None = None,
     speculate: bool | None = None,
     draft: str | None = None,
-) -> Wishes:
+) -> LoadOptions:
     """What the options ask for, and the settings where they are silent. Raises UsageError for what cannot be meant."""
     if kv_type is not None:
         options.check_choice("--kv-type", kv_type, KV_TYPES)
@@ -33,7 +33,7 @@ def wishes(
         raise UsageError("--draft guesses on this machine alone", "leave out --draft or --rpc")
     if draft is not None and speculate is False:
         raise UsageError("--draft guesses, and --no-speculate forbids it", "leave one of them out")
-    return Wishes(
+    return LoadOptions(
         options.setting("context", context),
         options.setting("gpu_layers", gpu_layers),
         options.setting("threads", threads),
@@ -55,7 +55,7 @@ def workers_named(rpc: str | None) -> tuple[str, ...]:
 
 def prepare(
     name: str | None,
-    wished: Wishes,
+    load_options: LoadOptions,
     want_context: int | None,
     sequences: int | None = 1,
     most_sequences: int | None = None,
@@ -72,9 +72,9 @@ def prepare(
     found = library.find(name)
     if found.why:
         render.note(found.why)
-    if not alone and (here := held_by_server(found, wished, want_context, thoughts, cancelled)) is not None:
+    if not alone and (here := held_by_server(found, load_options, want_context, thoughts, cancelled)) is not None:
         return here
-    prepared = loading.prepare(found, wished, want_context, sequences, most_sequences, work, thoughts)
+    prepared = loading.prepare(found, load_options, want_context, sequences, most_sequences, work, thoughts)
     for warning in prepared.plan.warnings:
         render.note(f"warning: {warning}")
     return prepared
@@ -89,31 +89,40 @@ def load_prepared(prepared: Prepared, interrupts: Interrupts) -> Loaded:
 
 
 def held_by_server(
-    found: library.Found, wished: Wishes, want_context: int | None, thoughts: int, cancelled: Callable[[], bool]
+    found: library.Found,
+    load_options: LoadOptions,
+    want_context: int | None,
+    thoughts: int,
+    cancelled: Callable[[], bool],
 ) -> Prepared | None:
-    """The model in the memory of this user's server, where it is there as wished.
+    """The model in the memory of this user's server, where it is there as `load_options` say.
 
     With the setting `keep_alive` a server is started that holds it, and ends when nobody has asked for so long.
     """
     keep_alive = options.setting("keep_alive", None)
     if keep_alive is not None and settings.seconds(str(keep_alive)) == 0:
         keep_alive = None  # a model that goes at once is of no use to the next command
-    if wished.workers or wished.draft or not warm.available() or not (keep_alive or warm.socket_file().exists()):
+    if (
+        load_options.workers
+        or load_options.draft
+        or not warm.available()
+        or not (keep_alive or warm.socket_file().exists())
+    ):
         return None
     wanted = {
-        "context": wished.context or want_context,
-        "thoughts": 0 if wished.context else thoughts,
-        "exact_context": wished.context,
-        "gpu_layers": wished.gpu_layers,
-        "threads": wished.threads,
-        "kv_type": wished.kv_type,
+        "context": load_options.context or want_context,
+        "thoughts": 0 if load_options.context else thoughts,
+        "exact_context": load_options.context,
+        "gpu_layers": load_options.gpu_layers,
+        "threads": load_options.threads,
+        "kv_type": load_options.kv_type,
     }
     if keep_alive and warm.ask({"do": "ps"}) is None:
         from localai import background
 
         words = ["serve", "--socket-only", "--leave-when-idle", "--keep-alive", str(keep_alive), "-m", str(found.path)]
         for flag in ("context", "gpu_layers", "threads", "kv_type"):
-            if (value := getattr(wished, flag)) is not None:
+            if (value := getattr(load_options, flag)) is not None:
                 words += [f"--{flag.replace('_', '-')}", str(value)]
         with contextlib.suppress(LocalaiError):  # it is then loaded here, and what is wrong is said
             background.start(words, cancelled)

@@ -47,7 +47,7 @@ from localai.domain.generation import GenerationRequest
 from localai.domain.rates import Job
 from localai.errors import ExitCode, LocalaiError
 from localai.interrupt import Interrupts
-from localai.loading import Loaded, Wishes
+from localai.loading import Loaded, LoadOptions
 
 TYPICAL_ANSWER = 256  # tokens that an answer takes whose length nobody limited
 ROOM_TO_ANSWER = 2048  # tokens planned for an answer whose length nobody limited
@@ -103,12 +103,12 @@ def run(
         think = False  # thoughts before JSON only where they are asked for
     from localai import recording
 
-    wished = model_loading.wishes(context, gpu_layers, threads, kv_type, rpc, speculate, draft)
+    load_options = model_loading.load_options(context, gpu_layers, threads, kv_type, rpc, speculate, draft)
     flags = options.sampling_flags(temperature, top_k, top_p, min_p, repeat_penalty, seed)
     with Interrupts() as interrupts:
-        loaded = load_for(question, limit, model, wished, think, interrupts)
+        loaded = load_for(question, limit, model, load_options, think, interrupts)
         try:
-            loaded = with_room_for(loaded, question, limit, wished, think, interrupts)
+            loaded = with_room_for(loaded, question, limit, load_options, think, interrupts)
             if on_overflow == "truncate":
                 question = question.cut(loaded.engine, limit, think)
             sampling = options.sampling(loaded.name, {**question.sampling, **flags})
@@ -140,7 +140,7 @@ def load_for(
     question: Question,
     limit: int | None,
     model: str | None,
-    wished: Wishes,
+    load_options: LoadOptions,
     think: bool | None,
     interrupts: Interrupts,
 ) -> Loaded:
@@ -148,7 +148,7 @@ def load_for(
     tokens, sees = question.likely_tokens(), bool(question.images)
     prepared = model_loading.prepare(
         model,
-        wished,
+        load_options,
         tokens + room_for_answer(limit),
         work=Job(tokens, limit or TYPICAL_ANSWER),
         alone=sees,
@@ -161,19 +161,24 @@ def load_for(
 
 
 def with_room_for(
-    loaded: Loaded, question: Question, limit: int | None, wished: Wishes, think: bool | None, interrupts: Interrupts
+    loaded: Loaded,
+    question: Question,
+    limit: int | None,
+    load_options: LoadOptions,
+    think: bool | None,
+    interrupts: Interrupts,
 ) -> Loaded:
     """The model with a context that holds question and answer, loaded anew where that takes more than was reckoned."""
     made_for = loaded.prepared.context_length or 0
     context, room = loaded.plan.context, room_for_answer(limit)
-    if wished.context is not None or context >= made_for or question.likely_tokens() > 4 * made_for:
+    if load_options.context is not None or context >= made_for or question.likely_tokens() > 4 * made_for:
         return loaded
     needed = loaded.engine.count_tokens(question.messages(), think)
     if needed + (limit or ROOM_TO_ANSWER // 2) <= context:
         return loaded
     prepared = loading.prepare(
         loaded.prepared.found,
-        wished,
+        load_options,
         needed + room,
         work=Job(needed, room),
         thoughts=room_for_thoughts(limit, think),

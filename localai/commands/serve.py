@@ -73,7 +73,7 @@ def serve(
 
     wanted = Wanted(
         model=model,
-        wished=model_loading.wishes(context, gpu_layers, threads, kv_type, rpc),
+        load_options=model_loading.load_options(context, gpu_layers, threads, kv_type, rpc),
         keep_alive_s=duration(options.setting("keep_alive", keep_alive)),
         parallel=parallel,
         host=host,

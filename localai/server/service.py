@@ -17,7 +17,7 @@ from localai.commands import model_loading
 from localai.errors import LocalaiError
 from localai.holding import Holder
 from localai.library import Found
-from localai.loading import Wishes
+from localai.loading import LoadOptions
 from localai.server import http, shell
 
 
@@ -29,7 +29,7 @@ class Wanted:
     """
 
     model: str | None
-    wished: Wishes
+    load_options: LoadOptions
     keep_alive_s: float
     parallel: int | None
     host: str
@@ -54,7 +54,7 @@ class Service:
         if self._listener is not None:
             self._url = f"http://{shown_host(wanted.host)}:{self._listener.getsockname()[1]}"
             self._key = needed_key(wanted.require_key, self._listener)
-        self._holder = Holder(wanted.wished, wanted.parallel, wanted.keep_alive_s)
+        self._holder = Holder(wanted.load_options, wanted.parallel, wanted.keep_alive_s)
         self._ended, self._running = threading.Event(), http.Running()
         facts = {"pid": os.getpid(), "url": self._url}
         self._door = shell.Shell(self._holder, facts, self._stop) if warm.available() else None
