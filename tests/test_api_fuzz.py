@@ -16,7 +16,7 @@ from localai import library
 from localai.domain.embedding import Embedding
 from localai.holding import VECTORS, Held, Holder
 from localai.server.app import Counted, application
-from localai.server.generating import Desk
+from localai.server.generating import Dispatcher
 from localai.server.security import Rules
 
 
@@ -40,7 +40,7 @@ class FakeHolder(Holder):
 
 def made() -> Counted:
     path = model_file()
-    return application(Desk(FakeHolder(), library.Found(None, path, "small")), Rules("testserver"))
+    return application(Dispatcher(FakeHolder(), library.Found(None, path, "small")), Rules("testserver"))
 
 
 def test_the_frameworks_telemetry_is_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,19 +146,19 @@ def test_who_waits_for_a_load_or_for_vectors_holds_up_nobody_else() -> None:
             return super()._load(found, kind, context)
 
     async def ask() -> None:
-        desk = generating.Desk(holder)
+        dispatcher = generating.Dispatcher(holder)
 
         async def hold(found: library.Found) -> None:
-            async with desk.hold(found):
+            async with dispatcher.hold(found):
                 pass
 
         async def embed() -> int:
-            async with desk.hold(FOUND, VECTORS) as held:
-                return len(await desk.embedded(held, ["a cat"], truncate=False))
+            async with dispatcher.hold(FOUND, VECTORS) as held:
+                return len(await dispatcher.embedded(held, ["a cat"], truncate=False))
 
         loads = [asyncio.create_task(hold(library.Found(None, Path("large.gguf"), "large"))) for _ in range(40)]
         embeds = [asyncio.create_task(embed()) for _ in range(generating.MOST_EMBEDDING)]
-        while not any(turn.requests == len(embeds) for turn in desk._turns.values()):
+        while not any(turn.requests == len(embeds) for turn in dispatcher._turns.values()):
             await asyncio.sleep(0)
         try:
             with pytest.raises(QueueFull):
@@ -168,7 +168,7 @@ def test_who_waits_for_a_load_or_for_vectors_holds_up_nobody_else() -> None:
             go.set()
         assert await asyncio.gather(*embeds) == [1] * len(embeds)
         await asyncio.gather(*loads)
-        desk.close()
+        dispatcher.close()
 
     holder = Slow()
     holder.release(holder.acquire(FOUND))

@@ -29,7 +29,7 @@ from localai.holding import Holder
 from localai.interrupt import Interrupts
 from localai.library import Found
 from localai.loading import LoadOptions, Prepared
-from localai.server import shell
+from localai.server import socket_server
 
 MODEL = ("-m", "smollm2-135m")
 # one thread: two that wait for each other are slow where other tests run
@@ -162,9 +162,9 @@ def test_a_connection_that_fails_ends_nothing(monkeypatch: pytest.MonkeyPatch) -
                 raise found
             return found, ""
 
-    monkeypatch.setattr(shell, "ACCEPT_AGAIN_S", 0)
+    monkeypatch.setattr(socket_server, "ACCEPT_AGAIN_S", 0)
     holder = Holder()
-    door = shell.Shell(holder, {}, holder.close)
+    door = socket_server.SocketServer(holder, {}, holder.close)
     door._listener = listener = Listener()  # type: ignore[assignment]
     with theirs:
         door._accept(listener)  # type: ignore[arg-type]

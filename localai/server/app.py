@@ -15,7 +15,7 @@ from localai import __version__
 from localai.errors import LocalaiError
 from localai.server.answers import ClientGone, error_body, status_of, whole
 from localai.server.forms import FAILURES
-from localai.server.generating import Counts, Desk
+from localai.server.generating import Counts, Dispatcher
 from localai.server.ollama.routes import routes as ollama
 from localai.server.openai.routes import routes as openai
 from localai.server.security import App, Guard, Rules
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 MANAGING = tuple(f"/api/{what}" for what in ("pull", "push", "create", "copy", "delete", "blobs"))
 
 
-def application(desk: Desk, rules: Rules) -> Counted:
+def application(dispatcher: Dispatcher, rules: Rules) -> Counted:
     """The ASGI application of a server."""
 
     # the pages of the documentation would fetch their scripts from elsewhere
@@ -43,10 +43,10 @@ def application(desk: Desk, rules: Rules) -> Counted:
     )
 
     tell_errors(app)
-    tell_of_itself(app, desk)
-    app.include_router(openai(desk))
-    app.include_router(ollama(desk))
-    return Counted(Guard(app, rules), desk.counts)
+    tell_of_itself(app, dispatcher)
+    app.include_router(openai(dispatcher))
+    app.include_router(ollama(dispatcher))
+    return Counted(Guard(app, rules), dispatcher.counts)
 
 
 def tell_errors(app: FastAPI) -> None:
@@ -98,7 +98,7 @@ def tell_errors(app: FastAPI) -> None:
         return failed(request, 500, f"unexpected: {type(error).__name__}", "this is a bug in localai; please report it")
 
 
-def tell_of_itself(app: FastAPI, desk: Desk) -> None:
+def tell_of_itself(app: FastAPI, dispatcher: Dispatcher) -> None:
     """The routes of neither form."""
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
@@ -113,7 +113,7 @@ def tell_of_itself(app: FastAPI, desk: Desk) -> None:
     @app.get("/metrics", responses=FAILURES, response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Numbers for Prometheus."""
-        return Response(numbers(desk), media_type="text/plain; version=0.0.4")
+        return Response(numbers(dispatcher), media_type="text/plain; version=0.0.4")
 
 
 class Counted:
@@ -133,9 +133,9 @@ class Counted:
         await self._app(scope, receive, counting)
 
 
-def numbers(desk: Desk) -> bytes:
+def numbers(dispatcher: Dispatcher) -> bytes:
     """The numbers of `/metrics`, in Prometheus's text form."""
-    counts, held = desk.counts, desk.holder.held()
+    counts, held = dispatcher.counts, dispatcher.holder.held()
     lines: list[str] = []
 
     def tell(name: str, kind: str, help_: str, values: list[tuple[str, float]]) -> None:

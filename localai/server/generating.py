@@ -102,7 +102,7 @@ class Turn:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-class Desk:
+class Dispatcher:
     """Takes requests to the models. `default` is the model for those that name none."""
 
     def __init__(self, holder: Holder, default: library.Found | None = None) -> None:

@@ -18,7 +18,7 @@ from localai.errors import LocalaiError
 from localai.holding import Holder
 from localai.library import Found
 from localai.loading import LoadOptions
-from localai.server import http, shell
+from localai.server import http, socket_server
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +57,13 @@ class Service:
         self._holder = Holder(wanted.load_options, wanted.parallel, wanted.keep_alive_s)
         self._ended, self._running = threading.Event(), http.Running()
         facts = {"pid": os.getpid(), "url": self._url}
-        self._door = shell.Shell(self._holder, facts, self._stop) if warm.available() else None
+        self._socket_server = socket_server.SocketServer(self._holder, facts, self._stop) if warm.available() else None
         self._has_socket = False
 
     def run(self) -> bool:
         """Answer until told to end; True where that was Ctrl-C. Raises LocalaiError."""
         try:
-            self._has_socket = self._door is not None and self._door.open()
+            self._has_socket = self._socket_server is not None and self._socket_server.open()
             if self._listener is None and not self._has_socket:
                 raise LocalaiError(background.already(warm.ask({"do": "ps"}) or {}), "localai stop ends it")
             default = preloaded(self._wanted.model, self._holder) if self._wanted.model else None
@@ -77,15 +77,15 @@ class Service:
 
     def _answer_http(self, listener: socket.socket, default: Found | None) -> bool:
         from localai.server.app import application
-        from localai.server.generating import Desk
+        from localai.server.generating import Dispatcher
         from localai.server.security import Rules
 
-        desk = Desk(self._holder, default)
+        dispatcher = Dispatcher(self._holder, default)
         try:
             rules = Rules(self._wanted.host, self._key, self._wanted.origins)
-            return self._running.run(application(desk, rules), listener, self._tell, self._holder.close)
+            return self._running.run(application(dispatcher, rules), listener, self._tell, self._holder.close)
         finally:
-            desk.close()
+            dispatcher.close()
 
     def _stop(self) -> None:
         self._ended.set()
@@ -94,19 +94,19 @@ class Service:
     def _tell(self) -> None:
         """Say that requests are answered, and where."""
         if self._wanted.as_json:
-            path = str(self._door.path) if self._door is not None and self._has_socket else None
+            path = str(self._socket_server.path) if self._socket_server is not None and self._has_socket else None
             render.json_object({"url": self._url, "pid": os.getpid(), "socket": path})
             render.flush()
         elif self._url:
             render.note(f"answering on {self._url} (OpenAI: {self._url}/v1, Ollama: {self._url}); Ctrl-C ends it")
         else:
             render.note("answering this user's run, chat and map; Ctrl-C ends it")
-        if self._door is not None and not self._has_socket:
+        if self._socket_server is not None and not self._has_socket:
             render.note("another server has the shell's socket: run, chat, map, ps and stop ask that one")
 
     def _close(self) -> None:
-        if self._door is not None:
-            self._door.close()
+        if self._socket_server is not None:
+            self._socket_server.close()
         self._holder.close()
         if self._listener is not None:
             self._listener.close()

@@ -10,7 +10,7 @@ from localai import embeddings
 from localai.domain.embedding import Embedding
 from localai.errors import UsageError
 from localai.holding import VECTORS
-from localai.server.generating import Desk
+from localai.server.generating import Dispatcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Vectors:
 
 
 async def vectors(
-    desk: Desk,
+    dispatcher: Dispatcher,
     model: str | None,
     texts: list[str],
     keep_alive_s: float | None,
@@ -38,13 +38,13 @@ async def vectors(
     Left early, what is being evaluated is the last.
     """
     began = perf_counter()
-    if model or desk.default is not None:
-        found = await desk.blocking(desk.find, model)
+    if model or dispatcher.default is not None:
+        found = await dispatcher.blocking(dispatcher.find, model)
     else:
-        found = await desk.blocking(embeddings.find, None)
-    async with desk.hold(found, VECTORS, None, keep_alive_s) as held:
+        found = await dispatcher.blocking(embeddings.find, None)
+    async with dispatcher.hold(found, VECTORS, None, keep_alive_s) as held:
         loaded = perf_counter()
-        rows = await desk.embedded(held, texts, truncate)
+        rows = await dispatcher.embedded(held, texts, truncate)
     if dimensions is not None:
         rows = [shortened(row, dimensions) for row in rows]
     return Vectors(found.name, rows, loaded - began, perf_counter() - began)

@@ -11,7 +11,7 @@ from localai.engine import thinking
 from localai.holding import Held
 from localai.library import Found
 from localai.server.forms import Json
-from localai.server.generating import Desk
+from localai.server.generating import Dispatcher
 
 UNKNOWN_TIME = "1970-01-01T00:00:00Z"
 FOR_EVER_S = 3.15e9  # a hundred years
@@ -32,10 +32,10 @@ def facts(model: InstalledModel | None) -> Json:
     }
 
 
-def all_listed(desk: Desk) -> list[Json]:
+def all_listed(dispatcher: Dispatcher) -> list[Json]:
     """The model that is served, where it is a file, and the installed ones."""
-    found = desk.unlisted()
-    return [*([listed_file(found)] if found is not None else []), *(listed(*each) for each in desk.installed())]
+    found = dispatcher.unlisted()
+    return [*([listed_file(found)] if found is not None else []), *(listed(*each) for each in dispatcher.installed())]
 
 
 def listed(name: str, model: InstalledModel) -> Json:

@@ -13,7 +13,7 @@ from localai.server import asking
 from localai.server.answers import Stream, while_there, whole
 from localai.server.asking import refused
 from localai.server.forms import FAILURES, streams
-from localai.server.generating import Desk
+from localai.server.generating import Dispatcher
 from localai.server.ollama import answers, models
 from localai.server.ollama.requests import (
     Asked,
@@ -32,8 +32,8 @@ LINES = "application/x-ndjson"
 API_VERSION = "0.12.0"  # of Ollama's API whose form this is: clients look whether it is new enough
 
 
-def routes(desk: Desk) -> APIRouter:
-    router, api = APIRouter(prefix="/api", tags=["ollama"], responses=FAILURES), Api(desk)
+def routes(dispatcher: Dispatcher) -> APIRouter:
+    router, api = APIRouter(prefix="/api", tags=["ollama"], responses=FAILURES), Api(dispatcher)
     router.add_api_route("/chat", api.chat, methods=["POST"], responses=streams(LINES))
     router.add_api_route("/generate", api.generate, methods=["POST"], responses=streams(LINES))
     router.add_api_route("/embed", api.embed, methods=["POST"])
@@ -50,32 +50,32 @@ def routes(desk: Desk) -> APIRouter:
 class Api:
     """What each route does. FastAPI tells the docstrings in /openapi.json."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
 
     async def chat(self, asked: ChatRequest, request: Request) -> Response:
         """The next turn of a conversation."""
-        found = await self._desk.blocking(self._desk.find, asked.model)
+        found = await self._dispatcher.blocking(self._dispatcher.find, asked.model)
         if not asked.messages:
             return await self._only_load(asked, found, True)
-        messages = await self._desk.blocking(chat_messages, asked)
-        wanted = await self._desk.blocking(request_of, asked, found.name, messages)
+        messages = await self._dispatcher.blocking(chat_messages, asked)
+        wanted = await self._dispatcher.blocking(request_of, asked, found.name, messages)
         return await self._answer(asked, request, found, wanted, True)
 
     async def generate(self, asked: GenerateRequest, request: Request) -> Response:
         """An answer to a prompt."""
         if asked.suffix or asked.template or asked.context:
             raise refused("suffix, template and context are not taken", "/api/chat takes a whole conversation")
-        found = await self._desk.blocking(self._desk.find, asked.model)
+        found = await self._dispatcher.blocking(self._dispatcher.find, asked.model)
         if not asked.prompt and not asked.images:
             return await self._only_load(asked, found, False)
         if asked.raw and asked.images:
             raise refused("a raw prompt cannot be combined with images", "ask for either")
         if asked.raw:
-            wanted = await self._desk.blocking(request_of, asked, found.name, (), asked.prompt)
+            wanted = await self._dispatcher.blocking(request_of, asked, found.name, (), asked.prompt)
         else:
-            messages = await self._desk.blocking(prompt_messages, asked)
-            wanted = await self._desk.blocking(request_of, asked, found.name, messages)
+            messages = await self._dispatcher.blocking(prompt_messages, asked)
+            wanted = await self._dispatcher.blocking(request_of, asked, found.name, messages)
         return await self._answer(asked, request, found, wanted, False)
 
     async def _answer(
@@ -83,7 +83,7 @@ class Api:
     ) -> Response:
         began, kind = perf_counter(), asking.kind_of(wanted.messages)
         keep = asking.keep_alive(asked.keep_alive)
-        starting = self._desk.started(found, kind, asked.wished_context, keep, wanted)
+        starting = self._dispatcher.started(found, kind, asked.wished_context, keep, wanted)
         events = await while_there(request.receive, starting)
         if asked.stream is not False:
             return Stream(answers.pieces(events, asked.model, chat, began), LINES, events)
@@ -93,9 +93,9 @@ class Api:
         """An empty request loads a model, or lets it go, once nobody uses it, where it is to be kept for no time."""
         keep = asking.keep_alive(asked.keep_alive)
         if keep == 0:
-            await self._desk.blocking(self._desk.holder.let_go, found)
+            await self._dispatcher.blocking(self._dispatcher.holder.let_go, found)
         else:
-            async with self._desk.hold(found, TEXT, asked.wished_context, keep):
+            async with self._dispatcher.hold(found, TEXT, asked.wished_context, keep):
                 pass
         return whole(answers.empty(asked.model, chat, "unload" if keep == 0 else "load"))
 
@@ -106,7 +106,7 @@ class Api:
         texts = [asked.input] if isinstance(asked.input, str) else asked.input
         asking.check_texts(texts)
         keep, cut = asking.keep_alive(asked.keep_alive), asked.truncate is not False
-        making = vectors(self._desk, asked.model, texts, keep, truncate=cut, dimensions=asked.dimensions)
+        making = vectors(self._dispatcher, asked.model, texts, keep, truncate=cut, dimensions=asked.dimensions)
         return whole(answers.embeddings(await while_there(request.receive, making), asked.model))
 
     async def embeddings(self, asked: OldEmbedRequest, request: Request) -> Response:
@@ -114,21 +114,23 @@ class Api:
         keep = asking.keep_alive(asked.keep_alive)
         if not asked.prompt:
             return whole({"embedding": []})
-        made = await while_there(request.receive, vectors(self._desk, asked.model, [asked.prompt], keep))
+        made = await while_there(request.receive, vectors(self._dispatcher, asked.model, [asked.prompt], keep))
         return whole({"embedding": made.rows[0].vector})
 
     async def tags(self) -> Response:
         """The model that is served, where it is a file, and the installed ones."""
-        return whole({"models": await self._desk.blocking(models.all_listed, self._desk)})
+        return whole({"models": await self._dispatcher.blocking(models.all_listed, self._dispatcher)})
 
     async def show(self, asked: ShowRequest) -> Response:
         """What a model's header says."""
-        found = await self._desk.blocking(self._desk.find, asked.model or asked.name)
-        return whole(await self._desk.blocking(models.shown, found))
+        found = await self._dispatcher.blocking(self._dispatcher.find, asked.model or asked.name)
+        return whole(await self._dispatcher.blocking(models.shown, found))
 
     async def ps(self) -> Response:
         """The models in memory."""
-        return whole({"models": await self._desk.blocking(lambda: [*map(models.held, self._desk.holder.held())])})
+        return whole(
+            {"models": await self._dispatcher.blocking(lambda: [*map(models.held, self._dispatcher.holder.held())])}
+        )
 
     async def version(self) -> Response:
         """The version of the API."""

@@ -11,7 +11,7 @@ from localai.holding import TEXT
 from localai.server import asking
 from localai.server.answers import Stream, while_there, whole
 from localai.server.forms import FAILURES, Json, streams
-from localai.server.generating import Desk
+from localai.server.generating import Dispatcher
 from localai.server.openai import answers
 from localai.server.openai.requests import (
     ChatRequest,
@@ -28,8 +28,8 @@ from localai.server.vectors import vectors
 EVENT_STREAM = "text/event-stream"
 
 
-def routes(desk: Desk) -> APIRouter:
-    router, api = APIRouter(prefix="/v1", tags=["openai"], responses=FAILURES), Api(desk)
+def routes(dispatcher: Dispatcher) -> APIRouter:
+    router, api = APIRouter(prefix="/v1", tags=["openai"], responses=FAILURES), Api(dispatcher)
     router.add_api_route("/models", api.models, methods=["GET"])
     router.add_api_route("/models/{name:path}", api.model, methods=["GET"])
     router.add_api_route("/chat/completions", api.chat, methods=["POST"], responses=streams(EVENT_STREAM))
@@ -41,13 +41,15 @@ def routes(desk: Desk) -> APIRouter:
 class Api:
     """What each route does. FastAPI tells the docstrings in /openapi.json."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
 
     async def models(self) -> Response:
         """The model that is served, where it is a file, and the installed ones."""
-        listed = [model_object(name, model) for name, model in await self._desk.blocking(self._desk.installed)]
-        if (found := self._desk.unlisted()) is not None:
+        listed = [
+            model_object(name, model) for name, model in await self._dispatcher.blocking(self._dispatcher.installed)
+        ]
+        if (found := self._dispatcher.unlisted()) is not None:
             listed.insert(0, model_object(found.name, None))
         return whole({"object": "list", "data": listed})
 
@@ -55,16 +57,16 @@ class Api:
         """One installed model."""
         if not name:  # only a slash too many
             return await self.models()
-        found = await self._desk.blocking(self._desk.find, name)
+        found = await self._dispatcher.blocking(self._dispatcher.find, name)
         return whole(model_object(name, found.model))
 
     async def chat(self, asked: ChatRequest, request: Request) -> Response:
         """The next turn of a conversation."""
-        found = await self._desk.blocking(self._desk.find, asked.model)
-        wanted = await self._desk.blocking(chat_request, asked, found.name)
+        found = await self._dispatcher.blocking(self._dispatcher.find, asked.model)
+        wanted = await self._dispatcher.blocking(chat_request, asked, found.name)
         kind = asking.kind_of(wanted.messages)
         keep, name = asking.keep_alive(asked.keep_alive), asked.model or found.name
-        starting = self._desk.all_started(found, kind, keep, times(wanted, asked.n))
+        starting = self._dispatcher.all_started(found, kind, keep, times(wanted, asked.n))
         several = await while_there(request.receive, starting)
         if asked.stream:
             return Stream(answers.chat_pieces(several, name, asked.wants_usage), EVENT_STREAM, *several)
@@ -73,10 +75,10 @@ class Api:
     async def completions(self, asked: CompletionRequest, request: Request) -> Response:
         """A text, continued."""
         check_completion(asked)
-        found = await self._desk.blocking(self._desk.find, asked.model)
-        wanted = await self._desk.blocking(completion_requests, asked, found.name)
+        found = await self._dispatcher.blocking(self._dispatcher.find, asked.model)
+        wanted = await self._dispatcher.blocking(completion_requests, asked, found.name)
         keep, name = asking.keep_alive(asked.keep_alive), asked.model or found.name
-        several = await while_there(request.receive, self._desk.all_started(found, TEXT, keep, wanted))
+        several = await while_there(request.receive, self._dispatcher.all_started(found, TEXT, keep, wanted))
         prompts = len(asked.prompts)
         if asked.stream:
             pieces = answers.completion_pieces(several, name, prompts, asked.wants_usage)
@@ -87,7 +89,7 @@ class Api:
         """A vector for each text."""
         texts = texts_of(asked)
         keep = asking.keep_alive(asked.keep_alive)
-        making = vectors(self._desk, asked.model, texts, keep, dimensions=asked.dimensions)
+        making = vectors(self._dispatcher, asked.model, texts, keep, dimensions=asked.dimensions)
         made = await while_there(request.receive, making)
         return whole(answers.embeddings(made.rows, asked.model or made.model, asked.encoding_format == "base64"))
 

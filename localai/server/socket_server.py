@@ -25,7 +25,7 @@ MOST_CONNECTIONS = 256
 ACCEPT_AGAIN_S = 0.1
 
 
-class Shell:
+class SocketServer:
     """Listens on the socket, a thread a connection. `stop` is called when somebody wants the server to end."""
 
     def __init__(self, holder: Holder, facts: Json, stop: Callable[[], None]) -> None:
@@ -60,7 +60,7 @@ class Shell:
             raise LocalaiError(
                 f"cannot make the socket {self.path}: {error.strerror or error}", "check the folder's permissions"
             ) from error
-        threading.Thread(target=self._accept, args=(self._listener,), name="shell", daemon=True).start()
+        threading.Thread(target=self._accept, args=(self._listener,), name="socket", daemon=True).start()
         return True
 
     @staticmethod
@@ -104,30 +104,30 @@ class Shell:
         try:
             with connection, contextlib.suppress(OSError):
                 try:
-                    self._answer(Line(connection))
+                    self._answer(JsonLines(connection))
                 finally:
                     connection.shutdown(socket.SHUT_RDWR)  # wakes whoever waits for it
         finally:
             self._room.release()
 
-    def _answer(self, line: Line) -> None:
+    def _answer(self, connection: JsonLines) -> None:
         try:
-            asked = line.read(FIRST_LINE_S)
+            asked = connection.read(FIRST_LINE_S)
             if asked is None:
                 return
             if asked.get("version") != __version__ and asked.get("do") not in ("ps", "stop"):
                 raise UsageError("the server is of another version", "localai stop, then start it again")
             do = {"ps": self._ps, "stop": self._end, "hold": self._hold, "count": self._count}.get(str(asked.get("do")))
             if do is not None:
-                line.write(do(asked))
+                connection.write(do(asked))
             elif asked.get("do") == "generate":
-                self._generate(asked, line)
+                self._generate(asked, connection)
             else:
                 raise UsageError("the server does not know that", "localai stop, then start it again")
         except LocalaiError as error:
-            line.write(wire.of_error(error))
+            connection.write(wire.of_error(error))
         except (ValueError, KeyError, TypeError) as error:
-            line.write(wire.of_error(UsageError(f"malformed: {error}", "localai stop, then start it again")))
+            connection.write(wire.of_error(UsageError(f"malformed: {error}", "localai stop, then start it again")))
 
     # ------------------------------------------------------------------------------------------------- questions
 
@@ -185,18 +185,18 @@ class Shell:
         finally:
             self._holder.release(held)
 
-    def _generate(self, asked: Json, line: Line) -> None:
+    def _generate(self, asked: Json, connection: JsonLines) -> None:
         held = self._using(asked)
         arrived: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
         try:
             ticket = held.writer.submit(wire.to_request(asked["request"]), arrived.put)
-            line.write(wire.TAKEN)
+            connection.write(wire.TAKEN)
             # whatever comes meanwhile, a word to cancel or the end of the connection, means the same
-            threading.Thread(target=line.wait, args=(ticket.cancel,), daemon=True).start()
+            threading.Thread(target=connection.wait, args=(ticket.cancel,), daemon=True).start()
             try:
                 while True:
                     event = arrived.get()
-                    line.write(wire.of_event(event))
+                    connection.write(wire.of_event(event))
                     if isinstance(event, AnswerEnd | LocalaiError):
                         return
             finally:
@@ -220,7 +220,7 @@ def facts(held: Held) -> Json:
     }
 
 
-class Line:
+class JsonLines:
     """A connection, a JSON object a line."""
 
     def __init__(self, connection: socket.socket) -> None:
