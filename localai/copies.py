@@ -17,7 +17,7 @@ from localai.domain.units import MIB
 from localai.errors import DoesNotFit, HashMismatch, LocalaiError, UsageError
 from localai.partial import CHUNK_BYTES, disk_error, partial_path, sync_folder
 
-_RESERVE_BYTES = 256 * MIB  # what a system needs to stay usable
+RESERVE_BYTES = 256 * MIB  # what a system needs to stay usable
 _PART = ".part"
 
 
@@ -85,15 +85,20 @@ def bytes_carried(target: Path, size_bytes: int) -> int:
     return 0
 
 
+def disk_of(path: Path) -> tuple[Path, int]:
+    """The first parent of a path that exists, or itself, and the bytes that are free there."""
+    path = path.absolute()
+    while not os.path.exists(path):
+        path = path.parent
+    return path, shutil.disk_usage(path).free
+
+
 def check_room(target: Path, needed_bytes: int, hint: str) -> None:
     """Raises DoesNotFit, with the hint, where a copy of that many bytes would fill the disk of `target`."""
-    parent = target.absolute()
-    while not os.path.exists(parent):
-        parent = parent.parent
-    free = shutil.disk_usage(parent).free
-    if free - needed_bytes < (_RESERVE_BYTES if needed_bytes else 0):
+    folder, free = disk_of(target)
+    if free - needed_bytes < (RESERVE_BYTES if needed_bytes else 0):
         raise DoesNotFit(
-            f"the copy takes {needed_bytes / 1e9:.1f} GB, and the disk of {parent} has {free / 1e9:.1f} GB free",
+            f"the copy takes {needed_bytes / 1e9:.1f} GB, and the disk of {folder} has {free / 1e9:.1f} GB free",
             hint,
         )
 

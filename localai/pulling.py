@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -32,11 +31,9 @@ from localai import (
 from localai.domain.files import InstalledFile, InstalledModel, RemoteFile, Variant
 from localai.domain.machine import Machine
 from localai.domain.plan import Plan
-from localai.domain.units import GIB, MIB
+from localai.domain.units import GIB
 from localai.errors import DoesNotFit, HashMismatch, LocalaiError
 from localai.partial import disk_error, offset
-
-_DISK_RESERVE_BYTES = 256 * MIB  # what a system needs to stay usable
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,11 +186,9 @@ def _warnings(choice: choosing.Choice) -> tuple[str, ...]:
 
 def _checked_disk(variant: Variant, missing_bytes: int, reserved_bytes: int, folder: Path) -> int:
     """Free bytes after the download. Raises DoesNotFit where too little would be left."""
-    folder = folder.absolute()
-    while not os.path.exists(folder):
-        folder = folder.parent
-    after = shutil.disk_usage(folder).free - reserved_bytes - missing_bytes
-    if after < (_DISK_RESERVE_BYTES if missing_bytes else 0):
+    folder, free = copies.disk_of(folder)
+    after = free - reserved_bytes - missing_bytes
+    if after < (copies.RESERVE_BYTES if missing_bytes else 0):
         raise DoesNotFit(
             f"{variant.quantization} needs {missing_bytes / GIB:.1f} GiB more on the disk of {folder},"
             f" {(after + missing_bytes) / GIB:.1f} GiB are free",
