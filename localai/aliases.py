@@ -12,12 +12,11 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from localai import naming, quantization, settings
+from localai import json_file, naming, quantization, settings
 from localai.errors import NotFound, UsageError
 
 SCHEMA_VERSION = 1
 _NAME = re.compile(r"\w[\w.-]{0,59}")
-_LARGEST_BYTES = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +66,9 @@ def load() -> tuple[Alias, ...]:
 
 def _read(path: Path) -> Alias | None:
     try:
-        with open(path, "rb") as stream:
-            raw = json.loads(stream.read(_LARGEST_BYTES))
+        raw = json_file.read(path)
         name, target = raw["name"], raw["target"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError):
         return None
     if not isinstance(name, str) or not isinstance(target, str) or not target or _file(name) != path:
         return None

@@ -17,13 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from localai import hub_cache, locks, naming, settings
+from localai import hub_cache, json_file, locks, naming, settings
 from localai.domain.files import InstalledModel, RemoteFile
 from localai.errors import UsageError
 from localai.partial import disk_error
 
 SCHEMA_VERSION = 1
-_LARGEST_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +149,7 @@ def read_all() -> tuple[Claim, ...]:
 
 def _read(path: Path) -> Claim | None:
     try:
-        with open(path, "rb") as stream:
-            raw = json.loads(stream.read(_LARGEST_BYTES))
+        raw = json_file.read(path)
         if raw["schema_version"] != SCHEMA_VERSION:
             return None
         claim = Claim(
@@ -161,7 +159,7 @@ def _read(path: Path) -> Claim | None:
             frozenset(_matching(naming.SHA256, each) for each in raw["blobs"]),
             frozenset(naming.check_revision(each) for each in raw["refs"]),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError):
         return None
     sound = claim.folder.is_absolute() and claim.folder.name.startswith("models--") and path_of(claim) == path
     return claim if sound else None

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from localai import records, settings
+from localai import json_file, records, settings
 from localai.domain.files import InstalledFile, InstalledModel
 from localai.partial import sha256_of
 
@@ -89,9 +89,9 @@ def _memory() -> Path:
 def _remembered(seen: dict[str, Any]) -> str | None:
     """When these very bytes were verified, None if they never were."""
     try:
-        raw = json.loads(_memory().read_bytes())
+        raw = json_file.read(_memory())
         verified_at = raw.pop("verified_at")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError):
         return None
     return verified_at if raw == seen and isinstance(verified_at, str) else None
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from localai import measurement, past_runs, settings
+from localai import json_file, measurement, past_runs, settings
 from localai.domain.machine import Machine
 from localai.domain.rates import Calibration, DeviceRates, Experience, Setting, Tuned, Tuning
 from localai.tensor_types import KV_TYPES
@@ -27,7 +27,7 @@ _MOST_TUNINGS = 50
 def recalled(machine: Machine) -> Machine:
     """The machine with everything that was measured and learnt on it before."""
     machine = measurement.recalled(machine)
-    kept = _of(machine, _read(_file()))
+    kept = _of(machine, _read())
     calibration = _calibration(kept.get("calibration"))
     tunings = kept.get("tunings")
     found = tuple(each for each in map(_tuning, tunings if isinstance(tunings, list) else ()) if each is not None)
@@ -87,7 +87,7 @@ def _change(machine: Machine, change: Callable[[dict[str, Any]], None]) -> bool:
     try:
         settings.private_folder(path.parent)
         with FileLock(path.with_suffix(".lock"), timeout=10):
-            content = _read(path)
+            content = _read()
             name = _identity(machine)
             own = _of(machine, content)
             change(own)
@@ -99,13 +99,11 @@ def _change(machine: Machine, change: Callable[[dict[str, Any]], None]) -> bool:
     return True
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read() -> dict[str, Any]:
     try:
-        with path.open("rb") as stream:
-            content = json.loads(stream.read(_LARGEST_FILE_BYTES))
-    except (OSError, ValueError, RecursionError):
+        return json_file.read(_file(), _LARGEST_FILE_BYTES)
+    except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 # ------------------------------------------------------------------------------------ from JSON, checked

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from localai import settings
+from localai import json_file, settings
 from localai.domain.machine import Bandwidth, Compute, Machine
 from localai.domain.units import GIB
 from localai.probes import bandwidth
@@ -24,13 +24,12 @@ MEASURED = "measured"
 ATTEMPTS = 3
 AGAIN_AFTER_S = 3600  # what was measured on a machine that stays busy is tried again once an hour
 METHOD = 3  # another way of measuring makes the kept figures those of another machine
-_LARGEST_FILE_BYTES = 1_000_000
 _MOST_MACHINES = 50
 
 
 def recalled(machine: Machine) -> Machine:
     """The machine with the figures that were measured on it before, if any."""
-    found = _read(_file()).get(identity(machine))
+    found = _read().get(identity(machine))
     return _with(machine, found) if isinstance(found, dict) else machine
 
 
@@ -52,7 +51,7 @@ def measured(machine: Machine, announce: Callable[[str], None], again: bool = Fa
     until it is quiet: what is measured then holds.
     """
     name = identity(machine)
-    before = _read(_file()).get(name)
+    before = _read().get(name)
     before = before if isinstance(before, dict) else {}
     given = before.get("attempts")
     attempts = given if isinstance(given, int) else ATTEMPTS
@@ -95,18 +94,16 @@ def _file() -> Path:
     return settings.folders().data / "measurements.json"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read() -> dict[str, Any]:
     try:
-        with path.open("rb") as stream:
-            content = json.loads(stream.read(_LARGEST_FILE_BYTES))
-    except (OSError, ValueError, RecursionError):
+        return json_file.read(_file())
+    except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _keep(name: str, figures: dict[str, Any]) -> None:
     path = _file()
-    others = [(each, known) for each, known in _read(path).items() if each != name]
+    others = [(each, known) for each, known in _read().items() if each != name]
     content = dict([*others[-_MOST_MACHINES:], (name, figures)])
     try:
         settings.private_folder(path.parent)

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from types import TracebackType
 
+from localai import json_file
 from localai.errors import DoesNotFit, LocalaiError
 
 CHUNK_BYTES = 1 << 20
@@ -282,9 +283,9 @@ def discard_partial(destination: Path) -> None:
 def _read_state(path: Path) -> tuple[str | None, str | None, int]:
     """ETag, boot and synced bytes of a partial file; (None, None, 0) where nothing is known or it makes no sense."""
     try:
-        state = json.loads(path.read_bytes()[:4096])
+        state = json_file.read(path, 4096)
         etag, boot, synced = state["etag"], state["boot"], state["synced_bytes"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError):
         return None, None, 0
     known = isinstance(boot, str) and type(synced) is int and synced >= 0
     strong = isinstance(etag, str) and is_strong_etag(etag)

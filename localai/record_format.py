@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from localai import json_file
 from localai.domain.files import InstalledFile, InstalledModel
 
 SCHEMA_VERSION = 1
-_LARGEST_RECORD_BYTES = 1_000_000
 
 
 class NewerVersion(ValueError):
@@ -39,7 +38,7 @@ def _file_as_json(file: InstalledFile) -> dict[str, Any]:
 
 def read(path: str) -> InstalledModel:
     """One record. Raises OSError, or ValueError for anything that is not one."""
-    raw = json_of(path)
+    raw = json_file.read(path)
     version = raw.get("schema_version")
     if type(version) is int and version > SCHEMA_VERSION:
         raise NewerVersion(f"a newer version wrote it (schema_version {version!r:.20})")
@@ -60,19 +59,6 @@ def read(path: str) -> InstalledModel:
         verified_at=moment(raw.get("verified_at")),
         source=_text(raw, "source"),
     )
-
-
-def json_of(path: str) -> dict[str, Any]:
-    """A small JSON object of a file. Raises OSError, or ValueError for anything that is not one."""
-    with open(path, "rb") as stream:
-        content = stream.read(_LARGEST_RECORD_BYTES)
-    try:
-        raw = json.loads(content)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    if not isinstance(raw, dict):
-        raise ValueError("not an object")
-    return raw
 
 
 def _file(raw: Any) -> InstalledFile:

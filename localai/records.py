@@ -21,7 +21,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from localai import record_format, settings
+from localai import json_file, record_format, settings
 from localai.domain.files import InstalledModel
 from localai.errors import LocalaiError
 from localai.partial import disk_error, sync_folder
@@ -168,7 +168,7 @@ def _entries() -> Iterator[Record | Unreadable]:
 def _checked(model: InstalledModel, path: str) -> Record:
     """The record with what its last verification found; a note about other bytes is not heeded."""
     try:
-        raw = record_format.json_of(path)
+        raw = json_file.read(path)
     except (OSError, ValueError):
         return Record(model)
     fault, at, hashes = raw.get("fault"), record_format.moment(raw.get("checked_at")), _hashes(model)
@@ -207,7 +207,7 @@ def facts(model: InstalledModel, folder_name: str | None = None) -> dict[str, An
     place = folder() if folder_name is None else folder_name
     for slug in (_slug(model), *([_folded_slug(model)] if model.repo is None else [])):
         try:
-            raw = record_format.json_of(f"{place}{os.sep}{slug}{_FACTS}")
+            raw = json_file.read(f"{place}{os.sep}{slug}{_FACTS}")
         except (OSError, ValueError):
             continue
         if raw.get("sha256") == _hashes(model):
@@ -311,7 +311,7 @@ def replaced_by(model: InstalledModel) -> InstalledModel | None:
 def disk_of(model: InstalledModel) -> int | None:
     """The device that the model's files were on when it was recorded; None where that is not known."""
     try:
-        found = record_format.json_of(str(folder() / (_stem(model) + _RECORD))).get("device")
+        found = json_file.read(folder() / (_stem(model) + _RECORD)).get("device")
     except (OSError, ValueError):
         return None
     return found if type(found) is int else None

@@ -130,7 +130,17 @@ LAYERS = {
         "wire",
         "warm",
     },
-    LEAF: {"languages", "domain", "settings", "errors", "quantization", "naming", "tensor_types", "__init__"},
+    LEAF: {
+        "languages",
+        "domain",
+        "settings",
+        "errors",
+        "quantization",
+        "naming",
+        "tensor_types",
+        "json_file",
+        "__init__",
+    },
 }
 
 

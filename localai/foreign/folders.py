@@ -6,14 +6,13 @@ until March 2026, since then the Hugging Face layout under `LLAMA_CACHE` (common
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from localai import naming
+from localai import json_file, naming
 from localai.domain.files import RemoteFile
 from localai.errors import UsageError
 from localai.foreign.found import Finds, FoundFile, FoundModel, LeftOut
@@ -36,10 +35,8 @@ def lmstudio_roots(environ: Mapping[str, str] = os.environ) -> tuple[Path, ...]:
 
 def _chosen_folder(settings: Path) -> Path | None:
     try:
-        with open(settings, "rb") as stream:
-            raw = json.loads(stream.read(1_000_000))
-        text = raw.get("downloadsFolder")
-    except (OSError, ValueError, AttributeError, RecursionError):
+        text = json_file.read(settings).get("downloadsFolder")
+    except (OSError, ValueError):
         return None
     return Path(text) if isinstance(text, str) and os.path.isabs(text) and "\0" not in text else None
 
