@@ -93,7 +93,7 @@ class Scheduler:
         self._changed = threading.Condition()
         self._new: list[Job] = []
         self._waiting: deque[Job] = deque()
-        self._decoding: list[Job] = []
+        self._writing: list[Job] = []
         self._last: dict[int, int] = {}  # the last token of each answer, by sequence
         self._closing = False
         self._drawers = Drawers(plan.threads)
@@ -182,14 +182,14 @@ class Scheduler:
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            while not (self._closing or self._new or self._waiting or self._prefill.jobs or self._decoding):
+            while not (self._closing or self._new or self._waiting or self._prefill.jobs or self._writing):
                 self._changed.wait()
             self._waiting += self._new
             self._new.clear()
             return not self._closing
 
     def _jobs(self) -> list[Job]:
-        return [*self._decoding, *self._prefill.jobs, *self._waiting]
+        return [*self._writing, *self._prefill.jobs, *self._waiting]
 
     def _end_cancelled(self) -> None:
         for job in self._jobs():
@@ -204,7 +204,7 @@ class Scheduler:
 
     def _end(self, job: Job, error: LocalaiError | None = None) -> None:
         """Tell the end of a job and free its place."""
-        for jobs in (self._decoding, self._prefill.jobs, self._waiting):
+        for jobs in (self._writing, self._prefill.jobs, self._waiting):
             if job in jobs:
                 jobs.remove(job)
         try:
@@ -246,8 +246,8 @@ class Scheduler:
         """Evaluate one batch, and draw from it."""
         if not self._converses and not self._waiting:
             self._close_gap()
-        parts: list[tuple[Job, list[int]]] = [(job, [self._last[job.sequence]]) for job in self._decoding]
-        parts += self._prefill.parts(len(self._decoding), self._waiting)
+        parts: list[tuple[Job, list[int]]] = [(job, [self._last[job.sequence]]) for job in self._writing]
+        parts += self._prefill.parts(len(self._writing), self._waiting)
         if not parts:
             return
         parts.sort(key=lambda part: part[0].sequence)  # llama.cpp evaluates neighbours together
@@ -255,7 +255,7 @@ class Scheduler:
         rows: list[tuple[Job, int]] = []
         read = 0
         for job, tokens in parts:
-            writes = job in self._decoding or len(held[job.sequence]) + len(tokens) == job.total
+            writes = job in self._writing or len(held[job.sequence]) + len(tokens) == job.total
             row = self._sequences.add(job.sequence, tokens, writes)
             read += len(tokens)
             if writes:
@@ -274,7 +274,7 @@ class Scheduler:
             self._prefill.took(read, perf_counter() - started)
         for job in jobs:
             if job in self._prefill.jobs and self._prefill.was_read(job):
-                self._decoding.append(job)
+                self._writing.append(job)
         if rows:
             self._draw(rows)
 
@@ -284,9 +284,9 @@ class Scheduler:
         llama.cpp evaluates only neighbours together: each gap costs one more reading of all the weights, a move the
         copying of a cache.
         """
-        taken = sorted(job.sequence for job in (*self._decoding, *self._prefill.jobs))
+        taken = sorted(job.sequence for job in (*self._writing, *self._prefill.jobs))
         gaps = sum(after > before + 1 for before, after in itertools.pairwise(taken))
-        last = max(self._decoding, key=lambda job: job.sequence, default=None)
+        last = max(self._writing, key=lambda job: job.sequence, default=None)
         free = self._slots.lowest_free()
         if gaps >= GAPS and last is not None and free is not None and free < last.sequence:
             token = self._last.pop(last.sequence)
