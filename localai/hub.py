@@ -5,6 +5,7 @@ Connections go to the configured endpoint only; the bytes of models are `transfe
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable
@@ -78,7 +79,7 @@ def _answered(ask: Callable[[], Any], what: str, revision: str | None, on_retry:
                 raise meant from error
             on_retry(f"{meant}; asking again in {wait_s:.1f} s")
             time.sleep(wait_s)
-            tried += 1
+    raise AssertionError("it ends by an answer or an error")
 
 
 def _checked(repo: str, info: Any) -> Repository:

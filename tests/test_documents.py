@@ -254,13 +254,13 @@ def test_run_reads_files(cli: Cli, isolated: Path) -> None:
 
 
 def test_an_input_beyond_the_context_is_cut_only_when_asked(cli: Cli, isolated: Path) -> None:
-    made(isolated, "long.txt", b"The rent is 900 euros. " + b"Nothing happens on this page. " * 400)
-    words = ("run", "-m", "smollm2-135m", "--temperature", "0", "--max-tokens", "16", "--context", "512")
+    made(isolated, "long.txt", b"The rent is 900 euros. " + b"Nothing happens on this page. " * 60)
+    words = ("run", "-m", "smollm2-135m", "--temperature", "0", "--max-tokens", "4", "--context", "256")
     asked = ("--file", "long.txt", "How much is the rent?")
     assert cli(*words, *asked).returncode == 7
     cut = cli(*words, "--on-overflow", "truncate", *asked)
     assert cut.returncode == 0
-    assert "warning: the input is cut to fit the context of 512 tokens" in cut.stderr
-    piped = cli(*words, "--on-overflow", "truncate", "How much is the rent?", input="word " * 3000)
+    assert "warning: the input is cut to fit the context of 256 tokens" in cut.stderr
+    piped = cli(*words, "--on-overflow", "truncate", "How much is the rent?", input="word " * 400)
     assert piped.returncode == 0
     assert cli(*words, "--on-overflow", "wat", *asked).returncode == 2
