@@ -33,6 +33,12 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def no_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the embedded model is not installed: lists hold only what the test puts there."""
+    monkeypatch.setattr("localai.embedded.find", lambda: None)
+
+
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

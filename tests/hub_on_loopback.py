@@ -19,6 +19,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from localai.transfer import RetryPolicy
+
+QUICK = RetryPolicy(tries=3, first_wait_s=0, longest_wait_s=0, timeout_s=10)  # fails soon, and not for a busy machine
+
 COMMIT = "c0ffee0123456789c0ffee0123456789c0ffee01"
 
 

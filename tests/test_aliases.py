@@ -11,16 +11,13 @@ import pytest
 from conftest import Cli
 from hypothesis import given
 from hypothesis import strategies as st
-from test_library import install
+from installed_models import install
 
-from localai import aliases, embedded, library, settings
+from localai import aliases, library, settings
 from localai.commands.options import complete_alias, complete_model
 from localai.errors import LocalaiError, NotFound, UsageError
 
-
-@pytest.fixture(autouse=True)
-def no_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "find", lambda: None)
+pytestmark = pytest.mark.usefixtures("no_embedded")
 
 
 def test_an_alias_is_its_model_everywhere() -> None:

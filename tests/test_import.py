@@ -10,20 +10,17 @@ import pytest
 from conftest import Cli
 from small_models import hub_snapshot, model_bytes, ollama_store, projector_bytes, sha256, shard_bytes
 
-from localai import boundary, catalog, copies, discovering, embedded, importing, library, records, removing
+from localai import boundary, catalog, copies, discovering, importing, library, records, removing
 from localai.copies import How
 from localai.domain.files import InstalledModel
 from localai.errors import DoesNotFit, LocalaiError, NotFound, UsageError
 from localai.foreign.found import LeftOut
 from localai.importing import Duplicate
 
+pytestmark = pytest.mark.usefixtures("no_embedded")
+
 LIBRARY = "registry.ollama.ai/library"
 COMMIT = "c0ffee0123456789c0ffee0123456789c0ffee01"
-
-
-@pytest.fixture(autouse=True)
-def no_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "find", lambda: None)
 
 
 @pytest.fixture

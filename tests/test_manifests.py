@@ -15,18 +15,17 @@ from typing import Any
 
 import pytest
 from conftest import Cli
-from hub_on_loopback import COMMIT, HubOnLoopback, running
+from hub_on_loopback import COMMIT, QUICK, HubOnLoopback, running
 from hypothesis import given
 from hypothesis import strategies as st
+from installed_models import machine
 from small_models import model_bytes, projector_bytes, sha256, shard_bytes
-from test_library import QUICK, machine
-from test_transfer import wait_for
+from waiting import wait_for
 
 from localai import (
     boundary,
     copies,
     discovering,
-    embedded,
     importing,
     library,
     manifests,
@@ -41,13 +40,10 @@ from localai.domain.files import InstalledModel
 from localai.errors import DoesNotFit, HashMismatch, LocalaiError, NotFound, UsageError
 from localai.importing import Duplicate
 
+pytestmark = pytest.mark.usefixtures("no_embedded")
+
 REPO, NAME = "o/m-GGUF", "sub/m-Q4_0.gguf"
 CONTENT = model_bytes()
-
-
-@pytest.fixture(autouse=True)
-def no_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "find", lambda: None)
 
 
 @pytest.fixture

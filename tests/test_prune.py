@@ -13,15 +13,14 @@ import filelock
 import pytest
 from conftest import Cli
 from hub_on_loopback import COMMIT, HubOnLoopback, running
+from installed_models import machine
 from small_models import hub_snapshot, model_bytes, sha256, shard_bytes
-from test_library import machine
 
 from localai import (
     boundary,
     claims,
     copies,
     discovering,
-    embedded,
     hub_cache,
     importing,
     library,
@@ -36,13 +35,10 @@ from localai.copies import How
 from localai.domain.files import InstalledModel
 from localai.pruning import Kind
 
+pytestmark = pytest.mark.usefixtures("no_embedded")
+
 REPO, NAME = "Qwen/Qwen3-0.6B-GGUF", "Qwen3-0.6B-Q8_0.gguf"
 NEWER = "1" * 40
-
-
-@pytest.fixture(autouse=True)
-def no_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "find", lambda: None)
 
 
 @pytest.fixture

@@ -24,22 +24,23 @@ from typing import Any
 
 import pytest
 from conftest import Cli
-from hub_on_loopback import COMMIT, Fault, HubOnLoopback, running
+from hub_on_loopback import COMMIT, QUICK, Fault, HubOnLoopback, running
 from small_models import model_bytes
 from waiting import wait_for
 
-from localai import boundary, claims, embedded, hardware, hub_cache, library, partial, removing, settings, transfer
+from localai import boundary, claims, hardware, hub_cache, library, partial, removing, settings, transfer
 from localai.commands import pull as command
 from localai.domain.machine import Machine
 from localai.domain.units import GIB
 from localai.errors import NotFound
+
+pytestmark = pytest.mark.usefixtures("no_embedded")
 
 REPO, NAME = "o/m-GGUF", "m-Q4_0.gguf"
 CONTENT = b"GGUF" + random.Random(3).randbytes(1_500_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 NEWER = b"GGUF" + random.Random(4).randbytes(1_200_000)
 NEW_COMMIT = "beef" * 10
-QUICK = transfer.RetryPolicy(tries=3, first_wait_s=0, longest_wait_s=0, timeout_s=10)
 HASTY = replace(QUICK, timeout_s=0.4)  # for servers that stall; on a busy machine others may seem to
 MIDDLE = len(CONTENT) // 2
 
@@ -50,11 +51,6 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubOnLoopback]:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         server.add(REPO, {NAME: CONTENT})
         yield server
-
-
-@pytest.fixture(autouse=True)
-def no_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "find", lambda: None)
 
 
 @dataclass

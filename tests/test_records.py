@@ -14,8 +14,8 @@ from conftest import Cli
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from installed_models import machine
 from small_models import sha256 as hash_of
-from test_library import machine
 
 from localai import embedded, pulling, record_format, records
 from localai.domain.files import InstalledFile, InstalledModel

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_on_loopback import HubOnLoopback, running
+from hub_on_loopback import QUICK, HubOnLoopback, running
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,7 +27,6 @@ from localai.transfer import RetryPolicy, download
 CONTENT = random.Random(9).randbytes(2_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 NAME = "m-Q4_0.gguf"
-QUICK = RetryPolicy(tries=3, first_wait_s=0, longest_wait_s=0, timeout_s=10)
 HASTY = replace(QUICK, timeout_s=0.5)  # for servers that stall or drip
 # Several connections at once and for good, whatever is measured.
 FORCED = Lanes(count=4, segment_bytes=100_000, ahead=6, trial_s=0, gain=0, enough_bps=1e18, least_s=0)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import Cli
 from hub_on_loopback import HubOnLoopback, running
+from installed_models import machine
 from small_models import model_bytes, sha256
-from test_library import machine
 
 from localai import discovering, embedded, hub_cache, importing, library, pulling, records, verifying
 from localai.domain.files import InstalledModel
@@ -27,11 +27,6 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubOnLoopback]:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         server.add(REPO, {NAME: CONTENT})
         yield server
-
-
-@pytest.fixture
-def no_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "find", lambda: None)
 
 
 def pull() -> InstalledModel:
