@@ -15,8 +15,6 @@ from localai.tensor_types import KV_TYPES
 if TYPE_CHECKING:
     from localai.engine.vision import Projector
 
-_ABORTED = 2  # llama_decode's answer when the abort callback said so
-
 
 class Cancelled(Exception):
     """The evaluation was broken off; the cache is as it was before its last part. Caught in this package."""
@@ -189,7 +187,7 @@ class SequenceCache:
             code = evaluate()
         finally:
             self._api.llama_set_abort_callback(self.pointer, self._api.ggml_abort_callback(), None)
-        if code == _ABORTED:
+        if code == library.ABORTED:
             self._repair()
             raise self._raised or Cancelled
         if code:

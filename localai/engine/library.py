@@ -24,6 +24,7 @@ from localai.errors import EngineError
 
 # enum ggml_log_level and enum ggml_backend_dev_type of ggml.h and ggml-backend.h
 _WARN, _ERROR = 3, 4
+ABORTED = 2  # llama_decode's answer when the abort callback said so
 _DEVICE_KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel"}
 
 _OUT_OF_MEMORY = re.compile(

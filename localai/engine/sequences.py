@@ -21,7 +21,6 @@ from localai.errors import EngineError
 MARKS_LIMIT_BYTES = 256 * MIB
 MOST_MARKS = 8
 WORTH_COPYING = 16  # tokens; fewer are evaluated as soon as a cache is copied
-_ABORTED = 2  # llama_decode's answer when the abort callback said so
 
 
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:
@@ -229,7 +228,7 @@ class Sequences:
         if not code:
             for number, tokens in parts:
                 self.held[number] += tokens
-        elif code == _ABORTED:
+        elif code == library.ABORTED:
             for number, _ in parts:
                 if not self._api.llama_memory_seq_rm(self._memory, number, len(self.held[number]), -1):
                     self.clear(number)

@@ -22,7 +22,6 @@ from localai.engine import library
 from localai.errors import DoesNotFit, EngineError
 
 _TEXT, _IMAGE = 0, 1  # enum mtmd_input_chunk_type
-_ABORTED = 2  # what llama_decode returns when the abort callback said so
 _ASKED_EVERY = 8  # nodes of the projector's graph between two questions whether to go on
 _MOST_KEPT = 32  # pictures of a conversation
 _MOST_PREPARED = 8  # of which the pixels are kept as the model wants them
@@ -191,7 +190,7 @@ class Projector:
         if self._raised is not None:
             raise self._raised
         if self._stopped or code:
-            return _ABORTED if self._stopped else int(code)
+            return library.ABORTED if self._stopped else int(code)
         end = ctypes.c_int32()
         return int(
             self._mtmd.mtmd_helper_decode_image_chunk(
