@@ -14,13 +14,13 @@ CONTEXT_STEP = 256  # llama.cpp pads the KV cache to it (llama_kv_cache)
 UBATCH = 512  # llama.cpp's default n_ubatch
 
 
-def kv_cache_bytes(shape: Shape, context: int, kv_type: str = "f16", ubatch: int = UBATCH, sequences: int = 1) -> int:
-    """Bytes of the KV cache and the recurrent state of a context of `context` tokens (`swa_full` off).
+def kv_cache_bytes(shape: Shape, context: int, kv_type: str = "f16", ubatch: int = UBATCH) -> int:
+    """Bytes of the KV cache and the recurrent state of one sequence of `context` tokens (`swa_full` off).
 
     llama_kv_cache: the context padded to 256 cells; layers with a sliding window hold
     pad256(min(cells, window × sequences + ubatch)); latent attention (MLA) keeps no values.
     """
-    return sum(kv_layers(shape, context, kv_type, ubatch, sequences)) + shape.recurrent_state_bytes * sequences
+    return sum(kv_layers(shape, context, kv_type, ubatch)) + shape.recurrent_state_bytes
 
 
 def kv_layers(shape: Shape, context: int, kv_type: str, ubatch: int, sequences: int = 1) -> list[int]:

@@ -212,9 +212,7 @@ def from_hub(wanted: library.Meaning, found: remote.RemoteModel, context: int | 
     )
 
 
-def from_header(
-    found: library.Found, context: int | None, kv_type: str | None = None, beside: library.Meaning | None = None
-) -> Card:
+def from_header(found: library.Found, context: int | None, kv_type: str | None, beside: library.Meaning | None) -> Card:
     """The card of a model whose file is here, and its other quantizations: those that are here, those that the catalog
     knows, and those of the repository `beside`, where the Hub answers.
     """

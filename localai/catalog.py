@@ -18,6 +18,7 @@ from localai.domain.shape import Shape
 _STATE_SIZE = 128  # Mamba-2 and gated delta-net state per channel in llama.cpp's hybrid models (ssm.state_size)
 _CONV_KERNEL = 4  # ssm.conv_kernel of the same
 _NAME_LIMIT = 256
+_MOST_NEAR = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,16 +128,16 @@ def unavailable(name: str) -> str | None:
     return next((why for names, why in _catalog().unavailable if key.startswith(names)), None)
 
 
-def nearest(name: str, count: int = 3) -> tuple[str, ...]:
-    """Up to `count` ids and aliases that look like `name`, the nearest first; aliases of one model count once."""
+def nearest(name: str) -> tuple[str, ...]:
+    """Up to three ids and aliases that look like `name`, the nearest first; aliases of one model count once."""
     key = _key(name)[:_NAME_LIMIT]
     known = _catalog().by_name
-    close = difflib.get_close_matches(key, known, n=count * 3, cutoff=0.6)
+    close = difflib.get_close_matches(key, known, n=3 * _MOST_NEAR, cutoff=0.6)
     close += [each for each in known if key and len(key) > 2 and key in each]
     first_of_model: dict[str, str] = {}
     for each in close:
         first_of_model.setdefault(known[each].id, each)
-    return tuple(first_of_model.values())[:count]
+    return tuple(first_of_model.values())[:_MOST_NEAR]
 
 
 def _key(name: str) -> str:

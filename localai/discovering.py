@@ -102,30 +102,26 @@ def _file(path: Path) -> Discovery:
     return Discovery((_candidate(finds.models[0]),), (), (path.parent,))
 
 
-def discover_tools(
-    tools: Sequence[str],
-    environ: Mapping[str, str] = os.environ,
-    roots: Mapping[str, Sequence[Path]] | None = None,
-) -> Discovery:
+def discover_tools(tools: Sequence[str], roots: Mapping[str, Sequence[Path]] | None = None) -> Discovery:
     """What other programs hold; `roots` overrides the folders they use. Raises UsageError for an unknown tool."""
     finds = Finds()
     for tool in dict.fromkeys(TOOLS if "all" in tools else tools):
         if tool not in TOOLS:
             raise UsageError(f"--from {tool[:40]} is not known", f"it takes: {', '.join(TOOLS)}, all")
-        for root in (roots or {}).get(tool) or _roots(tool, environ):
+        for root in (roots or {}).get(tool) or _roots(tool):
             finds.add(_find(tool, root))
     return _looked_into(finds)
 
 
-def _roots(tool: str, environ: Mapping[str, str]) -> tuple[Path, ...]:
+def _roots(tool: str) -> tuple[Path, ...]:
     match tool:
         case "ollama":
-            return ollama.roots(environ)
+            return ollama.roots(os.environ)
         case "lmstudio":
-            return folders.lmstudio_roots(environ)
+            return folders.lmstudio_roots(os.environ)
         case "llama.cpp":
-            return folders.llamacpp_roots(environ)
-    return (settings.hub_cache(environ),)
+            return folders.llamacpp_roots(os.environ)
+    return (settings.hub_cache(),)
 
 
 def _find(tool: str, root: Path) -> Finds:

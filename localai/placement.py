@@ -44,7 +44,7 @@ def on_gpus(
     need: MemoryNeed,
     cells: tuple[int, str, int],
     gpu_layers: int | None,
-    sequences: int = 1,
+    sequences: int,
 ) -> Placed | None:
     """The best place on GPUs with memory of their own: whole; of a mixture of experts all but the experts of the first
     layers; else as many layers as fit. None where no layer fits and none was asked for.
@@ -77,7 +77,7 @@ def on_gpus(
     return placed(most, 0, True) if most > 1 else None  # the output alone gains nothing
 
 
-def _layers(shape: Shape, weights: Weights, cells: tuple[int, str, int], sequences: int = 1) -> list[int]:
+def _layers(shape: Shape, weights: Weights, cells: tuple[int, str, int], sequences: int) -> list[int]:
     """Bytes of each layer with its cache, and last of the output with all that is in no layer.
 
     A tied output is copied to the GPU. Without a header all layers count as equal.

@@ -88,7 +88,7 @@ def read_beginning(repo: str, commit: str, file: RemoteFile) -> gguf.Header:
 class HubFile:
     """The beginning of a file on the Hub as far as it was asked for: a `ByteSource`. Use it as a context."""
 
-    def __init__(self, repo: str, commit: str, file: RemoteFile, windows: Sequence[int] = WINDOWS) -> None:
+    def __init__(self, repo: str, commit: str, file: RemoteFile, windows: Sequence[int]) -> None:
         self.name = file.name.rpartition("/")[2]
         self.size = file.size_bytes
         self.prefix = bytearray()

@@ -71,9 +71,7 @@ def decode_s(shape: Shape, weights: Weights, calibration: Calibration, split: Sp
     return total
 
 
-def prompt_s(
-    shape: Shape, weights: Weights, calibration: Calibration, split: Split, tokens: int = UBATCH, depth: int = 0
-) -> float:
+def prompt_s(shape: Shape, weights: Weights, calibration: Calibration, split: Split, tokens: int, depth: int) -> float:
     """Seconds to read a prompt of so many tokens, with `depth` in the cache before."""
     every_weight = max(1, sum(count for _, count in weights.prompt_kinds))
     share_of_experts = weights.expert_weights / max(1, sum(count for _, count in weights.layer_kinds))

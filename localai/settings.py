@@ -231,7 +231,7 @@ def offline(environ: Mapping[str, str] = os.environ) -> bool:
     return hub_says or bool(load(environ)["offline"].value)
 
 
-def store(name: str, text: str | None, environ: Mapping[str, str] = os.environ) -> Path:
+def store(name: str, text: str | None) -> Path:
     """Write one setting (None removes it) into the config file, whose comments and order stay.
 
     Raises NotFound for an unknown name, UsageError for a bad value or file, LocalaiError where it cannot be written.
@@ -240,7 +240,7 @@ def store(name: str, text: str | None, environ: Mapping[str, str] = os.environ) 
     from filelock import FileLock
 
     each = key(name)
-    path = folders(environ).config_file
+    path = folders().config_file
     _toml(path)  # a file that is broken is told of, and not written over; a bad value can be mended
     try:
         value = None if text is None else each.parse(text)

@@ -26,7 +26,7 @@ class BatchEngines:
         load_options: LoadOptions,
         asking: Asking,
         interrupts: Interrupts,
-        parallel: int | None = None,
+        parallel: int | None,
     ) -> None:
         self._prepared, self._load_options, self._asking, self._interrupts = prepared, load_options, asking, interrupts
         self._loaded: LoadedBatch | None = None

@@ -24,7 +24,7 @@ LETTERS = b" abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 TOKENS_PER_IMAGE = 1200  # more than most models take for one; it is counted before the answer
 
 
-def read_prompt(words: list[str], needed: bool = True, reads: bool = True) -> tuple[str, str]:
+def read_prompt(words: list[str], needed: bool, reads: bool) -> tuple[str, str]:
     """The arguments, and what stdin holds where it is no terminal and is not a file (`reads` False).
 
     Raises UsageError where one of both is `needed`.

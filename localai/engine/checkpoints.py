@@ -28,10 +28,10 @@ class _Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one sequence, the newest of `limit_bytes` at most; none where the model needs none."""
+    """The checkpoints of one sequence, the newest of LIMIT_BYTES at most; none where the model needs none."""
 
-    def __init__(self, api: Any, model: Any, context: Any, limit_bytes: int = LIMIT_BYTES) -> None:
-        self._api, self._context, self._limit_bytes = api, context, limit_bytes
+    def __init__(self, api: Any, model: Any, context: Any) -> None:
+        self._api, self._context = api, context
         recurrent = bool(api.llama_model_is_recurrent(model) or api.llama_model_is_hybrid(model))
         self.needed = recurrent or api.llama_model_n_swa(model) > 0
         self._kept: list[_Checkpoint] = []  # by length, ascending
@@ -41,9 +41,9 @@ class Checkpoints:
         if not self.needed or not length or any(each.length == length for each in self._kept):
             return
         size = self._api.llama_state_seq_get_size_ext(self._context, _SEQUENCE, _PARTIAL)
-        if not 0 < size <= self._limit_bytes:
+        if not 0 < size <= LIMIT_BYTES:
             return
-        while self._kept and (len(self._kept) >= MOST or size + self._bytes() > self._limit_bytes):
+        while self._kept and (len(self._kept) >= MOST or size + self._bytes() > LIMIT_BYTES):
             del self._kept[0]
         data = (ctypes.c_uint8 * size)()
         if self._api.llama_state_seq_get_data_ext(self._context, data, size, _SEQUENCE, _PARTIAL) == size:

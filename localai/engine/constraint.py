@@ -36,7 +36,7 @@ class Constraint:
     With a `trigger` the grammar holds from that token on, itself included, and everything goes before it.
     """
 
-    def __init__(self, api: Any, vocab: Any, grammar: str, penalties: Any, trigger: int | None = None) -> None:
+    def __init__(self, api: Any, vocab: Any, grammar: str, penalties: Any, trigger: int | None) -> None:
         self._api = api
         self._penalties = penalties
         self._grammar = self._find = None

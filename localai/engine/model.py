@@ -62,7 +62,7 @@ class LlamaEngine:
         context: int,
         notice: Callable[[str], None],
         plan: Plan,
-        projector: Path | None = None,
+        projector: Path | None,
     ) -> None:
         self._api = api
         self._model = model

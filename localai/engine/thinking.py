@@ -108,7 +108,7 @@ class TagSplitter:
     White space around the thoughts belongs to neither them nor the answer.
     """
 
-    def __init__(self, closing: str | None = None) -> None:
+    def __init__(self, closing: str | None) -> None:
         self._closing = closing or ""
         self._part: Literal["beginning", "thoughts", "answer"] = "thoughts" if closing else "beginning"
         self._trim = True

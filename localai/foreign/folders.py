@@ -25,7 +25,7 @@ _QUANTIZATION = re.compile(
 )  # at the end of a file's name
 
 
-def lmstudio_roots(environ: Mapping[str, str] = os.environ) -> tuple[Path, ...]:
+def lmstudio_roots(environ: Mapping[str, str]) -> tuple[Path, ...]:
     """LM Studio's model folders: the one its settings name, its own, and that of versions before 0.3."""
     home = Path(os.path.expanduser(environ.get("HOME") or environ.get("USERPROFILE") or "~"))
     homes = [home / ".lmstudio", home / ".cache" / "lm-studio"]
@@ -41,7 +41,7 @@ def _chosen_folder(settings: Path) -> Path | None:
     return Path(text) if isinstance(text, str) and os.path.isabs(text) and "\0" not in text else None
 
 
-def llamacpp_roots(environ: Mapping[str, str] = os.environ, system: str = sys.platform) -> tuple[Path, ...]:
+def llamacpp_roots(environ: Mapping[str, str], system: str = sys.platform) -> tuple[Path, ...]:
     """llama.cpp's cache folders (fs_get_cache_directory)."""
     if own := environ.get("LLAMA_CACHE"):
         return (Path(own),)

@@ -26,7 +26,7 @@ _LAYER = "application/vnd.ollama.image."
 _LIST = "application/vnd.ollama.manifest.list.v2+json"
 
 
-def roots(environ: Mapping[str, str] = os.environ, system: str = sys.platform) -> tuple[Path, ...]:
+def roots(environ: Mapping[str, str], system: str = sys.platform) -> tuple[Path, ...]:
     """Where Ollama keeps models: `OLLAMA_MODELS` where that is set, else the user's folder and its Linux service's."""
     if own := environ.get("OLLAMA_MODELS"):
         return (Path(os.path.expanduser(own)),)

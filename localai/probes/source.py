@@ -109,9 +109,9 @@ class Source:
         except (OSError, ValueError):
             return False
 
-    def output(self, *command: str, seconds: float = COMMAND_SECONDS) -> str | None:
+    def output(self, *command: str) -> str | None:
         """What a command prints; None where it is absent, fails or takes too long."""
-        return self.run(command, seconds)
+        return self.run(command, COMMAND_SECONDS)
 
     def _at(self, path: str) -> Path:
         return self.root / path.lstrip("/")

@@ -55,7 +55,7 @@ def dumps(content: Any) -> bytes:
     return json.dumps(content, separators=(",", ":"), default=str).encode("ascii")
 
 
-def error_content(path: str, status: int, message: str, hint: str = "", code: str | None = None) -> dict[str, Any]:
+def error_content(path: str, status: int, message: str, hint: str, code: str | None) -> dict[str, Any]:
     """An error in Ollama's form under /api/, in OpenAI's anywhere else."""
     text = f"{message} ({hint})" if hint else message
     if path.startswith("/api/"):
@@ -65,7 +65,7 @@ def error_content(path: str, status: int, message: str, hint: str = "", code: st
     return {"error": {"message": text, "type": kind.get(status, fallback), "param": None, "code": code}}
 
 
-def error_body(path: str, status: int, message: str, hint: str = "", code: str | None = None) -> bytes:
+def error_body(path: str, status: int, message: str, hint: str, code: str | None = None) -> bytes:
     return dumps(error_content(path, status, message, hint, code))
 
 
