@@ -17,9 +17,10 @@ from pathlib import Path
 from types import TracebackType
 
 from localai import json_file
+from localai.domain.units import MIB
 from localai.errors import DoesNotFit, LocalaiError
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = MIB
 _BUFFERS = 4  # of CHUNK_BYTES each, between the network and the hash: this bounds the memory
 # The kernel takes memory for a file in pieces as large as the writes, and finds large ones only where memory was not
 # used for long; a virtual machine must first get that from its host. Writes of 1 MB took it two to five times as long.

@@ -25,8 +25,8 @@ from localai.tensor_types import KV_TYPES
 
 TIMEOUT_S = 20.0
 MEMORY_LIMIT_BYTES = 4 * GIB  # of addresses, Linux: libraries and a vocabulary take under 1 GiB
-ANSWER_LIMIT = 1 << 20
-CHUNK = 1 << 20
+ANSWER_LIMIT = MIB
+CHUNK = MIB
 _FLASH_ON, _FLASH_OFF = 1, 0  # enum llama_flash_attn_type
 _ERROR = 4  # enum ggml_log_level
 _NO_MMAP = 0  # enum llama_load_mode: LLAMA_LOAD_MODE_NONE

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from localai.domain.units import MIB
+from localai.domain.units import KIB, MIB
 from localai.probes import apple, chips
 from localai.probes.source import Source
 
@@ -211,7 +211,7 @@ def l3_bytes(source: Source) -> int | None:
         size = re.fullmatch(r"(\d{1,9})([KM]?)", source.text(path, 32) or "")
         if size:
             shared = source.text(path.replace("/size", "/shared_cpu_list"), 4096) or path
-            caches[shared] = int(size.group(1)) * {"K": 1024, "M": MIB, "": 1}[size.group(2)]
+            caches[shared] = int(size.group(1)) * {"K": KIB, "M": MIB, "": 1}[size.group(2)]
     return sum(caches.values()) or None
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from localai.domain.machine import SystemMemory
+from localai.domain.units import KIB, MIB
 from localai.probes import cgroups
 from localai.probes.source import Source
 
@@ -40,7 +41,7 @@ def _counted(source: Source) -> SystemMemory | None:
 
 def _linux(source: Source) -> SystemMemory | None:
     figures = {
-        name: int(number) * 1024
+        name: int(number) * KIB
         for name, number in re.findall(r"^(\w+):\s+(\d{1,15}) kB", source.text("/proc/meminfo") or "", re.M)
     }
     total = figures.get("MemTotal")
@@ -122,5 +123,5 @@ def _macos(source: Source) -> SystemMemory | None:
         return None
     available = (counts["free"] + counts.get("inactive", 0)) * int(size.group(1))
     swap = re.search(r"total = (\d{1,9}(?:\.\d+)?)M", source.output("sysctl", "-n", "vm.swapusage") or "")
-    swap_bytes = int(float(swap.group(1)) * 1024**2) if swap else 0
+    swap_bytes = int(float(swap.group(1)) * MIB) if swap else 0
     return SystemMemory(total, min(available, total), None, swap_bytes, "vm_stat")

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-TEXT_LIMIT = 1024**2  # /proc/cpuinfo of 512 cores is about 800 kB
+from localai.domain.units import MIB
+
+TEXT_LIMIT = MIB  # /proc/cpuinfo of 512 cores is about 800 kB
 GLOB_LIMIT = 1024
 COMMAND_SECONDS = 2.0
 
