@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from unittest import mock
 
 import hypothesis
 import pytest
@@ -63,6 +64,22 @@ def cli(isolated: Path) -> Cli:
             env={**os.environ, **(env or {})},
             cwd=isolated,
         )
+
+    return run
+
+
+@pytest.fixture
+def in_process(isolated: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """As `cli`, but in this process, in a tenth of the time: for what neither loads a model nor reads stdin."""
+    from localai import boundary
+
+    monkeypatch.chdir(isolated)
+
+    def run(*args: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        with mock.patch.dict(os.environ, {"COLUMNS": "80", **(env or {})}):
+            code = boundary.run(args)
+        return subprocess.CompletedProcess(args, code, *capsys.readouterr())
 
     return run
 

@@ -127,14 +127,17 @@ def test_two_processes_at_once_lose_none() -> None:
     assert len(aliases.load()) == 60
 
 
-def test_the_command(cli: Cli) -> None:
+def test_the_command(in_process: Cli) -> None:
     install("my-model")
-    assert cli("alias", "me", "my-model").returncode == 0
-    assert "my-model" in cli("alias").stdout
-    assert json.loads(cli("alias", "--json").stdout)["aliases"] == [{"name": "me", "target": "my-model"}]
-    assert cli("alias", "me").returncode == 2
-    assert json.loads(cli("alias", "you", "me", "--json").stdout)["kept"] == {"name": "you", "target": "my-model"}
-    assert json.loads(cli("alias", "--rm", "you", "--json").stdout)["removed"] == {"name": "you"}
-    assert json.loads(cli("export-manifest", "--json").stdout)["models"] == []
-    assert cli("alias", "--rm", "me").returncode == 0
-    assert cli("alias", "--rm", "me").returncode == 3
+    assert in_process("alias", "me", "my-model").returncode == 0
+    assert "my-model" in in_process("alias").stdout
+    assert json.loads(in_process("alias", "--json").stdout)["aliases"] == [{"name": "me", "target": "my-model"}]
+    assert in_process("alias", "me").returncode == 2
+    assert json.loads(in_process("alias", "you", "me", "--json").stdout)["kept"] == {
+        "name": "you",
+        "target": "my-model",
+    }
+    assert json.loads(in_process("alias", "--rm", "you", "--json").stdout)["removed"] == {"name": "you"}
+    assert json.loads(in_process("export-manifest", "--json").stdout)["models"] == []
+    assert in_process("alias", "--rm", "me").returncode == 0
+    assert in_process("alias", "--rm", "me").returncode == 3

@@ -82,8 +82,8 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     ],
     ids=" ".join,
 )
-def test_wrong_usage_is_two_lines_and_exit_2(cli: Cli, arguments: tuple[str, ...]) -> None:
-    result = cli(*arguments)
+def test_wrong_usage_is_two_lines_and_exit_2(in_process: Cli, arguments: tuple[str, ...]) -> None:
+    result = in_process(*arguments)
     assert result.returncode == 2
     assert result.stdout == ""
     lines = result.stderr.splitlines()
@@ -100,14 +100,14 @@ def test_wrong_usage_is_two_lines_and_exit_2(cli: Cli, arguments: tuple[str, ...
         (("presets", "lst"), "no such command 'lst'", "list"),
     ],
 )
-def test_what_is_nearly_right_is_offered(cli: Cli, words: tuple[str, ...], message: str, near: str) -> None:
-    said, hint = cli(*words).stderr.splitlines()
+def test_what_is_nearly_right_is_offered(in_process: Cli, words: tuple[str, ...], message: str, near: str) -> None:
+    said, hint = in_process(*words).stderr.splitlines()
     assert said == f"error: {message}"
     assert re.match(rf"hint: did you mean ([a-z-]+, )*{near}(, [a-z-]+)*\? localai .*--help shows the usage$", hint)
 
 
-def test_wrong_usage_under_json_is_an_object(cli: Cli) -> None:
-    result = cli("recommend", "--json", "--limit", "none")
+def test_wrong_usage_under_json_is_an_object(in_process: Cli) -> None:
+    result = in_process("recommend", "--json", "--limit", "none")
     assert result.returncode == 2
     assert json.loads(result.stdout)["error"]["exit_code"] == 2
     assert result.stderr == ""
@@ -147,13 +147,13 @@ def test_switches_work_anywhere_but_after_the_dashes() -> None:
     )
 
 
-def test_help_is_a_command_too(cli: Cli) -> None:
+def test_help_is_a_command_too(in_process: Cli) -> None:
     assert boundary.hoist(["help"])[0] == ["--help"]
     assert boundary.hoist(["help", "config", "set"])[0] == ["config", "set", "--help"]
     assert boundary.hoist(["run", "help"])[0] == ["run", "help"]
     assert boundary.hoist(["version"])[0] == ["--version"]
-    assert cli("help", "ps").stdout == cli("ps", "--help").stdout
-    assert cli("help", "nosuch").returncode == 2
+    assert in_process("help", "ps").stdout == in_process("ps", "--help").stdout
+    assert in_process("help", "nosuch").returncode == 2
 
 
 def test_resume_alone_means_the_last_conversation() -> None:
@@ -230,22 +230,22 @@ def test_any_locale_will_do(cli: Cli, locale: str) -> None:
         assert max(len(line) for line in result.stdout.splitlines() or [""]) <= 80
 
 
-def test_help_fits_80_columns(cli: Cli) -> None:
+def test_help_fits_80_columns(in_process: Cli) -> None:
     for command in ("", "run", "chat", "pull", "recommend", "config", "config set", "show"):
-        shown = cli(*command.split(), "--help", env={"COLUMNS": "80"}).stdout
+        shown = in_process(*command.split(), "--help", env={"COLUMNS": "80"}).stdout
         assert max(len(line) for line in shown.splitlines()) <= 80
         assert "range>" not in shown  # a name says more than a type
 
 
 @pytest.mark.parametrize("group", ["", "presets", "sessions", "config"])
-def test_what_each_command_does_is_said_whole(cli: Cli, group: str) -> None:
-    shown = cli(*group.split(), "--help", env={"COLUMNS": "80"}).stdout.partition("Commands:")[2]
+def test_what_each_command_does_is_said_whole(in_process: Cli, group: str) -> None:
+    shown = in_process(*group.split(), "--help", env={"COLUMNS": "80"}).stdout.partition("Commands:")[2]
     lines = [line for line in shown.splitlines() if line.startswith("  ") and not line.startswith("   ")]
     assert len(lines) > 4
     assert [line for line in lines if line.endswith("...")] == []
 
 
-def test_reports_fit_80_columns(cli: Cli) -> None:
+def test_reports_fit_80_columns(in_process: Cli) -> None:
     for command in (
         "hardware",
         "recommend --ram 64 --vram 24",
@@ -255,7 +255,7 @@ def test_reports_fit_80_columns(cli: Cli) -> None:
         "hardware --machines",
         "presets list",
     ):
-        shown = cli(*command.split(), env={"COLUMNS": "80"}).stdout
+        shown = in_process(*command.split(), env={"COLUMNS": "80"}).stdout
         assert max(len(line) for line in shown.splitlines() if "/" not in line) <= 80, command
 
 

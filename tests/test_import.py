@@ -275,13 +275,13 @@ def stores(tmp_path: Path, shelf: Path) -> dict[str, str]:
     return {"HOME": str(home), "OLLAMA_MODELS": str(home / ".ollama/models")}
 
 
-def test_the_command_takes_all_programs_and_reports_duplicates(cli: Cli, stores: dict[str, str]) -> None:
-    dry = cli("import", "--from", "all", "--dry-run", "--json", env=stores)
+def test_the_command_takes_all_programs_and_reports_duplicates(in_process: Cli, stores: dict[str, str]) -> None:
+    dry = in_process("import", "--from", "all", "--dry-run", "--json", env=stores)
     assert dry.returncode == 0, dry.stderr
     plan = json.loads(dry.stdout)
     assert plan["dry_run"] is True
     assert {each["model"] for each in plan["candidates"]} == {"tiny", "other"}
-    done = cli("import", "--from", "all", "--json", env=stores)
+    done = in_process("import", "--from", "all", "--json", env=stores)
     report = json.loads(done.stdout)
     assert {(each["model"], each["source"]) for each in report["imported"]} == {
         ("tiny", "ollama"),
@@ -292,18 +292,18 @@ def test_the_command_takes_all_programs_and_reports_duplicates(cli: Cli, stores:
 
 
 @pytest.mark.parametrize("arguments", [[], ["x", "--from", "ollama"], ["x", "--link", "--copy"], ["--from", "winamp"]])
-def test_wrong_usage_exits_2(cli: Cli, arguments: list[str]) -> None:
-    assert cli("import", *arguments).returncode == 2
+def test_wrong_usage_exits_2(in_process: Cli, arguments: list[str]) -> None:
+    assert in_process("import", *arguments).returncode == 2
 
 
-def test_the_command_by_hand(cli: Cli, shelf: Path) -> None:
+def test_the_command_by_hand(in_process: Cli, shelf: Path) -> None:
     (shelf / "evil\x1b[2J-Q4_0.gguf").write_bytes(model_bytes())
-    assert cli("import", str(shelf)).returncode == 0
-    listed = json.loads(cli("list", "--json").stdout)["models"]
+    assert in_process("import", str(shelf)).returncode == 0
+    listed = json.loads(in_process("list", "--json").stdout)["models"]
     mine = next(each for each in listed if each["source"] == "file")
     assert mine["params_b"] == pytest.approx(0.0, abs=0.001)
     assert mine["fit"]["fits"] is True
-    gone = cli("rm", mine["model"], "--yes")
+    gone = in_process("rm", mine["model"], "--yes")
     assert gone.returncode == 0
     assert "stays where it is" in gone.stderr
     assert "\x1b" not in gone.stderr

@@ -108,16 +108,16 @@ def test_parameters_as_models_are_named(billions: float | None, text: str) -> No
     assert commands.params(billions) == text
 
 
-def test_rm_asks_which_one_is_meant(cli: Cli, tmp_path: Path) -> None:
+def test_rm_asks_which_one_is_meant(in_process: Cli, tmp_path: Path) -> None:
     for quant, number in (("Q4_0", 1), ("Q8_0", 2)):
         (tmp_path / f"m-{quant}.gguf").write_bytes(model_bytes(str(number)))
         list(importing.take(discovering.discover_path(tmp_path / f"m-{quant}.gguf")))
-    asked = cli("rm", "m", "--yes")
+    asked = in_process("rm", "m", "--yes")
     assert asked.returncode == 2
     assert "localai rm m:Q4_0, or m:Q8_0" in asked.stderr
-    removed = cli("rm", "m:q8_0", "--yes", "--json")
+    removed = in_process("rm", "m:q8_0", "--yes", "--json")
     assert json.loads(removed.stdout)["removed"]["quantization"] == "Q8_0"
-    assert cli("rm", "m").returncode == 2  # nobody to ask
+    assert in_process("rm", "m").returncode == 2  # nobody to ask
     assert [model.quantization for model in library.installed()] == ["Q4_0"]
 
 

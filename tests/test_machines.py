@@ -346,30 +346,30 @@ def test_any_json_is_a_machine_or_a_usage_error(
 # -------------------------------------------------------------------------------------------- through the program
 
 
-def test_the_list_in_json_and_in_words(cli: Cli) -> None:
-    whole = json.loads(cli("hardware", "--machines", "--json").stdout)
+def test_the_list_in_json_and_in_words(in_process: Cli) -> None:
+    whole = json.loads(in_process("hardware", "--machines", "--json").stdout)
     assert whole["schema_version"] == 1
     assert [each["id"] for each in whole["machines"]] == list(LISTED)
     assert all(each["name"] and each["sources"] and each["memory"]["total_bytes"] for each in whole["machines"])
-    text = cli("hardware", "--machines")
+    text = in_process("hardware", "--machines")
     assert text.returncode == 0
     assert "raspberry-pi-5-8gb" in text.stdout
 
 
 @pytest.mark.parametrize("name", ["raspberry-pi-5-8gb", "iphone-15-pro", "rtx-4090-desktop-64gb"])
-def test_recommending_for_a_listed_machine(name: str, cli: Cli) -> None:
-    done = cli("recommend", "--machine", name, "--json")
+def test_recommending_for_a_listed_machine(name: str, in_process: Cli) -> None:
+    done = in_process("recommend", "--machine", name, "--json")
     assert done.returncode == 0
     whole = json.loads(done.stdout)
     assert whole["machine"]["memory"]["total_bytes"] == LISTED[name].machine.memory.total_bytes
     assert whole["recommendations"][0]["fits"]
     assert not any(row["installed"] for row in whole["recommendations"])
-    assert "on that machine: localai pull" in cli("recommend", "--machine", name).stdout
+    assert "on that machine: localai pull" in in_process("recommend", "--machine", name).stdout
 
 
-def test_recommending_for_a_file_that_the_program_wrote(cli: Cli, isolated: Path) -> None:
-    (isolated / "here.json").write_text(cli("hardware", "--json").stdout, "utf-8")
-    done = cli("recommend", "--machine", "here.json", "--json")
+def test_recommending_for_a_file_that_the_program_wrote(in_process: Cli, isolated: Path) -> None:
+    (isolated / "here.json").write_text(in_process("hardware", "--json").stdout, "utf-8")
+    done = in_process("recommend", "--machine", "here.json", "--json")
     assert done.returncode == 0
     assert json.loads(done.stdout)["machine"]["cpu"] == json.loads((isolated / "here.json").read_text("utf-8"))["cpu"]
 
@@ -385,20 +385,20 @@ def test_recommending_for_a_file_that_the_program_wrote(cli: Cli, isolated: Path
         (["--vram", "8"], 2),
     ],
 )
-def test_what_goes_wrong_has_its_exit_code(arguments: list[str], code: int, cli: Cli, isolated: Path) -> None:
+def test_what_goes_wrong_has_its_exit_code(arguments: list[str], code: int, in_process: Cli, isolated: Path) -> None:
     (isolated / "broken.json").write_text('{"memory": 7}', "utf-8")
-    done = cli("recommend", *arguments)
+    done = in_process("recommend", *arguments)
     assert done.returncode == code
     assert done.stderr.startswith("error: ")
     assert "hint: " in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_what_is_told_of_another_machine(cli: Cli) -> None:
+def test_what_is_told_of_another_machine(in_process: Cli) -> None:
     slow = ("recommend", "--ram", "16", "--bandwidth", "8", "--task", "code")
-    told = json.loads(cli(*slow, "--json").stdout)
+    told = json.loads(in_process(*slow, "--json").stdout)
     assert told["machine"]["memory"]["swap_total_bytes"] is None
-    (first, *_) = [line for line in cli(*slow).stdout.splitlines() if "slow here" in line]
+    (first, *_) = [line for line in in_process(*slow).stdout.splitlines() if "slow here" in line]
     assert re.match(r"! \d+(, \d+)*: slow here", first)
 
 

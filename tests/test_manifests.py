@@ -176,18 +176,18 @@ def test_any_json_is_a_manifest_or_refused(value: Any) -> None:
             continue
 
 
-def test_the_commands(cli: Cli, hub: HubOnLoopback, tmp_path: Path, other_machine: Any) -> None:
+def test_the_commands(in_process: Cli, hub: HubOnLoopback, tmp_path: Path, other_machine: Any) -> None:
     pull()
-    done = cli("export-manifest", REPO)
+    done = in_process("export-manifest", REPO)
     assert done.returncode == 0, done.stderr
     (tmp_path / "team.json").write_text(done.stdout)
     (tmp_path / "evil.json").write_text(json.dumps(manifest(repo="../..")))
     other_machine()
-    assert cli("pull", "--manifest", "evil.json").returncode == 2
-    pulled = cli("pull", "--manifest", "team.json", "--json")
+    assert in_process("pull", "--manifest", "evil.json").returncode == 2
+    pulled = in_process("pull", "--manifest", "team.json", "--json")
     assert pulled.returncode == 0, pulled.stderr
     assert [model["sha256"] for model in json.loads(pulled.stdout)["models"]] == [sha256(CONTENT)]
-    assert cli("export-manifest", "nosuch").returncode == 3
+    assert in_process("export-manifest", "nosuch").returncode == 3
 
 
 # --------------------------------------------------------------------------------------------- folders to carry
@@ -309,19 +309,19 @@ def test_a_link_instead_of_a_copy(hub: HubOnLoopback, tmp_path: Path, other_mach
     assert os.path.samefile(model.path, tmp_path / "disk" / "models" / REPO / NAME)
 
 
-def test_the_commands_for_a_stick(cli: Cli, hub: HubOnLoopback, tmp_path: Path, other_machine: Any) -> None:
-    done = cli("pull", "--to", "stick", REPO, "--json")
+def test_the_commands_for_a_stick(in_process: Cli, hub: HubOnLoopback, tmp_path: Path, other_machine: Any) -> None:
+    done = in_process("pull", "--to", "stick", REPO, "--json")
     assert done.returncode == 0, done.stderr
     assert [model["model"] for model in json.loads(done.stdout)["models"]] == [REPO]
     other_machine()
-    dry = cli("import", "stick", "--dry-run", "--json")
+    dry = in_process("import", "stick", "--dry-run", "--json")
     assert [each["model"] for each in json.loads(dry.stdout)["candidates"]] == [REPO]
-    taken = cli("import", "stick", "--json", "--offline")
+    taken = in_process("import", "stick", "--json", "--offline")
     assert taken.returncode == 0, taken.stderr
     assert [model["sha256"] for model in json.loads(taken.stdout)["imported"]] == [sha256(CONTENT)]
     (tmp_path / "stick" / "models" / REPO / NAME).write_bytes(b"x")
-    assert cli("rm", REPO, "--yes").returncode == 0
-    damaged = cli("import", "stick")
+    assert in_process("rm", REPO, "--yes").returncode == 0
+    damaged = in_process("import", "stick")
     assert damaged.returncode == 5
     assert "left out" in damaged.stdout
 

@@ -141,22 +141,22 @@ def test_a_damaged_preset_is_told_and_the_others_stay(text: str) -> None:
     presets.remove("mine")
 
 
-def test_the_commands(cli: Cli) -> None:
-    listed = json.loads(cli("presets", "list", "--json", env={"LANG": "fr_FR.UTF-8", "LC_ALL": ""}).stdout)
+def test_the_commands(in_process: Cli) -> None:
+    listed = json.loads(in_process("presets", "list", "--json", env={"LANG": "fr_FR.UTF-8", "LC_ALL": ""}).stdout)
     assert [each["name"] for each in listed["presets"]] == list(BUILT_IN)
     assert {each["language"] for each in listed["presets"]} == {"fr"}
-    made = cli("presets", "new", "mine", "--from", "translate")
+    made = in_process("presets", "new", "mine", "--from", "translate")
     assert made.returncode == 0
-    shown = json.loads(cli("presets", "show", "mine", "--json", "--language", "en").stdout)
+    shown = json.loads(in_process("presets", "show", "mine", "--json", "--language", "en").stdout)
     assert (shown["source"], shown["required"]) == ("user", ["language"])
     assert "{language}" in shown["system"]
-    edited = cli("presets", "edit", "mine", env={"EDITOR": "true"})
+    edited = in_process("presets", "edit", "mine", env={"EDITOR": "true"})
     assert edited.returncode == 2
     assert "terminal" in edited.stderr
-    assert cli("presets", "rm", "mine").returncode == 2
-    removed = cli("presets", "rm", "mine", "--yes", "--json")
+    assert in_process("presets", "rm", "mine").returncode == 2
+    removed = in_process("presets", "rm", "mine", "--yes", "--json")
     assert json.loads(removed.stdout)["removed"] == "mine"
-    assert cli("presets", "show", "mine").returncode == 3
+    assert in_process("presets", "show", "mine").returncode == 3
 
 
 def test_one_that_cannot_be_removed_is_told(cli: Cli, bound_by_permissions: list[str]) -> None:
@@ -169,9 +169,9 @@ def test_one_that_cannot_be_removed_is_told(cli: Cli, bound_by_permissions: list
     assert "Traceback" not in told.stderr
 
 
-def test_the_starter_is_a_preset(cli: Cli) -> None:
-    assert cli("presets", "new", "mine").returncode == 0
-    assert "{tone}" in cli("presets", "show", "mine").stdout
+def test_the_starter_is_a_preset(in_process: Cli) -> None:
+    assert in_process("presets", "new", "mine").returncode == 0
+    assert "{tone}" in in_process("presets", "show", "mine").stdout
 
 
 def test_run_with_a_preset(cli: Cli) -> None:

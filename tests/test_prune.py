@@ -417,17 +417,17 @@ def test_models_that_are_only_out_of_reach_are_not_forgotten(
     assert len(records.read_all()) == 1
 
 
-def test_the_command(cli: Cli) -> None:
-    assert cli("prune").returncode == 0
+def test_the_command(in_process: Cli) -> None:
+    assert in_process("prune").returncode == 0
     part = partial_download()
-    dry = cli("prune", "--dry-run", "--json")
+    dry = in_process("prune", "--dry-run", "--json")
     assert dry.returncode == 0
     assert json.loads(dry.stdout)["freed_bytes"] == 1003
     assert part.exists()
-    unasked = cli("prune")
+    unasked = in_process("prune")
     assert unasked.returncode == 2
     assert "localai prune --yes" in unasked.stderr
-    done = cli("prune", "--yes", "--json")
+    done = in_process("prune", "--yes", "--json")
     report = json.loads(done.stdout)
     assert report["freed_bytes"] == 1003
     assert {each["kind"] for each in report["removed"]} == {"partial"}

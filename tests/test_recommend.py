@@ -165,7 +165,7 @@ def test_more_than_twice_the_speed_that_is_needed_is_worth_nothing(faster: float
 def _facts(name: str) -> tuple[Shape, Weights]:
     model = catalog.resolve_name(name)
     assert model is not None
-    return sizes.shape_from_catalog(model), sizes.weights_from_catalog(model, "Q4_K_M")
+    return sizes.shape_from_catalog(model), estimate.weights_from_catalog(model, "Q4_K_M")
 
 
 def test_limit_bounds_the_rows() -> None:
@@ -278,45 +278,48 @@ def test_a_phone_is_not_given_what_takes_most_of_its_memory() -> None:
     assert all(row.params_b <= 10 for row in rank(phone, limit=100))
 
 
-def test_the_command_explains_itself(cli: Any) -> None:
-    done = cli("recommend", "--ram", "16", "--language", "French", "--explain", "-n", "2")
+def test_the_command_explains_itself(in_process: Any) -> None:
+    done = in_process("recommend", "--ram", "16", "--language", "French", "--explain", "-n", "2")
     assert done.returncode == 0
     assert done.stdout.count("quality ") == 2
     assert "speaks French" in done.stdout
-    (row, *_) = json.loads(cli("recommend", "--ram", "16", "--json", "-n", "1").stdout)["recommendations"]
+    (row, *_) = json.loads(in_process("recommend", "--ram", "16", "--json", "-n", "1").stdout)["recommendations"]
     total = math.prod(factor["value"] for factor in row["score"]["factors"])
     assert row["score"]["total"] == pytest.approx(total, rel=0.01)
-    assert cli("recommend", "--ram", "16", "--language", "klingon").returncode == 2
-    assert [cli("recommend", "--ram", "16", "--min-speed", speed).returncode for speed in ("nan", "inf")] == [2, 2]
+    assert in_process("recommend", "--ram", "16", "--language", "klingon").returncode == 2
+    assert [in_process("recommend", "--ram", "16", "--min-speed", speed).returncode for speed in ("nan", "inf")] == [
+        2,
+        2,
+    ]
 
 
-def test_what_cannot_be_recommended_for_is_said_before_anything_is_measured(cli: Any) -> None:
+def test_what_cannot_be_recommended_for_is_said_before_anything_is_measured(in_process: Any) -> None:
     for wrong in (("--task", "juggling"), ("--language", "klingon"), ("--min-speed", "nan")):
-        done = cli("recommend", *wrong)
+        done = in_process("recommend", *wrong)
         assert (done.returncode, done.stdout) == (2, "")
         assert "Measuring" not in done.stderr
 
 
-def test_embedding_models_are_told_by_how_fast_they_read(cli: Any) -> None:
+def test_embedding_models_are_told_by_how_fast_they_read(in_process: Any) -> None:
     asked = ("recommend", "--ram", "16", "--task", "embedding", "--limit", "1")
-    row = json.loads(cli(*asked, "--json").stdout)["recommendations"][0]
-    shown = cli(*asked).stdout
+    row = json.loads(in_process(*asked, "--json").stdout)["recommendations"][0]
+    shown = in_process(*asked).stdout
     assert f"{row['prompt_tps']['low']:.0f}-{row['prompt_tps']['high']:.0f}" in shown
     assert "READS/S" in shown
     assert row["prompt_tps"]["basis"] in shown
 
 
-def test_models_that_speak_a_language_are_marked(cli: Any) -> None:
-    rows = json.loads(cli("recommend", "--ram", "16", "--json").stdout)["recommendations"]
+def test_models_that_speak_a_language_are_marked(in_process: Any) -> None:
+    rows = json.loads(in_process("recommend", "--ram", "16", "--json").stdout)["recommendations"]
     french = {row["model"] for row in rows if "fr" in row["languages"]}
     assert 0 < len(french) < len(rows)
-    shown = cli("recommend", "--ram", "16", env={"LC_ALL": "C"}).stdout
+    shown = in_process("recommend", "--ram", "16", env={"LC_ALL": "C"}).stdout
     assert "^ made to speak French" in shown
     marked = {
         line.split()[1].rstrip("*+^") for line in shown.splitlines() if len(line.split()) > 5 and "^" in line.split()[1]
     }
     assert marked == french
-    assert "^ made to speak German" in cli("recommend", "--ram", "16", env={"LC_ALL": "de_DE.UTF-8"}).stdout
+    assert "^ made to speak German" in in_process("recommend", "--ram", "16", env={"LC_ALL": "de_DE.UTF-8"}).stdout
     assert all(("fr" in scoring.spoken(model)) == bool(model.french) for model in MODELS)
 
 
@@ -384,7 +387,7 @@ def test_less_than_four_bits_is_taken_where_there_is_nothing_else() -> None:
 
 
 def test_the_only_one_is_taken_whatever_it_is() -> None:
-    shape = sizes.shape_from_params(0.5)
+    shape = estimate.shape_from_params(0.5)
     variant, plan, why = recommend.choose_variant(variants(F16=1.0), shape, hypothetical(16))
     assert (variant.quantization, plan.fits, why) == ("F16", True, "the only one there is")
 

@@ -102,13 +102,13 @@ NO_MODELS = [
 
 @pytest.mark.parametrize("content", NO_MODELS)
 def test_a_file_that_is_no_model_still_has_its_size_and_is_not_advised(
-    loopback: HubOnLoopback, content: bytes, cli: Any
+    loopback: HubOnLoopback, content: bytes, in_process: Any
 ) -> None:
     loopback.add("somebody/Broken-GGUF", {"m-Q4_K_M.gguf": content})
     (found,) = searching.search("broken", HERE, 5)
     assert (found.basis, found.variants[0].size_bytes) == ("size", len(content))
     assert found.failure
-    shown = cli("search", "broken")
+    shown = in_process("search", "broken")
     assert shown.returncode == 0
     assert f"! {found.failure[:30]}" in shown.stdout
     assert "Q4_K_M" in shown.stdout
@@ -181,36 +181,36 @@ def test_any_beginning_is_a_header_or_an_error(content: bytes, magic: bool) -> N
 # ---------------------------------------------------------------------------------------------------- the command
 
 
-def test_the_command(loopback: HubOnLoopback, cli: Any) -> None:
+def test_the_command(loopback: HubOnLoopback, in_process: Any) -> None:
     loopback.add("somebody/Small-GGUF", both("smollm2-135m"), downloads=12_345)
     loopback.add("somebody/Gated-GGUF", both("smollm2-135m"), gated=True, token="hf_x")
-    shown = json.loads(cli("search", "gguf", "--json").stdout)
+    shown = json.loads(in_process("search", "gguf", "--json").stdout)
     assert (shown["schema_version"], shown["query"]) == (1, "gguf")
     small = next(each for each in shown["models"] if each["repo"] == "somebody/Small-GGUF")
     assert {"total_bytes", "kv_cache_bytes"} <= set(small["variants"][0]["fit"]["memory"])
     assert small["variants"][0]["fit"]["fits"] is True
-    done = cli("search", "small", "gguf")
+    done = in_process("search", "small", "gguf")
     assert done.returncode == 0
     assert "12.3k downloads" in done.stdout
     assert "Q8_0" in done.stdout
     assert "localai pull somebody/Small-GGUF" in done.stdout
-    assert "gated" in cli("search", "gated").stdout
-    assert len(json.loads(cli("search", "gguf", "-n", "1", "--json").stdout)["models"]) == 1
-    assert cli("search", "no-such-thing").returncode == 3
-    assert cli("search", " ").returncode == 2
+    assert "gated" in in_process("search", "gated").stdout
+    assert len(json.loads(in_process("search", "gguf", "-n", "1", "--json").stdout)["models"]) == 1
+    assert in_process("search", "no-such-thing").returncode == 3
+    assert in_process("search", " ").returncode == 2
 
 
-def test_the_command_offline(loopback: HubOnLoopback, cli: Any) -> None:
-    done = cli("--offline", "search", "qwen")
+def test_the_command_offline(loopback: HubOnLoopback, in_process: Any) -> None:
+    done = in_process("--offline", "search", "qwen")
     assert (done.returncode, done.stdout) == (5, "")
     assert not loopback.requests()
-    assert json.loads(cli("--offline", "search", "qwen", "--json").stdout)["error"]["exit_code"] == 5
+    assert json.loads(in_process("--offline", "search", "qwen", "--json").stdout)["error"]["exit_code"] == 5
 
 
 def test_a_hub_out_of_reach_is_told_at_once_and_one_that_stumbles_is_asked_again(
-    loopback: HubOnLoopback, cli: Any, monkeypatch: pytest.MonkeyPatch
+    loopback: HubOnLoopback, in_process: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused = cli("search", "qwen", env={"HF_ENDPOINT": CLOSED_PORT})
+    refused = in_process("search", "qwen", env={"HF_ENDPOINT": CLOSED_PORT})
     assert refused.returncode == 5
     assert "Connection refused" in refused.stderr.splitlines()[0]
     statuses = iter((503, 404))

@@ -157,24 +157,24 @@ def test_a_damaged_file_is_told(isolated: Path) -> None:
     assert path.read_bytes().startswith(b"no database")
 
 
-def test_the_commands(cli: Cli, isolated: Path) -> None:
-    assert json.loads(cli("sessions", "list", "--json").stdout)["sessions"] == []
+def test_the_commands(in_process: Cli, isolated: Path) -> None:
+    assert json.loads(in_process("sessions", "list", "--json").stdout)["sessions"] == []
     sessions.keep(None, "m", None, "What?\x1b]0;owned\x07", "That.")
-    assert "What?" in cli("sessions", "list").stdout
-    listed = json.loads(cli("sessions", "list", "--json").stdout)["sessions"]
+    assert "What?" in in_process("sessions", "list").stdout
+    listed = json.loads(in_process("sessions", "list", "--json").stdout)["sessions"]
     assert listed[0]["turns"] == 1
-    assert cli("sessions", "export").stdout.endswith("## assistant\n\nThat.\n")
-    whole = json.loads(cli("sessions", "export", "1", "--format", "json").stdout)
+    assert in_process("sessions", "export").stdout.endswith("## assistant\n\nThat.\n")
+    whole = json.loads(in_process("sessions", "export", "1", "--format", "json").stdout)
     assert whole["messages"][1] == {"role": "assistant", "content": "That."}
-    assert json.loads(cli("sessions", "search", "that", "--json").stdout)["hits"][0]["session"] == 1
-    assert cli("sessions", "show", "7").returncode == 3
-    assert cli("sessions", "rm", "1").returncode == 2
+    assert json.loads(in_process("sessions", "search", "that", "--json").stdout)["hits"][0]["session"] == 1
+    assert in_process("sessions", "show", "7").returncode == 3
+    assert in_process("sessions", "rm", "1").returncode == 2
     history.add("/edit What?\x1b]0;owned\x07", 1)
     history.add("something else", 2)
-    assert cli("sessions", "rm", "1", "--yes").returncode == 0
+    assert in_process("sessions", "rm", "1", "--yes").returncode == 0
     assert history.load() == ["something else"]
-    assert "rm" in cli("sessions").stdout
-    assert cli("chat", "--resume", "1").returncode == 3
+    assert "rm" in in_process("sessions").stdout
+    assert in_process("chat", "--resume", "1").returncode == 3
 
 
 def test_the_file_is_what_sqlite_says_is_whole() -> None:

@@ -106,49 +106,49 @@ def test_the_hub_cache_is_where_the_client_says(environ: dict[str, str], folder:
     assert settings.hub_cache(environ) == Path(folder)
 
 
-def test_config_commands(cli: Cli) -> None:
-    assert cli("config", "get", "threads").returncode == 3
-    assert cli("config", "set", "threads", "2").returncode == 0
-    assert cli("config", "get", "threads").stdout == "2\n"
-    got = json.loads(cli("config", "get", "threads", "--json").stdout)
+def test_config_commands(in_process: Cli) -> None:
+    assert in_process("config", "get", "threads").returncode == 3
+    assert in_process("config", "set", "threads", "2").returncode == 0
+    assert in_process("config", "get", "threads").stdout == "2\n"
+    got = json.loads(in_process("config", "get", "threads", "--json").stdout)
     assert (got["name"], got["value"]) == ("threads", 2)
-    where = json.loads(cli("config", "path", "--json").stdout)["path"]
-    assert where == cli("config", "path").stdout.strip()
-    assert cli("config", "set", "threads", "lots").returncode == 2
-    listed = json.loads(cli("config", "list", "--json").stdout)
+    where = json.loads(in_process("config", "path", "--json").stdout)["path"]
+    assert where == in_process("config", "path").stdout.strip()
+    assert in_process("config", "set", "threads", "lots").returncode == 2
+    listed = json.loads(in_process("config", "list", "--json").stdout)
     assert {"name": "threads", "value": 2, "source": "file", "variable": "LOCALAI_THREADS"} in listed["settings"]
-    assert Path(cli("config", "path").stdout.strip()).read_text() == "threads = 2\n"
-    assert cli("config", "unset", "threads").returncode == 0
-    assert cli("config", "get", "threads").returncode == 3
+    assert Path(in_process("config", "path").stdout.strip()).read_text() == "threads = 2\n"
+    assert in_process("config", "unset", "threads").returncode == 0
+    assert in_process("config", "get", "threads").returncode == 3
 
 
-def test_a_value_may_look_like_an_option(cli: Cli) -> None:
-    assert cli("config", "set", "keep_alive", "-1").returncode == 0
-    assert cli("config", "get", "keep_alive").stdout == "-1\n"
-    assert cli("config", "set", "temperature", "-1").returncode == 2
+def test_a_value_may_look_like_an_option(in_process: Cli) -> None:
+    assert in_process("config", "set", "keep_alive", "-1").returncode == 0
+    assert in_process("config", "get", "keep_alive").stdout == "-1\n"
+    assert in_process("config", "set", "temperature", "-1").returncode == 2
 
 
-def test_what_is_told_of_bad_values_mends_them(cli: Cli) -> None:
-    path = Path(cli("config", "path").stdout.strip())
+def test_what_is_told_of_bad_values_mends_them(in_process: Cli) -> None:
+    path = Path(in_process("config", "path").stdout.strip())
     path.parent.mkdir(parents=True)
     path.write_text('threads = "many"\ntop_p = 7\n')
     for name in ("threads", "top_p"):
-        result = cli("config", "list")
+        result = in_process("config", "list")
         assert result.returncode == 2
         assert f"hint: localai config unset {name}" in result.stderr
-        assert cli("config", "unset", name).returncode == 0
-    assert cli("config", "list").returncode == 0
+        assert in_process("config", "unset", name).returncode == 0
+    assert in_process("config", "list").returncode == 0
 
 
-def test_a_broken_config_file_is_named_and_can_be_found(cli: Cli) -> None:
-    path = Path(cli("config", "path").stdout.strip())
+def test_a_broken_config_file_is_named_and_can_be_found(in_process: Cli) -> None:
+    path = Path(in_process("config", "path").stdout.strip())
     path.parent.mkdir(parents=True)
     path.write_text("threads = [")
-    result = cli("config", "list")
+    result = in_process("config", "list")
     assert result.returncode == 2
     assert str(path) in result.stderr
     assert "Traceback" not in result.stderr
-    assert cli("config", "path").returncode == 0
+    assert in_process("config", "path").returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from model_headers import metadata, named, tensors
 from remote_models import Sparse, file_of, vocabulary
 from small_models import model_bytes, projector_bytes
 
-from localai import cards, gguf, hub, library, loading, pulling, ranges, remote, shapes
+from localai import cards, estimate, gguf, hub, library, loading, pulling, ranges, remote, shapes
 from localai.commands import models
 from localai.domain.files import RemoteFile
 from localai.domain.units import MIB
@@ -204,7 +204,7 @@ def test_a_cache_that_the_model_cannot_have_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="blocks of 32"):
         cards.card(str(path), kv_type="q8_0")
     with pytest.raises(UsageError, match="blocks of 32"):
-        loading.prepare(library.find(str(path)), loading.LoadOptions(kv_type="q4_0"))
+        loading.prepare(library.find(str(path)), loading.Wishes(kv_type="q4_0"))
     assert cards.card(str(path), kv_type="bf16").plan is not None
 
 
@@ -320,6 +320,7 @@ def test_the_cache_type_and_the_context_are_planned_with(loopback: HubOnLoopback
     assert wide.plan is not None
     assert narrow.plan is not None
     assert narrow.plan.memory.kv_cache_bytes == wide.plan.memory.kv_cache_bytes // 2 * 34 // 32
+    assert estimate.KV_TYPES[1] == "f16"
 
 
 def test_a_name_from_the_hub_is_never_a_path(loopback: HubOnLoopback, isolated: Path) -> None:
@@ -332,37 +333,41 @@ def test_a_name_from_the_hub_is_never_a_path(loopback: HubOnLoopback, isolated: 
 # -------------------------------------------------------------------------------------------------------- the command
 
 
-def test_the_command(loopback: HubOnLoopback, cli: Any) -> None:
+def test_the_command(loopback: HubOnLoopback, in_process: Any) -> None:
     loopback.add(REPO, {"Some-Q4_K_M.gguf": small(), "Some-Q8_0.gguf": small("Q8_0")})
-    done = cli("show", REPO, "--context", "2048", "--json")
+    done = in_process("show", REPO, "--context", "2048", "--json")
     shown = json.loads(done.stdout)
     assert (done.returncode, shown["schema_version"], shown["fit"]) == (0, 1, None)
     assert [set(each) >= {"quantization", "file", "size_bytes", "fit"} for each in shown["variants"]] == [True, True]
-    one = json.loads(cli("show", f"{REPO}:Q4_K_M", "--context", "2048", "--json").stdout)
+    one = json.loads(in_process("show", f"{REPO}:Q4_K_M", "--context", "2048", "--json").stdout)
     assert one["fit"]["memory"]["kv_cache_bytes"] == 23040 * 2048
-    narrow = json.loads(cli("show", f"{REPO}:Q4_K_M", "--context", "2048", "--kv-type", "Q8_0", "--json").stdout)["fit"]
+    narrow = json.loads(
+        in_process("show", f"{REPO}:Q4_K_M", "--context", "2048", "--kv-type", "Q8_0", "--json").stdout
+    )["fit"]
     parts = ("weights_bytes", "kv_cache_bytes", "compute_bytes", "projector_bytes")
     assert narrow["memory"]["kv_cache_bytes"] == 23040 * 2048 // 2 * 34 // 32
     assert narrow["memory"]["total_bytes"] == sum(narrow["memory"][part] for part in parts)
     assert (narrow["fits"], narrow["kv_type"], narrow["cpu_expert_layers"]) == (True, "q8_0", 0)
     assert all(narrow[speed]["low"] < narrow[speed]["mid"] for speed in ("decode_tps", "prompt_tps"))
-    assert cli("show", REPO, "--check").returncode == 0
+    assert in_process("show", REPO, "--check").returncode == 0
     loopback.add("somebody/Huge-GGUF", {"Huge-F16.gguf": file_of(named("qwen3-235b-a22b"), "F16")})
-    refused = cli("show", "somebody/Huge-GGUF", "--check")
+    refused = in_process("show", "somebody/Huge-GGUF", "--check")
     assert (refused.returncode, "Instead: " in refused.stdout) == (4, True)
-    text = cli("show", REPO).stdout
+    text = in_process("show", REPO).stdout
     assert "Q8_0" in text
     assert f"localai pull {REPO}\n" in text
-    assert f"localai pull {REPO}:q8_0\n" in cli("show", f"{REPO}:q8_0").stdout
+    assert f"localai pull {REPO}:q8_0\n" in in_process("show", f"{REPO}:q8_0").stdout
 
 
-def test_the_command_offline_and_its_exit_codes(cli: Any) -> None:
-    done = cli("--offline", "show", "qwen3-4b")
+def test_the_command_offline_and_its_exit_codes(in_process: Any) -> None:
+    done = in_process("--offline", "show", "qwen3-4b")
     assert done.returncode == 0
     assert "warning: looking up" in done.stderr
-    assert cli("--offline", "show", REPO).returncode == 5
-    assert cli("show", REPO, "--kv-type", "q9").returncode == 2
-    assert cli("--offline", "show", "qwen3-235b-a22b-2507:q4_k_m", "--context", "262144", "--check").returncode == 4
+    assert in_process("--offline", "show", REPO).returncode == 5
+    assert in_process("show", REPO, "--kv-type", "q9").returncode == 2
+    assert (
+        in_process("--offline", "show", "qwen3-235b-a22b-2507:q4_k_m", "--context", "262144", "--check").returncode == 4
+    )
 
 
 def test_check_is_about_the_file_that_is_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,43 +181,43 @@ def test_a_damaged_embedded_model_is_believed_no_more(tmp_path: Path, monkeypatc
     assert library.installed() == ()
 
 
-def test_the_command(cli: Cli, hub: HubOnLoopback) -> None:
+def test_the_command(in_process: Cli, hub: HubOnLoopback) -> None:
     model = pull()
-    assert cli("verify").returncode == 0
+    assert in_process("verify").returncode == 0
     flip(hub_cache.blob_path(REPO, sha256(CONTENT)))
-    done = cli("verify")
+    done = in_process("verify")
     assert done.returncode == 1
     assert "DAMAGED  qwen3-0.6b" in done.stdout
     assert f"hint: localai pull {REPO}:{NAME}" in done.stderr
-    as_json = cli("verify", "qwen3-0.6b", "--json")
+    as_json = in_process("verify", "qwen3-0.6b", "--json")
     assert as_json.returncode == 1
     report = json.loads(as_json.stdout)
     assert report["ok"] is False
     assert [(each["model"], each["ok"]) for each in report["models"]] == [("qwen3-0.6b", False)]
-    listed = cli("list")
+    listed = in_process("list")
     assert "qwen3" not in listed.stdout
     assert "left out" in listed.stderr
-    pulled = cli("pull", f"{REPO}:{NAME}")
+    pulled = in_process("pull", f"{REPO}:{NAME}")
     assert pulled.returncode == 0, pulled.stderr
-    assert cli("verify", "qwen3-0.6b").returncode == 0
+    assert in_process("verify", "qwen3-0.6b").returncode == 0
     assert model.path.read_bytes() == CONTENT
 
 
-def test_what_cannot_be_verified(cli: Cli, tmp_path: Path) -> None:
-    assert cli("verify", "nosuch").returncode == 3
+def test_what_cannot_be_verified(in_process: Cli, tmp_path: Path) -> None:
+    assert in_process("verify", "nosuch").returncode == 3
     (tmp_path / "x.gguf").write_bytes(b"x")
-    done = cli("verify", "x.gguf")
+    done = in_process("verify", "x.gguf")
     assert done.returncode == 3
     assert "localai import x.gguf" in done.stderr
 
 
-def test_a_record_that_cannot_be_read_is_told(cli: Cli, tmp_path: Path) -> None:
+def test_a_record_that_cannot_be_read_is_told(in_process: Cli, tmp_path: Path) -> None:
     imported(tmp_path)
     (record,) = records.folder().glob("*.json")
     record.write_bytes(b"{")
-    done = cli("verify")
+    done = in_process("verify")
     assert done.returncode == 1
     assert record.name in done.stdout
-    as_json = cli("verify", "--json")
+    as_json = in_process("verify", "--json")
     report = json.loads(as_json.stdout)
     assert (as_json.returncode, report["ok"], len(report["unreadable"])) == (1, False, 1)

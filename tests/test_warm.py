@@ -175,7 +175,7 @@ def test_a_connection_that_fails_ends_nothing(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_model_that_thinks_is_held_with_room_for_it(tmp_path: Path) -> None:
     holder = Holder()
-    door = shell.Shell(holder, {}, holder.close)
+    door = socket_server.SocketServer(holder, {}, holder.close)
     thinking = random_models.TEMPLATE.replace("assistant\n{%", "assistant\n<think>\n{%")
     contexts = []
     for number, template in enumerate((random_models.TEMPLATE, thinking)):
