@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
@@ -70,10 +71,11 @@ def cli(isolated: Path) -> Cli:
 
 @pytest.fixture
 def in_process(isolated: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """As `cli`, but in this process, in a tenth of the time: for what neither loads a model nor reads stdin."""
+    """As `cli`, but in this process, in a tenth of the time: for what loads no model; stdin is empty."""
     from localai import boundary
 
     monkeypatch.chdir(isolated)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
 
     def run(*args: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         capsys.readouterr()

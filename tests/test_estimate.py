@@ -250,7 +250,7 @@ def test_layers_go_to_the_gpu_by_their_own_bytes(tmp_path: Path) -> None:
     assert len(set(weights.layer_bytes)) > 1
     assert sum(weights.layer_bytes) + weights.embedding_bytes <= weights.total_bytes
     assert weights.tied_bytes == 1536 * 262144 * 210 // 256
-    items = placement._layers(shape, weights, (4096, "f16", 512))
+    items = placement._layers(shape, weights, (4096, "f16", 512), 1)
     total = weights.total_bytes + weights.tied_bytes + buffers.kv_cache_bytes(shape, 4096)
     assert sum(items) + weights.embedding_bytes == total
     assert items[20] > items[3] > 0
