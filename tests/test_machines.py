@@ -174,7 +174,7 @@ def test_prompts_are_read_about_as_fast_as_published(
     name: str, model: str, quantization: str, published: float
 ) -> None:
     known = next(each for each in catalog.load() if each.id == model)
-    machine, weights = LISTED[name].machine, estimate.weights_from_catalog(known, quantization)
+    machine, weights = LISTED[name].machine, sizes.weights_from_catalog(known, quantization)
     plan = estimate.plan(shape_from_catalog(known), weights, machine)
     assert plan.prompt_tps is not None
     assert 0.5 < plan.prompt_tps.mid / published < 2
