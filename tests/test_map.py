@@ -181,7 +181,7 @@ def test_killed_and_resumed_is_as_if_run_once(cli: Cli, isolated: Path, parallel
     (isolated / "in.txt").write_text("\n".join(topics), "utf-8")
     out = isolated / "out.jsonl"
     chance = random.Random(parallel)
-    for lines in (1, 4):
+    for lines in (1, 6):
         killed_at(out, lines, parallel)
         with out.open("ab") as stream:  # and as a machine that loses power may leave it
             stream.write(b'{"schema_version": 1, "index": 99, "input": "a fox'[: chance.randrange(50)])
@@ -211,10 +211,11 @@ def test_what_is_done_is_not_done_again(cli: Cli, isolated: Path) -> None:
     assert other.returncode == 2
     assert "another template" in other.stderr
     kept = isolated / "of-a-file.jsonl"
-    for seed, code in ((1, 0), (2, 2)):  # other weights in a file of the same name
-        folder = isolated / str(seed)
-        folder.mkdir()
-        file = random_models.write(folder, random_models.TINY["plain"], seed=seed)
+    content = random_models.write(isolated, random_models.TINY["plain"]).read_bytes()
+    for number, code in ((1, 0), (2, 2)):
+        file = isolated / str(number) / "same.gguf"
+        file.parent.mkdir()
+        file.write_bytes(content + bytes(number))
         of_file = ("map", "{text}", "-m", str(file), "--max-tokens", "2", "--resume", str(kept))
         assert cli(*of_file, input="a\n").returncode == code
     more = cli("map", "Say {text}", *SHORT, "--resume", str(out), input="a\nb\nc\n")
