@@ -20,6 +20,7 @@ from localai.past_runs import kind_of
 CLEAR_WIN = 1.05  # in the median of the pairs
 _SCREENED = 1.03  # what two pairs must show for a setting to be looked at more closely
 _SCREENING_PAIRS, PAIRS = 2, 5
+DEPTH = 1024
 
 # Kinds of work that a setting is shown for; those that are no deeper than what is measured decide.
 JOBS = {

@@ -165,7 +165,7 @@ def test_more_than_twice_the_speed_that_is_needed_is_worth_nothing(faster: float
 def _facts(name: str) -> tuple[Shape, Weights]:
     model = catalog.resolve_name(name)
     assert model is not None
-    return sizes.shape_from_catalog(model), estimate.weights_from_catalog(model, "Q4_K_M")
+    return sizes.shape_from_catalog(model), sizes.weights_from_catalog(model, "Q4_K_M")
 
 
 def test_limit_bounds_the_rows() -> None:
@@ -387,7 +387,7 @@ def test_less_than_four_bits_is_taken_where_there_is_nothing_else() -> None:
 
 
 def test_the_only_one_is_taken_whatever_it_is() -> None:
-    shape = estimate.shape_from_params(0.5)
+    shape = sizes.shape_from_params(0.5)
     variant, plan, why = recommend.choose_variant(variants(F16=1.0), shape, hypothetical(16))
     assert (variant.quantization, plan.fits, why) == ("F16", True, "the only one there is")
 

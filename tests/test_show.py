@@ -18,7 +18,7 @@ from model_headers import metadata, named, tensors
 from remote_models import Sparse, file_of, vocabulary
 from small_models import model_bytes, projector_bytes
 
-from localai import cards, estimate, gguf, hub, library, loading, pulling, ranges, remote, shapes
+from localai import cards, gguf, hub, library, loading, pulling, ranges, remote, shapes
 from localai.commands import models
 from localai.domain.files import RemoteFile
 from localai.domain.units import MIB
@@ -204,7 +204,7 @@ def test_a_cache_that_the_model_cannot_have_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="blocks of 32"):
         cards.card(str(path), kv_type="q8_0")
     with pytest.raises(UsageError, match="blocks of 32"):
-        loading.prepare(library.find(str(path)), loading.Wishes(kv_type="q4_0"))
+        loading.prepare(library.find(str(path)), loading.LoadOptions(kv_type="q4_0"))
     assert cards.card(str(path), kv_type="bf16").plan is not None
 
 
@@ -320,7 +320,6 @@ def test_the_cache_type_and_the_context_are_planned_with(loopback: HubOnLoopback
     assert wide.plan is not None
     assert narrow.plan is not None
     assert narrow.plan.memory.kv_cache_bytes == wide.plan.memory.kv_cache_bytes // 2 * 34 // 32
-    assert estimate.KV_TYPES[1] == "f16"
 
 
 def test_a_name_from_the_hub_is_never_a_path(loopback: HubOnLoopback, isolated: Path) -> None:
