@@ -141,7 +141,7 @@ ONE = "{% if m.tool_calls %}{{ m.tool_calls[0].function|tojson }}\n"
 STRICT = "{% if m.tool_calls|length > 1 %}{{ raise_exception('one at a time') }}{% endif %}"
 CALLED = [
     HELLO,
-    Message("assistant", "", (), (ToolCall("sun", '{"x": "é"}'), ToolCall("moon", '{"y": true}'))),
+    Message("assistant", "", (), (ToolCall("sun", '{"x": "é"}'), ToolCall("moon", '{"y": [true, {"a": null}]}'))),
     Message("tool", '{"t": "ü"}\n', name="moon"),
     Message("tool", "2"),
 ]
@@ -153,7 +153,7 @@ def test_calls_have_ids_and_their_results_the_same(renderer: Renderer) -> None:
     assert made.text.splitlines() == [
         "sun moon user: Hello",
         'call00000 {"name": "sun", "arguments": {"x": "é"}}',
-        'call00001 {"name": "moon", "arguments": {"y": true}}',
+        'call00001 {"name": "moon", "arguments": {"y": [true, {"a": null}]}}',
         r'moon call00001 "{\"t\": \"ü\"}\n"',
         'sun call00000 "2"',
     ]
@@ -167,7 +167,7 @@ def test_where_a_turn_has_room_for_one_call_each_has_its_own(renderer: Renderer,
         "sun moon user: Hello",
         '{"name": "sun", "arguments": {"x": "é"}}',
         'sun call00000 "2"',
-        '{"name": "moon", "arguments": {"y": true}}',
+        '{"name": "moon", "arguments": {"y": [true, {"a": null}]}}',
         r'moon call00001 "{\"t\": \"ü\"}\n"',
     ]
     assert not made.in_words
@@ -176,10 +176,11 @@ def test_where_a_turn_has_room_for_one_call_each_has_its_own(renderer: Renderer,
 @pytest.mark.parametrize(
     ("form", "calls"),
     [
-        (LFM, '<|tool_call_start|>[sun(x="é"), moon(y=True)]<|tool_call_end|>'),
+        (LFM, '<|tool_call_start|>[sun(x="é"), moon(y=[True, {"a": None}])]<|tool_call_end|>'),
         (
             GRANITE,
-            '<|tool_call|>[{"name": "sun", "arguments": {"x": "é"}}, {"name": "moon", "arguments": {"y": true}}]',
+            '<|tool_call|>[{"name": "sun", "arguments": {"x": "é"}},'
+            ' {"name": "moon", "arguments": {"y": [true, {"a": null}]}}]',
         ),
     ],
 )

@@ -19,7 +19,7 @@ from localai.domain.engine import Delivery, KvState
 from localai.domain.generation import AnswerEnd, Event, GenerationRequest, Message
 from localai.domain.plan import Plan
 from localai.engine import child_process
-from localai.errors import EngineClosed, EngineError, LocalaiError
+from localai.errors import EngineClosed, LocalaiError
 
 _POLL_S = 0.1  # how often Ctrl-C is asked for while nothing comes
 _PATIENCE_S = 3.0  # how long a child may take to end an answer, or itself, before it is killed
@@ -300,11 +300,11 @@ class _Child:
             with contextlib.suppress(Exception):
                 deliver(self._died())
 
-    def _died(self) -> EngineError:
+    def _died(self) -> EngineClosed:
         self._process.join(_PATIENCE_S)
         if not self._reason:
             self._reason = f"its process ended (exit code {self._process.exitcode})"
-        return EngineError(f"the model on other machines is lost: {self._reason}", _HINT)
+        return EngineClosed(f"the model on other machines is lost: {self._reason}", _HINT)
 
     def end(self) -> None:
         """Have it free its memory, and the workers' with it; kill it where it does not."""

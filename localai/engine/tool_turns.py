@@ -98,11 +98,15 @@ def _as_json(call: ToolCall) -> str:
 
 def _literal(call: ToolCall) -> str:
     """A call in Python's syntax."""
-    pairs = (
-        f"{key}={json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)}"
-        for key, value in syntax.arguments_of(call).items()
-    )
-    return f"{call.name}({', '.join(pairs)})"
+
+    def written(value: Any) -> str:
+        if isinstance(value, str):
+            return json.dumps(value, ensure_ascii=False)
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{written(key)}: {written(each)}" for key, each in value.items()) + "}"
+        return "[" + ", ".join(map(written, value)) + "]" if isinstance(value, list) else repr(value)
+
+    return f"{call.name}({', '.join(f'{key}={written(value)}' for key, value in syntax.arguments_of(call).items())})"
 
 
 ASK = (
