@@ -21,7 +21,6 @@ from localai.domain.machine import Bandwidth, EngineInfo, Gpu, Machine, Npu
 from localai.domain.plan import Placement
 from localai.domain.units import GIB
 from localai.errors import NotFound, UsageError
-from localai.sizes import shape_from_catalog
 
 LISTED = {each.id: each for each in machines.listed()}
 RAW = tomllib.loads(resources.files("localai.data").joinpath("machines.toml").read_text("utf-8"))
@@ -152,8 +151,8 @@ def test_other_machines_are_as_fast_as_published(name: str, model: str, low: flo
 )
 def test_gpus_write_about_as_fast_as_published(name: str, model: str, quantization: str, published: float) -> None:
     known = next(each for each in catalog.load() if each.id == model)
-    machine, weights = LISTED[name].machine, estimate.weights_from_catalog(known, quantization)
-    found = speed.decode_speed(shape_from_catalog(known), weights, machine, 99)
+    machine, weights = LISTED[name].machine, sizes.weights_from_catalog(known, quantization)
+    found = speed.decode_speed(sizes.shape_from_catalog(known), weights, machine, 99)
     assert found.low < published < found.high
 
 
@@ -175,7 +174,7 @@ def test_prompts_are_read_about_as_fast_as_published(
 ) -> None:
     known = next(each for each in catalog.load() if each.id == model)
     machine, weights = LISTED[name].machine, sizes.weights_from_catalog(known, quantization)
-    plan = estimate.plan(shape_from_catalog(known), weights, machine)
+    plan = estimate.plan(sizes.shape_from_catalog(known), weights, machine)
     assert plan.prompt_tps is not None
     assert 0.5 < plan.prompt_tps.mid / published < 2
     assert plan.prompt_tps.low < published < plan.prompt_tps.high
@@ -195,8 +194,8 @@ def test_experts_in_ram_beside_a_gpu_write_as_fast_as_published(
     known = next(each for each in catalog.load() if each.id == model)
     machine = machines.hypothetical(64, vram, ram_gbps)
     machine = replace(machine, gpus=(replace(machine.gpus[0], bandwidth_gbps=gpu_gbps),))
-    weights = estimate.weights_from_catalog(known, quantization)
-    found = speed.decode_speed(shape_from_catalog(known), weights, machine, 99, cpu_expert_layers=on_cpu)
+    weights = sizes.weights_from_catalog(known, quantization)
+    found = speed.decode_speed(sizes.shape_from_catalog(known), weights, machine, 99, cpu_expert_layers=on_cpu)
     assert found.mid == pytest.approx(published, rel=0.25)
 
 
