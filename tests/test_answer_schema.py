@@ -127,6 +127,7 @@ HARD: list[Any] = [
     {"type": "object", "additionalProperties": {"type": "boolean"}, "required": ["ok"]},
     {"type": "object", "additionalProperties": False},
     {"$defs": {"n": CHAIN}, "$ref": "#/$defs/n"},
+    {"$defs": {"né": {"type": "boolean"}}, "$ref": "#/$defs/n%C3%A9"},
     {
         "$defs": {"a": {"x": {"const": 1}}, "b": {"x": {"const": 2}}},
         "type": "array",

@@ -58,9 +58,11 @@ def least_and_most(schema: Mapping[str, Json], least: str, most: str, at: str) -
 
 
 def target(schema: Json, pointer: str, at: str) -> Json:
-    """What a JSON pointer (`#/$defs/name`, RFC 6901) means in `schema`."""
+    """What a JSON pointer (`#/$defs/name`, RFC 6901, percent-encoded as any address) means in `schema`."""
+    from urllib.parse import unquote
+
     found = schema
-    for part in pointer.split("/")[1:]:
+    for part in unquote(pointer).split("/")[1:]:
         part = part.replace("~1", "/").replace("~0", "~")
         if isinstance(found, list) and part.isdecimal() and int(part) < len(found):
             found = found[int(part)]
