@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from localai import kept_states, library, loading, render
+from localai import kept_states, library, loading, render, terminal
 from localai.commands import model_loading
 from localai.domain.engine import ChatEngine
 from localai.domain.generation import Event, GenerationRequest, Message
@@ -87,7 +87,8 @@ def change(room: Room, name: str) -> None:
                 )
                 load_here(room, prepared, interrupts)
         except (LocalaiError, KeyboardInterrupt):
-            load_again(room, before.prepared, session)
+            if not terminal.ending():
+                load_again(room, before.prepared, session)
             raise
     room.load_options = load_options
     render.note(f"(now {room.loaded.name}, {room.loaded.plan.context:,} tokens of context)")

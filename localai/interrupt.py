@@ -27,10 +27,13 @@ class Interrupts:
         self._flag.clear()
         self._left = self._presses
         if threading.current_thread() is threading.main_thread():
+            _entered.append(self)
             self._before = signal.signal(signal.SIGINT, self._on_signal)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self in _entered:
+            _entered.remove(self)
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)  # type: ignore[arg-type]  # what signal() gave us
             self._before = None
@@ -42,3 +45,13 @@ class Interrupts:
         self._left -= 1
         if self._left <= 0:
             raise KeyboardInterrupt
+
+
+_entered: list[Interrupts] = []
+
+
+def request() -> bool:
+    """Ask the work in progress to stop, as the first Ctrl-C does; False where there is none."""
+    for each in _entered:
+        each._flag.set()
+    return bool(_entered)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from localai import render
+from localai import interrupt, render
 
 ENDS = ("SIGTERM", "SIGHUP", "SIGQUIT")
 # What a line editor may have switched on: bracketed paste off, attributes off, cursor shown.
@@ -24,12 +24,15 @@ _ending: int | None = None  # the signal that wants the program to end
 
 
 class Ended(SystemExit):
-    """A signal wants the program to end: raised wherever it is, so that what must be kept can be; see `end`."""
+    """A signal wants the program to end: raised where it waits, so that what must be kept can be; see `end`.
+
+    What is in progress is asked to stop instead: an exception cannot pass through C.
+    """
 
 
 @contextlib.contextmanager
 def conversing() -> Iterator[None]:
-    """Within: keys are not echoed, Ctrl-C alone does nothing, SIGTERM, SIGHUP and SIGQUIT (Ctrl-\\) raise `Ended`.
+    """Within: keys are not echoed, Ctrl-C alone does nothing, SIGTERM, SIGHUP, SIGQUIT (Ctrl-\\) end it: see `Ended`.
 
     After it the terminal is as before.
     """
@@ -52,7 +55,8 @@ def conversing() -> Iterator[None]:
         for name in ENDS:  # a second one ends it at once
             signal.signal(getattr(signal, name), signal.SIG_DFL)
         _ending = number
-        raise Ended(128 + number)
+        if not interrupt.request():
+            raise Ended(128 + number)
 
     def pause(number: int, frame: FrameType | None) -> None:  # Ctrl-Z while an answer comes
         _set(before)

@@ -10,7 +10,8 @@ import pytest
 from real_model import model_file
 from terminals import CHAT, Terminal, chat_at_a_terminal, pexpect  # noqa: F401  (the fixture `terminal`)
 
-from localai import kept_states, sessions
+from localai import interrupt, kept_states, sessions
+from localai.interrupt import Interrupts
 
 STORY = "Write a very long story about a river and its people."
 
@@ -118,6 +119,13 @@ def test_keys_typed_into_an_answer_wait_for_the_next_line(isolated: Path) -> Non
     terminal.process.sendintr()
     terminal.see("leaves")
     answers(terminal)
+
+
+def test_a_signal_is_no_exception_in_the_middle_of_c() -> None:
+    with Interrupts() as outer, Interrupts() as inner:
+        assert interrupt.request()
+        assert (outer.requested(), inner.requested()) == (True, True)
+    assert not interrupt.request()
 
 
 @pytest.mark.parametrize(
