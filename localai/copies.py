@@ -13,9 +13,10 @@ from stat import S_ISLNK
 from typing import Any
 
 from localai import locks, naming, settings
+from localai.alongside import CHUNK_BYTES
 from localai.domain.units import MIB
 from localai.errors import DoesNotFit, HashMismatch, LocalaiError, UsageError
-from localai.partial import CHUNK_BYTES, disk_error, partial_path, sync_folder
+from localai.partial import disk_error, partial_path, sync_folder
 
 RESERVE_BYTES = 256 * MIB  # what a system needs to stay usable
 _PART = ".part"

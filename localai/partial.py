@@ -7,25 +7,21 @@ import glob
 import hashlib
 import json
 import os
-import queue
 import secrets
-import threading
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
 
 from localai import json_file
-from localai.domain.units import MIB
+from localai.alongside import CHUNK_BYTES, Digest, Disk
 from localai.errors import DoesNotFit, LocalaiError
 
-CHUNK_BYTES = MIB
-_BUFFERS = 4  # of CHUNK_BYTES each, between the network and the hash: this bounds the memory
 # The kernel takes memory for a file in pieces as large as the writes, and finds large ones only where memory was not
 # used for long; a virtual machine must first get that from its host. Writes of 1 MB took it two to five times as long.
 _WRITE_BYTES = 32 << 10
 _SYNC_BYTES = 128 << 20  # what a power loss can cost at most, besides what is on its way to the disk
+_HAND_OVER_BYTES = 8 << 20  # so much at a time the disk is told to write
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -66,49 +62,6 @@ def offset(progress: Callable[[int], None], done_bytes: int) -> Callable[[int], 
     return lambda count: progress(done_bytes + count)
 
 
-class _Digest:
-    """SHA-256 in a thread of its own, so that hashing and receiving overlap (hashlib releases the GIL).
-
-    Buffers are lent, filled from their start, and given back by the hash: no byte is copied, and no memory is asked
-    for again and again, which costs the kernel as much as the copy.
-    """
-
-    def __init__(self) -> None:
-        self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
-        for _ in range(_BUFFERS):
-            self._free.put(memoryview(bytearray(CHUNK_BYTES)))
-        self._todo: queue.SimpleQueue[tuple[memoryview, int] | None] = queue.SimpleQueue()
-        self._sha256 = hashlib.sha256()
-        self._buffer, self._filled = self._free.get(), 0
-        self._thread = threading.Thread(target=self._work, name="localai-sha256", daemon=True)
-        self._thread.start()
-
-    def _work(self) -> None:
-        while (item := self._todo.get()) is not None:
-            buffer, count = item
-            self._sha256.update(buffer[:count])
-            self._free.put(buffer)
-
-    def space(self) -> memoryview:
-        """Where the next bytes belong; never empty. Waits for the hash where it is behind."""
-        if self._filled == CHUNK_BYTES:
-            self._todo.put((self._buffer, self._filled))
-            self._buffer, self._filled = self._free.get(), 0
-        return self._buffer[self._filled :]
-
-    def filled(self, count: int) -> None:
-        """The first `count` bytes of `space` are the next ones."""
-        self._filled += count
-
-    def finish(self) -> str:
-        """Wait for the rest and return the hexadecimal digest; nothing may come after. Idempotent."""
-        if self._thread.is_alive():
-            self._todo.put((self._buffer, self._filled))
-            self._todo.put(None)
-            self._thread.join()
-        return self._sha256.hexdigest()
-
-
 class PartialFile:
     """What has come of a blob so far. Use as a context manager, with the blob's lock held.
 
@@ -122,10 +75,10 @@ class PartialFile:
         self.path = partial_path(destination)
         self._state_path = _state_path(destination)
         self._descriptor = -1
-        self._digest = _Digest()
-        self._syncing: threading.Thread | None = None
+        self._digest = Digest()
+        self._disk: Disk | None = None
         self._etag: str | None = None
-        self._asked_to_sync = 0
+        self._handed_over = 0
         self.position = 0
 
     def __enter__(self) -> PartialFile:
@@ -143,7 +96,7 @@ class PartialFile:
         self._close()
 
     def _close(self) -> None:
-        self._wait_for_sync()
+        self._rest_disk()
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -174,18 +127,18 @@ class PartialFile:
                     progress(self.position)
         except OSError as error:
             raise disk_error(error, self.path) from error
-        self._asked_to_sync = self.position
+        self._handed_over = self.position
         return self.position
 
     def restart(self, etag: str | None) -> None:
         """Throw away what is there and begin anew with the bytes of the response that has this ETag."""
-        self._wait_for_sync()
+        self._rest_disk()
         self._digest.finish()
-        self._digest = _Digest()
+        self._digest = Digest()
         try:
             os.ftruncate(self._descriptor, 0)
             os.lseek(self._descriptor, 0, os.SEEK_SET)
-            self.position = self._asked_to_sync = 0
+            self.position = self._handed_over = 0
             self._etag = etag if etag is not None and is_strong_etag(etag) else None
             # Emptied first, described after: a crash between the two leaves nothing that belongs to another ETag.
             self._write_state(0)
@@ -208,8 +161,8 @@ class PartialFile:
                 self.position += written
         except OSError as error:
             raise disk_error(error, self.path) from error
-        if self.position - self._asked_to_sync >= _SYNC_BYTES and not (self._syncing and self._syncing.is_alive()):
-            self._begin_sync()
+        if self.position - self._handed_over >= min(_HAND_OVER_BYTES, _SYNC_BYTES):
+            self._hand_over()
 
     def write(self, chunk: bytes) -> None:
         """Append bytes that were received elsewhere."""
@@ -220,21 +173,16 @@ class PartialFile:
             self.append(space)
             rest = rest[len(space) :]
 
-    def _begin_sync(self) -> None:
-        self._asked_to_sync = self.position
-        self._syncing = threading.Thread(target=self._sync, args=(self.position,), name="localai-sync", daemon=True)
-        self._syncing.start()
+    def _hand_over(self, ending: bool = False) -> None:
+        if self._disk is None:
+            self._disk = Disk(self._descriptor, self._handed_over, _SYNC_BYTES, self._write_state)
+        self._handed_over = self.position
+        self._disk.hand_over(self.position, ending)
 
-    def _sync(self, position: int) -> None:
-        """In a thread of its own: the disk works while bytes come, and `publish` finds little left to do."""
-        with suppress(OSError):  # what is wrong with the disk, the next write or `publish` tells
-            os.fsync(self._descriptor)
-            self._write_state(position)
-
-    def _wait_for_sync(self) -> None:
-        if self._syncing is not None:
-            self._syncing.join()
-            self._syncing = None
+    def _rest_disk(self) -> None:
+        if self._disk is not None:
+            self._disk.close()
+            self._disk = None
 
     def _write_state(self, synced_bytes: int) -> None:
         state = {"etag": self._etag, "boot": boot_id(), "synced_bytes": synced_bytes}
@@ -242,9 +190,8 @@ class PartialFile:
 
     def sha256(self) -> str:
         """The SHA-256 of everything up to `position`; nothing may be written after. The disk works meanwhile."""
-        if self.position > self._asked_to_sync:
-            self._wait_for_sync()
-            self._begin_sync()
+        if self.position > self._handed_over:
+            self._hand_over(ending=True)
         return self._digest.finish()
 
     def discard(self) -> None:
@@ -255,7 +202,7 @@ class PartialFile:
     def publish(self) -> None:
         """Give the verified bytes their name, durably: file synced, renamed, folder synced."""
         try:
-            self._wait_for_sync()
+            self._rest_disk()
             os.fsync(self._descriptor)
             self._close()  # Windows does not rename an open file
             os.replace(self.path, self._destination)

@@ -123,6 +123,7 @@ LAYERS = {
         "copies",
         "foreign",
         "partial",
+        "alongside",
         "readers",
         "gguf",
         "gguf_reader",
