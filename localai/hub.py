@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from localai import naming, settings
 from localai.domain.files import RemoteFile
 from localai.errors import AccessDenied, HashMismatch, NetworkError, NotFound, UsageError
 from localai.hub_cache import blob_path, pointer_path, remember_revision
-from localai.hub_client import client, endpoint, require_online, token, within
+from localai.hub_client import auth_headers, client, endpoint, require_online, token, within
 from localai.hub_errors import nonsense, retry_after_s, translated, unreachable
 from localai.partial import sync_folder
 
@@ -58,11 +61,16 @@ def repository(
     """
     naming.check_repo(repo)
     require_online(f"looking up {repo}")
-    hub, base, secret = client(), endpoint(), token()
+    hub, base, headers = client(), endpoint(), auth_headers()
 
     def ask() -> Any:
-        api = hub.HfApi(endpoint=base, token=secret or False)
-        return api.model_info(repo, revision=revision, files_metadata=True, timeout=_CONNECT_SECONDS)
+        # As HfApi.model_info does. To import that, with all that the Hub offers besides, takes longer than the answer.
+        at = f"/revision/{quote(revision, safe='')}" if revision else ""
+        answer = hub.get_session().get(
+            f"{base}/api/models/{repo}{at}", params={"blobs": True}, headers=headers, timeout=_CONNECT_SECONDS
+        )
+        hub.hf_raise_for_status(answer)
+        return answer.json()
 
     return _checked(repo, _answered(ask, repo, revision, on_retry))
 
@@ -84,18 +92,19 @@ def _answered(ask: Callable[[], Any], what: str, revision: str | None, on_retry:
 
 def _checked(repo: str, info: Any) -> Repository:
     """The Hub's answer as `Repository`; whatever is not as it must be is a NetworkError."""
-    commit = getattr(info, "sha", None)
-    siblings = getattr(info, "siblings", None)
+    if not isinstance(info, dict):
+        raise nonsense(repo)
+    commit, siblings = info.get("sha"), info.get("siblings")
     if not isinstance(commit, str) or not naming.COMMIT.fullmatch(commit) or not isinstance(siblings, list):
         raise nonsense(repo)
     if len(siblings) > _MOST_FILES:
         raise NetworkError(f"{repo} lists {len(siblings)} files, too many", "give another repository")
     files = []
     for sibling in siblings:
-        name, size = sibling.rfilename, sibling.size
-        sha256 = sibling.lfs.sha256 if sibling.lfs is not None else None
-        if not isinstance(name, str):
+        if not isinstance(sibling, dict) or not isinstance(name := sibling.get("rfilename"), str):
             raise nonsense(repo)
+        size, lfs = sibling.get("size"), sibling.get("lfs")
+        sha256 = lfs.get("sha256") if isinstance(lfs, dict) else None
         try:
             naming.check_filename(name)
         except UsageError as error:
@@ -104,12 +113,16 @@ def _checked(repo: str, info: Any) -> Repository:
             raise NetworkError(
                 f"{repo} holds a file whose name is not safe: {name[:80]!r}", "nothing was written"
             ) from error
-        if not isinstance(size, int) or size < 0 or not (sha256 is None or naming.SHA256.fullmatch(sha256)):
+        if type(size) is not int or size < 0 or not (sha256 is None or _is_sha256(sha256)):
             if name.lower().endswith(".gguf"):
                 raise nonsense(repo)
             continue
         files.append(RemoteFile(name, size, sha256))
-    return Repository(repo, commit, tuple(files), bool(info.gated))
+    return Repository(repo, commit, tuple(files), bool(info.get("gated")))
+
+
+def _is_sha256(value: object) -> bool:
+    return isinstance(value, str) and naming.SHA256.fullmatch(value) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +253,12 @@ def link(
     except Exception as error:
         raise translated(error, repo, commit) from error
     return path
+
+
+@cache
+def prepare_link() -> None:
+    """Have the client ready for `link`, in a thread: importing it takes a while, and the disk is being waited for."""
+    threading.Thread(target=lambda: client().hf_hub_download, name="localai-client").start()
 
 
 def _links_work() -> bool:

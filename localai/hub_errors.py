@@ -39,7 +39,9 @@ def translated(error: Exception, repo: str, revision: str | None) -> Exception:
         return unreachable("the connection failed")
     if isinstance(error, httpx2.InvalidURL):
         return UsageError(f"HF_ENDPOINT is not an address: {endpoint()!r}", "unset HF_ENDPOINT")
-    if isinstance(error, errors.FileMetadataError | ValueError | TypeError | KeyError | AttributeError):
+    if isinstance(
+        error, errors.FileMetadataError | ValueError | TypeError | KeyError | AttributeError | RecursionError
+    ):
         return nonsense(repo)  # answers of another shape than a Hub's, among them what is not JSON
     if isinstance(error, OSError):
         return disk_error(error, settings.hub_cache())

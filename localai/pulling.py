@@ -216,10 +216,16 @@ def pull(
     with _repository_locked(plan, on_retry):
         claim = claims.stake(plan.repo, plan.commit, plan.revision, plan.files)
     model = None
+
+    def told(done_bytes: int) -> None:
+        progress(done_bytes)
+        if done_bytes == plan.download_bytes:
+            hub.prepare_link()
+
     while model is None:
         done = 0
         for file in plan.files:
-            _fetch(plan, file, offset(progress, done), on_retry, retry)
+            _fetch(plan, file, offset(told, done), on_retry, retry)
             done += file.size_bytes
             progress(done)
         with _repository_locked(plan, on_retry):

@@ -163,6 +163,7 @@ def test_a_server_that_is_no_hub(server: HubOnLoopback, monkeypatch: pytest.Monk
         {"siblings": 7},
         {"siblings": [7]},
         {"siblings": [{}]},
+        {"siblings": [{"rfilename": NAME, "size": 9, "lfs": {"sha256": 7}}]},
     ],
 )
 def test_answers_that_make_no_sense(server: HubOnLoopback, monkeypatch: pytest.MonkeyPatch, answer: object) -> None:
