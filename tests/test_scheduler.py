@@ -307,6 +307,44 @@ def test_answers_go_on_while_a_long_prompt_is_read(engine: Scheduler, monkeypatc
     assert "text" in order[first:last]
 
 
+def test_a_long_prompt_and_a_short_one_are_read_by_turns(engine: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine._reading, "_patience_s", 0)  # the least part of a prompt in each step
+    begun, go_on, over = threading.Event(), threading.Event(), threading.Event()
+    read: list[str] = []
+
+    def writes(event: Delivery) -> None:
+        if isinstance(event, AnswerText) and not begun.is_set():
+            begun.set()
+            go_on.wait(60)
+        elif isinstance(event, AnswerEnd):
+            over.set()
+
+    def reads(name: str, request: GenerationRequest) -> queue.Queue[Delivery]:
+        ended: queue.Queue[Delivery] = queue.Queue()
+
+        def receive(event: Delivery) -> None:
+            if isinstance(event, PromptProgress):
+                read.append(name)
+            elif isinstance(event, AnswerEnd):
+                ended.put(event)
+
+        engine.submit(request, receive)
+        return ended
+
+    writer = engine.submit(asks("Tell me a long story.", max_tokens=400), writes)
+    assert begun.wait(60)
+    long, short = reads("long", asks("granite " * 90, max_tokens=1)), reads("short", asks("brook " * 30, max_tokens=1))
+    go_on.set()
+    short.get(timeout=60)
+    long.get(timeout=60)
+    writer.cancel()
+    assert over.wait(60)
+    assert read[-1] == "long"  # the short one was not held up
+    whole = read[read.index("short") : len(read) - read[::-1].index("short")]
+    assert whole.count("short") > 2
+    assert "long" in whole  # nor did it hold up the long one
+
+
 def test_where_llama_cpp_fails_all_of_the_batch_are_told_and_the_next_is_answered(
     engine: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,6 +36,7 @@ class Prefill:
         self._prompt_tps = LIKELY_TPS if prompt_tps is None else prompt_tps
         self._patience_s, self._repeatable = patience_s, repeatable
         self._shared: list[list[int]] = []
+        self._oldest_first = False
 
     def share(self, beginning: list[int]) -> None:
         """Stop the reading of every prompt that begins so where this ends, to keep it for the others."""
@@ -62,7 +63,7 @@ class Prefill:
         `writing` answers are, and `waiting` are the requests that have no sequence yet.
         """
         left = self._tokens_to_read(writing)
-        for index, job in enumerate(self.jobs):
+        for job in self._in_turn():
             if left <= 0:
                 return
             if job.answer is None:
@@ -72,13 +73,24 @@ class Prefill:
                 job.borders = self._borders(job, kept, waiting)
                 job.start(self._prompts, self._load_ms, kept)
             done = len(self._sequences.held[job.sequence])
-            # the oldest leaves half to the others, so that a long prompt does not hold up short ones
-            share = left if index or len(self.jobs) == 1 else max(left // 2, 1)
-            end = min(job.total, done + share, *(border for border in job.borders if border > done))
+            end = min(job.total, done + left, *(border for border in job.borders if border > done))
             if self._repeatable:
                 end = min(end, (done // STEP + 1) * STEP)
             left -= end - done
             yield job, job.prompt.tokens[done:end]
+
+    def _in_turn(self) -> list[Job]:
+        """The prompts, first the one that is read now: by turns the oldest and the shortest of the others.
+
+        So a long one does not hold up short ones, nor they it. Not a part of each at a time: llama.cpp's attention is
+        fast where one sequence brings 64 tokens and more.
+        """
+        self._oldest_first = not self._oldest_first
+        others = sorted(self.jobs[1:], key=self._left)
+        return [*self.jobs[:1], *others] if self._oldest_first else [*others, *self.jobs[:1]]
+
+    def _left(self, job: Job) -> int:
+        return job.total if job.answer is None else job.total - len(self._sequences.held[job.sequence])
 
     def _tokens_to_read(self, writing: int) -> int:
         room = self._sequences.room - writing

@@ -31,7 +31,7 @@ from localai.engine.weights import open_for_text
 from localai.errors import EngineClosed, EngineError, LocalaiError, QueueFull, unexpected
 
 QUEUE = 64  # requests that may wait beside those that are being answered
-PATIENCE_S = 0.25  # how long the answers under way stand still, at most, while a part of a prompt is evaluated
+PATIENCE_S = 0.5  # how long the answers under way stand still, at most, while a part of a prompt is evaluated
 GAPS = 2  # between the answers under way, from which on they are closed
 
 
