@@ -59,6 +59,7 @@ class Card:
     commit: str | None = None
     warning: str | None = None
     projector_bytes: int = 0  # of a vision model, for pictures; part of what each plan takes
+    embeds: bool = False  # it makes vectors: its speed is that of reading
     instead: Alternatives | None = None  # where nothing of it fits as it was asked for
 
     @property
@@ -201,6 +202,7 @@ def from_hub(wanted: library.Meaning, found: remote.RemoteModel, context: int | 
         license=facts.license or (known.license if known else None),
         languages=known.languages if known else (),
         has_chat_template=facts.has_chat_template,
+        embeds=facts.embeds,
         source="hub",
         path=None,
         note=size_note(found.shape.params),
@@ -246,6 +248,7 @@ def from_header(found: library.Found, context: int | None, kv_type: str | None, 
         license=facts.license or (known.license if known else None),
         languages=known.languages if known else (),
         has_chat_template=facts.has_chat_template,
+        embeds=facts.embeds,
         source=found.model.source if found.model else "file",
         path=str(found.path),
         note=size_note(shape.params),
@@ -329,6 +332,7 @@ def from_catalog(
         license=known.license,
         languages=known.languages,
         has_chat_template=None,
+        embeds=known.embedding_only,
         source="catalog",
         path=None,
         note=size_note(int(known.params_b * 1e9)),

@@ -66,6 +66,7 @@ class Card:
     context_length: int | None
     has_chat_template: bool
     params: int
+    embeds: bool = False  # it makes vectors, and writes nothing
 
 
 def card(header: Header) -> Card:
@@ -75,6 +76,10 @@ def card(header: Header) -> Card:
     license = header.text("general.license")
     if license in (None, "other"):  # one of the maker's own: it has a name
         license = header.text("general.license.name") or license
+    try:
+        embeds = not makes_text(header)
+    except EngineError:
+        embeds = False
     return Card(
         name=header.text("general.name"),
         architecture=architecture,
@@ -82,6 +87,7 @@ def card(header: Header) -> Card:
         context_length=context if type(context) is int and 0 < context < NUMBER_LIMIT else None,
         has_chat_template=bool(header.metadata.get("tokenizer.chat_template")),
         params=sum(tensor.elements for tensor in header.tensors),
+        embeds=embeds,
     )
 
 

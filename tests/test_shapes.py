@@ -319,6 +319,18 @@ def test_a_licence_of_the_makers_own_is_called_by_its_name(
     assert shapes.card(gguf.read_header(path)).license == said
 
 
+@pytest.mark.parametrize(
+    ("architecture", "pooling", "embeds"),
+    [("bert", 1, True), ("qwen3", 3, True), ("qwen3", None, False), ("llama", 0, False), ("llama", 99, False)],
+)
+def test_a_card_says_whether_a_model_only_makes_vectors(
+    architecture: str, pooling: int | None, embeds: bool, tmp_path: Path
+) -> None:
+    keys = {} if pooling is None else {f"{architecture}.pooling_type": pooling}
+    path = write(tmp_path, gguf_bytes({"general.architecture": architecture, **keys}))
+    assert shapes.card(gguf.read_header(path)).embeds is embeds
+
+
 def test_a_projector_is_no_language_model_but_has_a_card(tmp_path: Path) -> None:
     path = write(tmp_path, gguf_bytes({"general.architecture": "clip", "general.name": "mmproj"}))
     header = gguf.read_header(path)

@@ -369,6 +369,14 @@ def test_the_command_offline_and_its_exit_codes(in_process: Any) -> None:
     )
 
 
+def test_a_model_for_embeddings_is_told_by_how_fast_it_reads(cli: Any) -> None:
+    fit = json.loads(cli("--offline", "show", "bge-m3:q8_0", "--json").stdout)["fit"]
+    shown = cli("--offline", "show", "bge-m3:q8_0").stdout
+    assert "READS/S" in shown
+    assert f"{fit['prompt_tps']['low']:.0f}-{fit['prompt_tps']['high']:.0f}" in shown
+    assert "READS/S" not in cli("--offline", "show", "qwen3-4b").stdout
+
+
 def test_check_is_about_the_file_that_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
     card = cards.card("smollm2-135m")
     shown, *others = card.variants

@@ -137,8 +137,8 @@ def show_card(card: Card, name: str) -> None:
     """The card as lines and a table; `name` is what was asked for."""
     render.out(render.facts(card_facts(card)))
     render.out()
-    rows = [variant_row(each) for each in card.variants]
-    headers = ("QUANT", "SIZE", "MEMORY", "CONTEXT", "FITS", "ON", "TOKENS/S")
+    rows = [variant_row(each, card.embeds) for each in card.variants]
+    headers = ("QUANT", "SIZE", "MEMORY", "CONTEXT", "FITS", "ON", "READS/S" if card.embeds else "TOKENS/S")
     render.out(render.columns(headers, rows, right=(1, 2, 3, 6)))
     for warning in dict.fromkeys(warning for each in card.variants if each.plan for warning in each.plan.warnings):
         render.out(f"! {warning}")
@@ -173,7 +173,8 @@ def card_facts(card: Card) -> list[tuple[str, str]]:
     return [(name, text) for name, text in lines if text]
 
 
-def variant_row(variant: CardVariant) -> tuple[str, ...]:
+def variant_row(variant: CardVariant, embeds: bool) -> tuple[str, ...]:
+    """A line of `show`; of a model for embeddings with the speed that it reads with, since it writes nothing."""
     plan = variant.plan
     if plan is None:
         return (variant.quantization, render.size(variant.size_bytes), *["unknown"] * 5)
@@ -185,5 +186,5 @@ def variant_row(variant: CardVariant) -> tuple[str, ...]:
         f"{plan.context:,}",
         "yes" if plan.fits else "no",
         str(plan.placement),
-        speed_text(plan.decode_tps),
+        speed_text(plan.prompt_tps if embeds else plan.decode_tps),
     )
