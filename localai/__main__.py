@@ -38,9 +38,9 @@ def version() -> int:
         sys.stdout.write(f"localai {__version__}\n")
         sys.stdout.flush()
     except OSError:
-        from localai.boundary import quiet_end
+        from localai.boundary import run
 
-        return quiet_end()
+        return run(["--version"])  # what is wrong is met again there, and told
     return 0
 
 

@@ -176,19 +176,22 @@ def _count(value: object) -> int | None:
 
 
 def reachable() -> None:
-    """Return if the Hub answers at all, within five seconds. Raises NetworkError, also in offline mode."""
+    """Return if the Hub answers, and no web page in its place, within five seconds. Raises NetworkError."""
     require_online("asking the Hub")
     hub, base = client(), endpoint()
 
     def ask() -> Any:
-        return hub.get_session().head(base, timeout=_GLANCE_SECONDS, follow_redirects=False)
+        url = f"{base}/api/models?limit=1"
+        return hub.get_session().head(url, timeout=_GLANCE_SECONDS, follow_redirects=False)
 
     try:
-        status = within(_GLANCE_SECONDS, ask).status_code
+        answer = within(_GLANCE_SECONDS, ask)
     except Exception as error:
         raise translated(error, "the Hub", None) from error
-    if status >= 500:
-        raise unreachable(f"it answers {status}")
+    if answer.status_code >= 500:
+        raise unreachable(f"it answers {answer.status_code}")
+    if answer.status_code < 300 and "html" in answer.headers.get("Content-Type", ""):
+        raise unreachable("a web page answers in its place, perhaps this network's login page")
 
 
 def token_owner() -> str | None:

@@ -204,7 +204,9 @@ def test_a_closed_pipe_ends_quietly(cli: Cli, isolated: Path, arguments: tuple[s
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("arguments", [("config", "list"), ("list", "--json"), ("run", "--help")], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [("config", "list"), ("list", "--json"), ("run", "--help"), ("--version",)], ids=" ".join
+)
 def test_a_full_disk_under_stdout_is_told(cli: Cli, arguments: tuple[str, ...]) -> None:
     with open("/dev/full", "w") as full:
         process = subprocess.run(

@@ -375,7 +375,11 @@ def test_a_record_that_is_not_damaged_is_never_to_be_removed(tmp_path: Path, mon
 
 @contextmanager
 def hub_that_answers(
-    monkeypatch: pytest.MonkeyPatch, head: int = 200, whoami: int = 200, location: str | None = None
+    monkeypatch: pytest.MonkeyPatch,
+    head: int = 200,
+    whoami: int = 200,
+    location: str | None = None,
+    kind: str = "application/json; charset=utf-8",
 ) -> Iterator[list[str]]:
     asked: list[str] = []
 
@@ -384,6 +388,7 @@ def hub_that_answers(
             asked.append(f"{self.command} {self.path}")
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Type", kind)
             if location is not None:
                 self.send_header("Location", location)
             self.end_headers()
@@ -451,6 +456,10 @@ def test_a_hub_that_is_down_or_away_is_a_fault(monkeypatch: pytest.MonkeyPatch) 
     assert statuses() == {"hub": Status.FAULT}
     with hub_that_answers(monkeypatch, head=503):
         assert statuses() == {"hub": Status.FAULT}
+    with hub_that_answers(monkeypatch, kind="text/html"):  # as in a hotel
+        (found,) = network.check_hub()
+        assert found.status is Status.FAULT
+        assert "login page" in found.message
 
 
 @pytest.mark.parametrize("variable", ["LOCALAI_OFFLINE", "HF_HUB_OFFLINE"])

@@ -289,7 +289,7 @@ def test_what_is_written_is_not_read_again(cli: Cli, isolated: Path) -> None:
 
 
 def test_a_closed_pipe_ends_it_quietly() -> None:
-    words = "\n".join(f"word {number}" for number in range(40))
+    words = "\n".join(f"word {number}" for number in range(4000))  # more answers than a pipe holds
     with piped("Say {text}", *SHORT) as (process, stdin, stdout, stderr):
         stdin.write(words)
         stdin.close()

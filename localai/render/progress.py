@@ -110,8 +110,8 @@ class BatchProgress:
         self._status.clear()
         seconds, new = time.monotonic() - self._started, self._done - self._first
         if new:
-            told = count(self._done, "record")
-            note(f"{told}, {new:,} in {duration(seconds)} ({_rate(new / max(seconds, 1e-3))})")
+            told = count(self._done, "record") + (f", {new:,} of them now," if self._first else "")
+            note(f"{told} in {duration(seconds)} ({_rate(new / max(seconds, 1e-3))})")
 
 
 def _rate(a_second: float) -> str:
