@@ -130,7 +130,7 @@ def _decoded(content: bytes) -> str:
 def _is_binary(content: bytes) -> bool:
     """Whether there are more control characters than in any text: of compressed data one byte in nine is one."""
     seen = content[:_SEEN]
-    return not _marked(content) and len(seen) - len(seen.translate(None, _CONTROLS)) > 1 + len(seen) // 20
+    return not _marked(content) and len(seen) - len(seen.translate(None, _CONTROLS)) > 8 + len(seen) // 20
 
 
 def _marked(content: bytes) -> str:

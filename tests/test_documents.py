@@ -57,6 +57,7 @@ def test_plain_text_in_any_encoding(tmp_path: Path, content: bytes, text: str) -
         ("Été".encode("utf-16"), "Été"),
         (b"./docs/a file name.txt\0./docs/another one.txt\0", "./docs/a file name.txt\0./docs/another one.txt\0"),
         (b"\x1b]0;title\x07 of a log", "\x1b]0;title\x07 of a log"),
+        (b"a\0\0b\0c\x01", "a\0\0b\0c\x01"),
     ],
 )
 def test_what_is_piped_in_is_decoded_as_files_are(content: bytes, text: str) -> None:
