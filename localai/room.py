@@ -65,6 +65,7 @@ class Room:
         self.images = list(given.images)
         self.preset: ActivePreset | None = None
         self.show_thoughts = False
+        self.unanswered: str | None = None  # the question that a resumed conversation ended with
         self.typed = history.Typed(private)
         self._kept = KeptTurns(private)
         self._used: int | None = 0  # tokens of context; None: to be counted
@@ -133,7 +134,12 @@ class Room:
         waiting = [documents.together(self.documents)] if self.documents else []
         before = self.conversation.last
         try:
-            self._respond("\n\n".join([*waiting, text]), tuple(self.images))
+            question = "\n\n".join([*waiting, text])
+            if self.preset is not None:
+                filled = self.preset.fill(question)
+                self.conversation.set_system(filled.system)
+                question = filled.user
+            self._respond(question, tuple(self.images))
         finally:
             if self.conversation.last is not before:
                 self.documents.clear()
@@ -141,6 +147,9 @@ class Room:
 
     def ask_instead(self, text: str | None) -> None:
         """Answer the last question again, or `text` instead of it; the old turn stays where there is no new one."""
+        if self.unanswered is not None:
+            self._respond(self.unanswered if text is None else text, ())
+            return
         turns = self.conversation.turns
         if (turn := self.conversation.undo()) is None:
             return
@@ -154,10 +163,6 @@ class Room:
     def _respond(self, question: str, pictures: tuple[Image, ...], replaces: bool = False) -> None:
         """Stream the answer, and keep the turn: in place of the last one where it `replaces` that."""
         held = self.given.schema or (self.preset.schema if self.preset else None)
-        if self.preset is not None and not replaces:
-            filled = self.preset.fill(question)
-            self.conversation.set_system(filled.system)
-            question = filled.user
         self.conversation.grammar = held.grammar if held else None
         view = AnswerView(self.show_thoughts, exact=held is not None)
         end: AnswerEnd | None = None
@@ -206,6 +211,7 @@ class Room:
                 if not terminal.ending():
                     self._kept.unask()
             else:
+                self.unanswered = None
                 try:
                     self._kept.add(model, system, question, said.content, replaces)
                 except LocalaiError as error:
@@ -247,18 +253,21 @@ class Room:
         """Begin a new conversation with the same system text."""
         self._save_state()
         self.conversation.clear()
-        self._kept, self.last, self._used = KeptTurns(self.private), None, 0
+        self._kept, self.last, self._used, self.unanswered = KeptTurns(self.private), None, 0, None
 
     def undo(self) -> str | None:
         """Take the last turn back, also from the kept conversation; returns its question, None where there is none."""
-        if not self.conversation.turns:
+        session, question = self.session, self.unanswered
+        if question is not None:
+            self._kept.unask()
+            self.unanswered = None
+        elif self.conversation.turns:
+            question = self.conversation.turns[-2].content
+            self._kept.take_back()
+            self.conversation.undo()
+            self._used = None
+        else:
             return None
-        session = self.session
-        self._kept.take_back()
-        turn = self.conversation.undo()
-        assert turn is not None, "there is one"
-        self._used = None
-        question = turn[0].content
         if session is not None:
             emptied = self.session is None
             with contextlib.suppress(OSError):
@@ -280,7 +289,7 @@ class Room:
         self.own_system = system
         if self.preset is None:
             self.conversation.set_system(system)
-        self._kept, self.last, self._used = kept, None, None
+        self._kept, self.last, self._used, self.unanswered = kept, None, None, None
 
     def bring_in(self, system: str | None, turns: tuple[Message, ...]) -> None:
         """Go on from turns that were exported; unless this is private they are kept as a new conversation."""
@@ -304,7 +313,8 @@ class Room:
             render.faint(f">>> {in_short(turns[-2].content)}")
             view.replay(turns[-1].content)
         if len(said) > len(turns):
-            render.note("(it ended before this was answered; ask it again, or something else)")
+            self.unanswered = said[-1].content
+            render.note("(it ended before this was answered; /retry asks it, or ask something else)")
             render.faint(f">>> {in_short(said[-1].content)}")
 
     def _context_for(self, session: sessions.Session) -> int:

@@ -177,7 +177,7 @@ def test_a_system_text_of_the_users_goes_before_the_presets(path: Path) -> None:
 def test_a_conversation_whose_only_question_was_not_answered_is_resumed_and_left(
     room: Room, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    question = "--- a.txt ---\n" + "word " * 5000 + "\n\nWhy?"
+    question = "--- a.txt ---\n" + "word " * 300 + "\n\nWhy?"
     session = sessions.find(str(sessions.ask(None, "m", None, question)))
     room.resume(session)
     shown = capsys.readouterr().err
@@ -186,6 +186,18 @@ def test_a_conversation_whose_only_question_was_not_answered_is_resumed_and_left
     assert ">>> --- a.txt ---" in shown
     assert shown.rstrip().endswith("Why?")
     assert room.kept_session() is None
+    chat_model.set_context(room, 2048)
+    for _ in range(2):  # asked at last, and once more
+        turns.retry(room, "")
+        assert [each.role for each in sessions.messages(session)] == ["user", "assistant"]
+        assert sessions.messages(session)[0].content == question
+    assert capsys.readouterr().err.count("the same answer is to be expected") == 1
+    sessions.ask(session.id, "m", None, "And why?")
+    room.resume(session)
+    assert room.undo() == "And why?"
+    assert len(sessions.messages(session)) == 2
+    assert room.undo() == question
+    assert sessions.every() == ()
 
 
 def test_what_is_taken_back_leaves_the_history(room: Room) -> None:

@@ -31,11 +31,11 @@ def undo(room: Room, argument: str) -> None:
 
 
 def retry(room: Room, argument: str) -> None:
-    if not room.conversation.turns:
+    if not room.conversation.turns and room.unanswered is None:
         render.note("(nothing has been asked yet)")
         return
     sampling = room.conversation.sampling
-    if sampling.temperature == 0 or sampling.seed is not None:
+    if room.unanswered is None and (sampling.temperature == 0 or sampling.seed is not None):
         why = "the temperature is 0" if sampling.temperature == 0 else "the seed is set"
         render.note(f"({why}: the same answer is to be expected; /set changes it)")
     room.ask_instead(None)
@@ -43,11 +43,11 @@ def retry(room: Room, argument: str) -> None:
 
 def edit(room: Room, argument: str) -> None:
     turns = room.conversation.turns
-    before = argument or (turns[-2].content if turns else "")
+    before = argument or room.unanswered or (turns[-2].content if turns else "")
     after = edited(before)
     if not after.strip() or (after == before and not argument):
         render.note("(nothing was changed)")
-    elif turns and not argument:
+    elif before and not argument:
         render.note(f"(asked instead: {_shortened(after)})")
         room.ask_instead(after)
     else:
