@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 from localai import naming, settings, source
-from localai.errors import NetworkError, UsageError
+from localai.errors import AccessDenied, NetworkError, UsageError
 
 T = TypeVar("T")
 
@@ -76,14 +76,21 @@ def file_url(repo: str, commit: str, name: str) -> str:
 
 
 def token() -> str | None:
-    """The token of `HF_TOKEN` or `hf auth login`; None without one, or where `HF_HUB_DISABLE_IMPLICIT_TOKEN` is set."""
+    """The token of `HF_TOKEN` or `hf auth login`; None without one, or where `HF_HUB_DISABLE_IMPLICIT_TOKEN` is set.
+
+    Raises AccessDenied for one that no request can carry.
+    """
     if os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in {"1", "ON", "YES", "TRUE"}:
         return None
     try:
         found = client().get_token()
-    except OSError:  # a token file that cannot be read is no token
+    except (OSError, UnicodeDecodeError):  # a token file that cannot be read is no token
         return None
-    return found if isinstance(found, str) else None
+    if not isinstance(found, str):
+        return None
+    if not (found.isascii() and found.isprintable()):
+        raise AccessDenied("your token holds characters that no token has", "run: hf auth login (or set HF_TOKEN anew)")
+    return found
 
 
 def auth_headers() -> dict[str, str]:

@@ -151,7 +151,7 @@ def named(text: str, models: Iterable[InstalledModel]) -> list[InstalledModel]:
     if naming.parse(text).kind is naming.Kind.PATH:
         return []
     wanted = meaning(text)
-    if chosen := selected(matching(wanted, models), wanted):
+    if (chosen := selected(matching(wanted, models), wanted)) or wanted.revision is not None:
         return chosen
     head, _, selector = text.rpartition(":")  # a name that only the index knows, such as my-model:q4_0
     own = [model for model in models if model.model.casefold() == head.casefold()]

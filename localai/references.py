@@ -93,9 +93,9 @@ def selected(models: Iterable[InstalledModel], wanted: Meaning) -> list[Installe
 
 
 def _is_at(model: InstalledModel, revision: str) -> bool:
-    """Whether a model was pulled as that branch or tag, or is of the commit that begins so."""
+    """Whether a model was pulled as that branch or tag (without one: main), or is of the commit that begins so."""
     is_commit = _COMMIT.fullmatch(revision) and (model.commit or "").startswith(revision)
-    return bool(is_commit) or revision == model.revision
+    return bool(is_commit) or (model.source == "hub" and revision == (model.revision or "main"))
 
 
 def selects(selector: str, quant: str, names: Sequence[str]) -> bool:

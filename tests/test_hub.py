@@ -72,6 +72,26 @@ def test_a_token_is_sent_and_a_wrong_one_is_told(server: HubOnLoopback, monkeypa
         hub.repository("a/b")
 
 
+@pytest.mark.parametrize("secret", ["hf_\u00e9", "hf_\x01x"])
+def test_a_token_that_is_none_is_told_and_not_shown(
+    server: HubOnLoopback, monkeypatch: pytest.MonkeyPatch, secret: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", secret)
+    with pytest.raises(AccessDenied, match="your token holds characters") as caught:
+        hub.repository("a/b")
+    assert secret not in caught.value.message
+    assert server.requests() == []
+
+
+def test_a_token_file_that_is_no_text_is_no_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    (tmp_path / "token").write_bytes(b"\xff\xfe")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    assert hub_client.auth_headers() == {}
+
+
 @pytest.mark.parametrize(
     ("status", "error"), [(401, AccessDenied), (403, AccessDenied), (410, NotFound), (418, NetworkError)]
 )

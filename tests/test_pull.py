@@ -871,6 +871,16 @@ def test_a_model_is_called_by_the_revision_it_was_pulled_as(hub: HubOnLoopback, 
     for name in ("v1", COMMIT[:1], COMMIT[:6], "main"):
         with pytest.raises(NotFound):
             library.find(f"{REPO}@{name}")
+    assert pull("--update", f"{REPO}:{NAME}@main").code == 0
+    assert library.find(f"{REPO}@main").path.read_bytes() == NEWER
+
+
+def test_what_was_pulled_without_a_revision_is_of_main(hub: HubOnLoopback, pull: Pull) -> None:
+    assert pull(REPO).code == 0
+    assert library.find(f"{REPO}@main").path.read_bytes() == CONTENT
+    before = len(hub.requests())
+    assert "already installed" in pull(f"{REPO}@main").err
+    assert len(hub.requests()) == before
 
 
 def test_a_branch_that_cannot_be_noted_is_no_reason_to_fail(
