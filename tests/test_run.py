@@ -245,6 +245,9 @@ def test_a_context_that_leaves_no_room_for_the_answer_is_made_larger(monkeypatch
         question = Question(None, "", "a " * words, "")
         with_room_for(loaded, question, 100, loading.LoadOptions(), None, Interrupts())
         assert wanted == more
+    warm = replace(loaded, prepared=replace(planned, warm=loaded.engine))
+    with_room_for(warm, question, 100, loading.LoadOptions(), None, Interrupts())
+    assert len(wanted) == 1
 
 
 def test_an_unknown_type_of_cache_is_wrong_usage(cli: Cli) -> None:

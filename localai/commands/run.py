@@ -174,7 +174,9 @@ def with_room_for(
     if load_options.context is not None or context >= made_for or question.likely_tokens() > 4 * made_for:
         return loaded
     needed = loaded.engine.count_tokens(question.messages(), think)
-    if needed + (limit or ROOM_TO_ANSWER // 2) <= context:
+    # a second copy of what a server holds is worth it only where the question itself has no room there
+    least = 1 if loaded.prepared.warm is not None else limit or ROOM_TO_ANSWER // 2
+    if needed + least <= context:
         return loaded
     prepared = loading.prepare(
         loaded.prepared.found,
