@@ -86,7 +86,9 @@ def test_an_evaluation_broken_off_is_taken_up_from_the_last_border(tiny: LlamaEn
     assert ask(fresh, "second").text == second.text
 
 
-def test_checkpoints_are_bounded_and_an_answer_alone_takes_none(tiny: LlamaEngine) -> None:
+def test_checkpoints_are_bounded_and_an_answer_alone_takes_none(
+    tiny: LlamaEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoints = tiny._cache._checkpoints
     list(tiny.generate(GenerationRequest((Message("user", "hi"),), max_tokens=3), lambda: False))
     assert not checkpoints._kept
@@ -94,7 +96,7 @@ def test_checkpoints_are_bounded_and_an_answer_alone_takes_none(tiny: LlamaEngin
     ask(conversation, "first")
     taken = checkpoints._bytes()
     assert (taken > 0) is checkpoints.needed
-    checkpoints._limit_bytes = 2 * taken
+    monkeypatch.setattr("localai.engine.checkpoints.LIMIT_BYTES", 2 * taken)
     for number in range(6):
         ask(conversation, f"{number}")
         assert checkpoints._bytes() <= 2 * taken
