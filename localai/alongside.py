@@ -69,6 +69,7 @@ class Disk:
     """Has the disk write while bytes come, in a thread of its own, so that the last sync finds little left to do.
 
     Each piece is handed to the disk without waiting for it; every `sync_bytes` all is made durable and `note` told so.
+    `failure` is what a sync ended with: the system tells of it once, and later syncs say that all is well.
     """
 
     def __init__(self, descriptor: int, position: int, sync_bytes: int, note: Callable[[int], None]) -> None:
@@ -76,6 +77,7 @@ class Disk:
         self._sync_bytes, self._note = sync_bytes, note
         self._todo: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._ending = False
+        self.failure: OSError | None = None
         self._thread = threading.Thread(target=self._work, name="localai-disk", daemon=True)
         self._thread.start()
 
@@ -95,10 +97,14 @@ class Disk:
         while (position := self._todo.get()) is not None:
             _begin_writing(self._descriptor, self._position, position - self._position)
             self._position = position
-            if position - synced >= self._sync_bytes and not self._ending:
+            if position - synced >= self._sync_bytes and not self._ending and self.failure is None:
                 synced = position
-                with suppress(OSError):  # what is wrong with the disk, the next write or the last sync tells
+                try:
                     os.fsync(self._descriptor)
+                except OSError as error:
+                    self.failure = error
+                    continue
+                with suppress(OSError):  # it would only have spared bytes after a power loss
                     self._note(position)
 
 

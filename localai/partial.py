@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -78,7 +79,7 @@ class PartialFile:
         self._digest = Digest()
         self._disk: Disk | None = None
         self._etag: str | None = None
-        self._handed_over = 0
+        self._handed_over = self._synced = 0
         self.position = 0
 
     def __enter__(self) -> PartialFile:
@@ -96,7 +97,8 @@ class PartialFile:
         self._close()
 
     def _close(self) -> None:
-        self._rest_disk()
+        with suppress(OSError):
+            self._rest_disk()
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -119,6 +121,7 @@ class PartialFile:
                 here = 0
             elif boot is not None and boot != boot_id():
                 here = min(here, synced)
+            self._synced = min(here, synced)
             os.ftruncate(self._descriptor, here)
             with open(self._descriptor, "rb", buffering=0, closefd=False) as stream:
                 while count := stream.readinto(self._digest.space()):
@@ -132,10 +135,10 @@ class PartialFile:
 
     def restart(self, etag: str | None) -> None:
         """Throw away what is there and begin anew with the bytes of the response that has this ETag."""
-        self._rest_disk()
         self._digest.finish()
         self._digest = Digest()
         try:
+            self._rest_disk()
             os.ftruncate(self._descriptor, 0)
             os.lseek(self._descriptor, 0, os.SEEK_SET)
             self.position = self._handed_over = 0
@@ -176,16 +179,28 @@ class PartialFile:
     def _hand_over(self, ending: bool = False) -> None:
         if self._disk is None:
             self._disk = Disk(self._descriptor, self._handed_over, _SYNC_BYTES, self._write_state)
+        elif self._disk.failure is not None:
+            raise disk_error(self._disk.failure, self.path)
         self._handed_over = self.position
         self._disk.hand_over(self.position, ending)
 
     def _rest_disk(self) -> None:
-        if self._disk is not None:
-            self._disk.close()
-            self._disk = None
+        """Raises OSError where the disk did not take what it was given."""
+        disk, self._disk = self._disk, None
+        if disk is not None:
+            disk.close()
+            if disk.failure is not None:
+                self._keep_synced()
+                raise disk.failure
+
+    def _keep_synced(self) -> None:
+        """Throw away what may be in memory alone: it would be read as sound, and synced without a fault."""
+        with suppress(OSError):
+            os.ftruncate(self._descriptor, self._synced)
 
     def _write_state(self, synced_bytes: int) -> None:
         state = {"etag": self._etag, "boot": boot_id(), "synced_bytes": synced_bytes}
+        self._synced = synced_bytes
         replace_whole(self._state_path, json.dumps(state).encode("ascii"))
 
     def sha256(self) -> str:
@@ -203,7 +218,11 @@ class PartialFile:
         """Give the verified bytes their name, durably: file synced, renamed, folder synced."""
         try:
             self._rest_disk()
-            os.fsync(self._descriptor)
+            try:
+                os.fsync(self._descriptor)
+            except OSError:
+                self._keep_synced()
+                raise
             self._close()  # Windows does not rename an open file
             os.replace(self.path, self._destination)
             sync_folder(self._destination.parent)
