@@ -61,16 +61,18 @@ def test_memory_bounds_it_and_the_context_stays() -> None:
 
 
 def test_more_than_usual_never_take_most_of_the_memory() -> None:
-    def chosen(available: int) -> int:
+    def chosen(available: int, context: int = 1024) -> int:
         def of(count: int) -> Plan:
             need = replace(plan().memory, kv_cache_bytes=count * GIB // 8)
-            return replace(planned(55, 360), sequences=count, memory=need, available_bytes=available)
+            one = replace(planned(55, 360), context=context, memory=need, available_bytes=available)
+            return replace(one, sequences=count)
 
         return parallelism.best(of).sequences
 
     assert chosen(16 * GIB) == 64
     assert chosen(12 * GIB) == 48
     assert chosen(9 * GIB) == 32
+    assert chosen(99 * GIB, 4096) == 32  # where much is looked back at, more bring nothing
 
 
 def test_tensors_are_arranged_for_as_many_rows_as_there_are() -> None:

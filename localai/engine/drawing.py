@@ -1,7 +1,7 @@
 """Drawing the next tokens of many answers at once, on several threads.
 
-A sampler looks at the whole vocabulary: 0.3 ms of 150,000 tokens, of 32 answers a twelfth of all the time. llama.cpp
-gives them no thread but the caller's, while its own stand still.
+A sampler looks at the whole vocabulary: of 150,000 tokens for 0.15 ms, which is for 64 answers a twentieth of a step on
+two cores. llama.cpp gives them no thread but the caller's, while its own stand still.
 """
 
 from __future__ import annotations
