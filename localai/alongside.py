@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -14,6 +16,7 @@ from functools import cache
 from localai.domain.units import MIB
 
 CHUNK_BYTES = MIB
+_SYNC_SECONDS = 1.0
 _BUFFERS = 16  # of CHUNK_BYTES each, between the network and the hash: this bounds the memory
 
 
@@ -68,7 +71,8 @@ class Digest:
 class Disk:
     """Has the disk write while bytes come, in a thread of its own, so that the last sync finds little left to do.
 
-    Each piece is handed to the disk without waiting for it; every `sync_bytes` all is made durable and `note` told so.
+    Each piece is handed to the disk without waiting for it; every `sync_bytes`, on a fast line every second, all of it
+    is made durable and `note` told so.
     `failure` is what a sync ended with: the system tells of it once, and later syncs say that all is well.
     """
 
@@ -76,7 +80,7 @@ class Disk:
         self._descriptor, self._position = descriptor, position
         self._sync_bytes, self._note = sync_bytes, note
         self._todo: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        self._ending = False
+        self._ending = self._closed = False
         self.failure: OSError | None = None
         self._thread = threading.Thread(target=self._work, name="localai-disk", daemon=True)
         self._thread.start()
@@ -87,18 +91,19 @@ class Disk:
         self._todo.put(position)
 
     def close(self) -> None:
-        """Return when all that was handed over is with the disk."""
-        self._ending = True
+        """Stop, whatever is still to be handed over: who wants that durable syncs it, and who gave up need not wait."""
+        self._ending = self._closed = True
         self._todo.put(None)
         self._thread.join()
 
     def _work(self) -> None:
-        synced = self._position
-        while (position := self._todo.get()) is not None:
+        synced, at = self._position, -math.inf
+        while (position := self._todo.get()) is not None and not self._closed:
             _begin_writing(self._descriptor, self._position, position - self._position)
             self._position = position
-            if position - synced >= self._sync_bytes and not self._ending and self.failure is None:
-                synced = position
+            is_due = position - synced >= self._sync_bytes and time.monotonic() - at >= _SYNC_SECONDS
+            if is_due and not self._ending and self.failure is None:
+                synced, at = position, time.monotonic()
                 try:
                     os.fsync(self._descriptor)
                 except OSError as error:

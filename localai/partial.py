@@ -21,7 +21,7 @@ from localai.errors import DoesNotFit, LocalaiError
 # The kernel takes memory for a file in pieces as large as the writes, and finds large ones only where memory was not
 # used for long; a virtual machine must first get that from its host. Writes of 1 MB took it two to five times as long.
 _WRITE_BYTES = 32 << 10
-_SYNC_BYTES = 128 << 20  # what a power loss can cost at most, besides what is on its way to the disk
+_SYNC_BYTES = 128 << 20  # what a power loss can cost at most, or what comes in a second
 _HAND_OVER_BYTES = 8 << 20  # so much at a time the disk is told to write
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}

@@ -331,6 +331,7 @@ def test_a_sync_that_fails_on_the_way_is_not_forgotten(
 
     with monkeypatch.context() as patch:
         patch.setattr(partial, "_SYNC_BYTES", 200_000)
+        patch.setattr("localai.alongside._SYNC_SECONDS", 0)
         patch.setattr("localai.alongside.os.fsync", fsync)
         result = pull()
         assert (result.code, listed()) == (1, [])
