@@ -9,7 +9,7 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -61,22 +61,25 @@ def repository(
     """
     naming.check_repo(repo)
     require_online(f"looking up {repo}")
-    hub, base, headers = client(), endpoint(), auth_headers()
+    at = f"/revision/{quote(revision, safe='')}" if revision else ""
+    return _checked(repo, _answered(f"/{repo}{at}", {"blobs": True}, repo, revision, on_retry))
+
+
+def _answered(
+    path: str, params: Mapping[str, Any], what: str, revision: str | None, on_retry: Callable[[str], None]
+) -> Any:
+    """The JSON that the Hub's API of models has at `path`, within LISTING_SECONDS; asked again where that may help.
+
+    As HfApi does; but to import that, with all that the Hub offers besides, takes longer than the answer, and its lists
+    ask a Hub that is out of reach six times and say nothing. Raises what the failure means.
+    """
+    hub, url, headers = client(), f"{endpoint()}/api/models{path}", auth_headers()
 
     def ask() -> Any:
-        # As HfApi.model_info does. To import that, with all that the Hub offers besides, takes longer than the answer.
-        at = f"/revision/{quote(revision, safe='')}" if revision else ""
-        answer = hub.get_session().get(
-            f"{base}/api/models/{repo}{at}", params={"blobs": True}, headers=headers, timeout=_CONNECT_SECONDS
-        )
+        answer = hub.get_session().get(url, params=dict(params), headers=headers, timeout=_CONNECT_SECONDS)
         hub.hf_raise_for_status(answer)
         return answer.json()
 
-    return _checked(repo, _answered(ask, repo, revision, on_retry))
-
-
-def _answered(ask: Callable[[], Any], what: str, revision: str | None, on_retry: Callable[[str], None]) -> Any:
-    """What `ask` brings, within LISTING_SECONDS; asked again where that may help. Raises what the failure means."""
     deadline = time.monotonic() + LISTING_SECONDS
     for tried in itertools.count():
         try:
@@ -141,21 +144,9 @@ def search(query: str, limit: int, on_retry: Callable[[str], None] = lambda line
     What is no name of a repository is left out. Raises NetworkError (also in offline mode, before any connection).
     """
     require_online("searching the Hub")
-    hub, base, secret = client(), endpoint(), token()
     asked = {"search": query, "filter": "gguf", "sort": "downloads", "limit": limit}
-
-    def ask() -> Any:  # the client's own list_models asks a Hub that is out of reach six times, and says nothing
-        response = hub.get_session().get(
-            f"{base}/api/models",
-            params={**asked, "expand": ["gated", "downloads", "likes"]},
-            headers=hub.utils.build_hf_headers(token=secret or False),
-            timeout=_CONNECT_SECONDS,
-        )
-        hub.utils.hf_raise_for_status(response)
-        return response.json()
-
     try:
-        found = _answered(ask, "the search", None, on_retry)
+        found = _answered("", {**asked, "expand": ["gated", "downloads", "likes"]}, "the search", None, on_retry)
     except NotFound as error:  # it is no Hub
         raise nonsense("the search") from error
     if not (isinstance(found, list) and all(isinstance(each, dict) and "id" in each for each in found)):

@@ -26,6 +26,7 @@ from localai import catalog, doctor, hub, machines, record_format, records
 from localai.checks import building, engine, network, storage
 from localai.checks.building import Installation, Way
 from localai.checks.finding import Finding, Status
+from localai.commands import doctor as commands
 from localai.domain.files import InstalledFile, InstalledModel
 from localai.domain.machine import Disk, EngineInfo, Gpu, Machine, Npu
 from localai.domain.units import GIB
@@ -530,3 +531,16 @@ def test_examining_raises_nothing_where_everything_is_wrong(monkeypatch: pytest.
     findings = list(doctor.examine())
     assert not doctor.healthy(findings)
     assert {"engine", "folders", "settings"} <= {found.check for found in by(Status.FAULT, findings)}
+
+
+@pytest.mark.parametrize(("columns", "indent"), [("40", 4), ("80", 22)])
+def test_a_command_stands_under_its_message(
+    columns: str, indent: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    commands.show(
+        Finding("hub", Status.FAULT, "it cannot be reached, and that is all there is to say", "unset HF_HOME")
+    )
+    *_, message, command = capsys.readouterr().out.splitlines()
+    assert command == " " * indent + "$ unset HF_HOME"
+    assert message[:indent].isspace() or message.index("it cannot") == indent

@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from hub_on_loopback import HubOnLoopback, running
 from real_model import model_file
 from terminals import Terminal
 
-from localai import catalog, hardware, library, measurement, settings
+from localai import catalog, hardware, library, measurement, render, settings
+from localai.commands import welcome
+from localai.domain.machine import Bandwidth
 
 
 @pytest.fixture(autouse=True)
@@ -111,3 +114,14 @@ def test_ctrl_c_leaves_at_the_question_and_at_the_download(isolated: Path, hub: 
     assert terminal.ended() == 130
     assert terminal.is_sane()
     assert "Traceback" not in terminal.raw
+
+
+def test_the_machine_is_measured_before_it_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = Bandwidth(99.0, "measured")
+    monkeypatch.setattr(render, "is_terminal", lambda stream: True)
+    monkeypatch.setattr(measurement, "measured", lambda machine, announce: replace(machine, bandwidth=found))
+    monkeypatch.setattr(welcome, "choose", lambda machine, installed: None)
+    welcome.first_run(None)
+    assert "99 GB/s, measured\n" in capsys.readouterr().out

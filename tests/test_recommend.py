@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -307,6 +308,15 @@ def test_embedding_models_are_told_by_how_fast_they_read(in_process: Any) -> Non
     assert f"{row['prompt_tps']['low']:.0f}-{row['prompt_tps']['high']:.0f}" in shown
     assert "READS/S" in shown
     assert row["prompt_tps"]["basis"] in shown
+
+
+def test_how_fast_prompts_are_read_is_shown_where_there_is_room(in_process: Any) -> None:
+    asked = ("recommend", "--ram", "16", "--limit", "2")
+    row = json.loads(in_process(*asked, "--json").stdout)["recommendations"][0]
+    wide = in_process(*asked, env={"COLUMNS": "120"}).stdout
+    assert re.search(r"TOKENS/S +READS/S$", wide, re.M)
+    assert f"{row['prompt_tps']['low']:.0f}-{row['prompt_tps']['high']:.0f}\n" in wide
+    assert max(map(len, in_process(*asked).stdout.splitlines())) <= 80
 
 
 def test_models_that_speak_a_language_are_marked(in_process: Any) -> None:

@@ -42,7 +42,8 @@ def show(finding: Finding) -> None:
     """A line of what was found: a mark and a word, so that neither colour nor UTF-8 is needed to read it."""
     render.out(render.facts([(f"{mark(finding.status)} {finding.status:8} {finding.check:9}", finding.message)]))
     if finding.command is not None:
-        render.out(f"{'':22}$ {render.safe(finding.command)}")  # never folded: it is to be copied
+        indent = 22 if render.width() >= 52 else 4  # as the message above it
+        render.out(f"{'':{indent}}$ {render.safe(finding.command)}")  # never folded: it is to be copied
 
 
 def mark(status: Status) -> str:

@@ -236,8 +236,8 @@ def show_recommendations(
     elsewhere: bool,
     language: str,
 ) -> None:
-    """The table, and under it what the marks mean and what to type next. Of models for embeddings the speed is that of
-    reading: they write nothing.
+    """The table, and under it what the marks mean and what to type next. How fast a prompt is read stands there where
+    the width allows it, and for embeddings instead of the other speed: their models write nothing.
     """
     reads = rows[0].tasks == ("embedding",)
     render.out(render.facts([("Tier", f"{tier.size} models: {'; '.join(tier.tasks)}")]))
@@ -257,11 +257,17 @@ def show_recommendations(
                 render.memory(row.memory.total_bytes),
                 f"{row.context:,}",
                 str(row.placement),
-                speed_text(row.prompt_tps if reads else row.decode_tps),
+                *(() if reads else (speed_text(row.decode_tps),)),
+                speed_text(row.prompt_tps),
             )
         )
-    headers = ("", "MODEL", "QUANT", "DOWNLOAD", "MEMORY", "CONTEXT", "ON", "READS/S" if reads else "TOKENS/S")
-    render.out(render.columns(headers, table, right=(0, 3, 4, 5, 7)))
+    headers = ["", "MODEL", "QUANT", "DOWNLOAD", "MEMORY", "CONTEXT", "ON", "READS/S"]
+    if not reads:
+        headers.insert(-1, "TOKENS/S")
+    text = render.columns(headers, table, right=(0, 3, 4, 5, 7, 8))
+    if not reads and max(map(render.cells, text.split("\n"))) > render.width():
+        text = render.columns(headers[:-1], [row[:-1] for row in table], right=(0, 3, 4, 5, 7))
+    render.out(text)
     render.out()
     if any(row.starter for row in rows):
         render.out("* a light one to start with")
@@ -275,9 +281,10 @@ def show_recommendations(
     if not any(row.at_ease for row in rows):
         render.out("! none of these runs at ease there" if elsewhere else "! none of these runs at ease here")
     if (shown := rows[0].prompt_tps if reads else rows[0].decode_tps) is not None:
-        exact = "" if elsewhere or machine.experience.calibration else " localai bench --calibrate narrows them."
         what = "Tokens that are read per second" if reads else "Speeds"
-        render.out(f"{what} are predicted ({shown.basis}).{exact}")
+        render.out(f"{what} are predicted ({shown.basis}).")
+        if not (elsewhere or machine.experience.calibration):
+            render.out("localai bench --calibrate narrows them.")
     render.out(f"Next{', on that machine' if elsewhere else ''}: localai pull {rows[0].model}")
 
 

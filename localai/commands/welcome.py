@@ -18,11 +18,11 @@ def first_run(context: typer.Context) -> None:
     if not (render.is_terminal(sys.stdin) and render.is_terminal(sys.stdout)):
         render.out(context.get_help())
         return
-    from localai import hardware, library, tiers
+    from localai import library, tiers
     from localai.commands import chat
     from localai.commands.machine import machine_facts
 
-    machine = hardware.detect()
+    machine = machine_to_choose_for()
     render.out(render.facts(machine_facts(machine, tiers.tier(machine))))
     render.out()
     if chosen := choose(machine, library.writing()):
@@ -40,15 +40,23 @@ def need_a_model(name: str | None) -> None:
 
 def offered_model() -> str | None:
     """Where no model is here and none is set, offer to download one; None leaves the choice to the library."""
-    from localai import hardware, library
+    from localai import library
 
     if settings.load()["model"].value is not None or library.writing():
         return None
     render.note("No model is installed yet. These suit this machine:")
-    chosen = choose(hardware.detect(), ())
+    chosen = choose(machine_to_choose_for(), ())
     if chosen is None:
         raise NotFound("no model is installed", "localai recommend shows what runs here, localai pull fetches it")
     return chosen
+
+
+def machine_to_choose_for() -> Machine:
+    """This machine, measured where that tells which models to download."""
+    from localai import hardware
+    from localai.commands.machine import this_machine
+
+    return hardware.detect() if settings.offline() else this_machine()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +125,13 @@ def downloaded(offer: Offer, otherwise: Offer | None) -> str:
 
 def downloads(machine: Machine) -> list[Offer]:
     """The best model for the machine and a light one; nothing where downloads are forbidden."""
-    from localai import catalog, measurement, recommend
+    from localai import catalog, recommend
     from localai.commands.machine import speed_text
 
     if settings.offline():
         render.note("(offline: nothing can be downloaded)")
         return []
-    rows = recommend.rank(measurement.measured(machine, render.note), catalog.load(), limit=20)
+    rows = recommend.rank(machine, catalog.load(), limit=20)
     offers = []
     for row in rows:
         if row.rank != 1 and not row.starter:
