@@ -34,6 +34,7 @@ from running_server import Running, serving
 
 from localai import warm
 from localai.server import app, connections, security
+from localai.server.ollama import requests as ollama_requests
 from localai.server.openai import requests
 
 MODEL = "smollm2-135m"
@@ -238,9 +239,18 @@ def test_results_are_told_in_the_order_of_their_calls() -> None:
         {"role": "tool", "tool_call_id": "a", "content": "first"},
         {"role": "user", "content": "Thanks."},
     ]
-    found = requests.conversation([requests.ChatMessage(**turn) for turn in turns])
-    assert [each.content for each in found[2:]] == ["first", "second", "Thanks."]
-    assert [each.name for each in found[2:]] == ["get_weather", "get_weather", ""]
+    asked = ollama_requests.ChatRequest(model=MODEL, messages=turns)  # LangChain and LiteLLM send ids there, too
+    for found in (
+        requests.conversation([requests.ChatMessage(**turn) for turn in turns]),
+        ollama_requests.chat_messages(asked),
+    ):
+        assert [each.content for each in found[2:]] == ["first", "second", "Thanks."]
+        assert [each.name for each in found[2:]] == ["get_weather", "get_weather", ""]
+    asked.messages = [turn.model_copy(update={"tool_call_id": None}) for turn in asked.messages or ()]
+    for call in asked.messages[1].tool_calls or ():
+        del call["id"]
+    found = ollama_requests.chat_messages(asked)
+    assert [(each.content, each.name) for each in found[2:4]] == [("second", ""), ("first", "")]
 
 
 def test_a_tool_that_is_no_schema_is_refused_and_harms_nobody(client: openai.OpenAI) -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from localai import answer_schema, images, settings
 from localai.domain.generation import Image, Message, Sampling, Tool, ToolCall
 from localai.engine.call_syntax import json_or_text
 from localai.errors import UsageError
 from localai.holding import PICTURES, TEXT
-from localai.server.forms import Drawing
+from localai.server.forms import Drawing, Said
 
+Turn = TypeVar("Turn", bound=Said)
 MOST_IMAGES = 16
 MOST_TEXTS = 2048  # to become vectors
 MOST_TOOLS = 128
@@ -111,6 +113,22 @@ def calls(given: Sequence[Mapping[str, Any]] | None) -> tuple[ToolCall, ...]:
         text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
         found.append(ToolCall(function["name"], text))
     return tuple(found)
+
+
+def with_results_in_order(turns: Sequence[Turn]) -> list[Turn]:
+    """The turns, each result of a tool with the name of the call that its id is of, and in the order of the calls: few
+    templates write the ids.
+    """
+    calls = [call for turn in turns for call in turn.tool_calls or ()]
+    places = {str(call["id"]): place for place, call in enumerate(calls) if call.get("id")}
+    found: list[Turn] = []
+    for is_result, run in itertools.groupby(turns, key=lambda turn: turn.role == "tool"):
+        for turn in sorted(run, key=lambda turn: places.get(turn.tool_call_id or "", -1) if is_result else 0):
+            place = places.get(turn.tool_call_id or "") if is_result and not turn.name else None
+            function = calls[place].get("function") if place is not None else None
+            name = function.get("name") if isinstance(function, dict) else None
+            found.append(turn.model_copy(update={"name": name}) if isinstance(name, str) else turn)
+    return found
 
 
 def check_texts(texts: Sequence[str]) -> None:

@@ -31,6 +31,15 @@ class Form(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
+class Said(Form):
+    """A turn of a conversation, as far as both forms tell it alike."""
+
+    role: str
+    name: str | None = None
+    tool_calls: list[Json] | None = None
+    tool_call_id: str | None = None
+
+
 class Drawing(Form):
     """How tokens are drawn and where the answer ends; None leaves it to the settings and the model's makers."""
 

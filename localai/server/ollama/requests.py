@@ -9,7 +9,7 @@ from pydantic import Field
 from localai.domain.generation import GenerationRequest, Message
 from localai.server import asking
 from localai.server.asking import refused
-from localai.server.forms import MOST_TOKENS, Drawing, Form, Json, KeepAlive, Tokens
+from localai.server.forms import MOST_TOKENS, Drawing, Form, Json, KeepAlive, Said, Tokens
 
 WIDEST_WINDOW = 2**16  # tokens that penalties look back on
 
@@ -20,13 +20,10 @@ class Options(Drawing):
     num_predict: Annotated[int | None, Field(ge=-2, le=MOST_TOKENS)] = None
 
 
-class Turn(Form):
-    role: str
+class Turn(Said):
     content: str | None = ""
     images: list[str] | None = None
-    tool_calls: list[Json] | None = None
     tool_name: str | None = None
-    name: str | None = None
 
 
 class Asked(Form):
@@ -124,8 +121,9 @@ def message_of(given: Turn) -> Message:
 
 def chat_messages(asked: ChatRequest) -> tuple[Message, ...]:
     """The conversation of a request. Raises UsageError."""
-    asking.check_images(sum(len(each.images or ()) for each in asked.messages or ()))
-    return tuple(map(message_of, asked.messages or ()))
+    turns = asked.messages or []
+    asking.check_images(sum(len(each.images or ()) for each in turns))
+    return tuple(map(message_of, asking.with_results_in_order(turns)))
 
 
 def prompt_messages(asked: GenerateRequest) -> tuple[Message, ...]:

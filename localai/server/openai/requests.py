@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
@@ -12,7 +11,7 @@ from pydantic import Field
 from localai.domain.generation import GenerationRequest, Message, Sampling
 from localai.server import asking
 from localai.server.asking import refused
-from localai.server.forms import Drawing, Form, Json, KeepAlive, Tokens
+from localai.server.forms import Drawing, Form, Json, KeepAlive, Said, Tokens
 
 MOST_CHOICES = 16  # answers to one prompt
 MOST_ANSWERS = 32  # to all prompts
@@ -33,12 +32,8 @@ class Common(Drawing):
         return bool((self.stream_options or {}).get("include_usage"))
 
 
-class ChatMessage(Form):
-    role: str
+class ChatMessage(Said):
     content: str | list[Json] | None = None
-    name: str | None = None
-    tool_calls: list[Json] | None = None
-    tool_call_id: str | None = None
 
 
 class ChatRequest(Common):
@@ -110,33 +105,10 @@ def message_of(message: ChatMessage) -> Message:
 
 
 def conversation(given: list[ChatMessage]) -> tuple[Message, ...]:
-    """The messages; the result of a tool gets the name of the call that its id is of. Raises UsageError."""
+    """The messages of a request. Raises UsageError."""
     parts = [part for message in given if isinstance(message.content, list) for part in message.content]
     asking.check_images(sum(part.get("type") == "image_url" for part in parts))
-    names = {
-        str(call.get("id")): call["function"]["name"]
-        for message in given
-        for call in message.tool_calls or ()
-        if isinstance(call.get("function"), dict) and isinstance(call["function"].get("name"), str)
-    }
-    found = []
-    for each in in_order(given):
-        if each.role == "tool" and not each.name and each.tool_call_id:
-            each = each.model_copy(update={"name": names.get(each.tool_call_id, "")})
-        found.append(message_of(each))
-    return tuple(found)
-
-
-def in_order(given: list[ChatMessage]) -> list[ChatMessage]:
-    """The messages, the results of tools in the order of the calls that they name: few templates write the ids."""
-    ids = [str(call.get("id")) for message in given for call in message.tool_calls or ()]
-    places = {each: place for place, each in enumerate(ids)}
-    runs = itertools.groupby(given, key=lambda message: message.role == "tool")
-    return [
-        each
-        for is_result, run in runs
-        for each in sorted(run, key=lambda each: places.get(str(each.tool_call_id), -1) if is_result else 0)
-    ]
+    return tuple(map(message_of, asking.with_results_in_order(given)))
 
 
 def sampling_of(asked: Common, name: str) -> Sampling:
