@@ -308,7 +308,7 @@ def test_answers_go_on_while_a_long_prompt_is_read(engine: Scheduler, monkeypatc
 
 
 def test_a_long_prompt_and_a_short_one_are_read_by_turns(engine: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine._reading, "_patience_s", 0)  # the least part of a prompt in each step
+    monkeypatch.setattr(engine._prefill, "_patience_s", 0)  # the least part of a prompt in each step
     begun, go_on, over = threading.Event(), threading.Event(), threading.Event()
     read: list[str] = []
 
