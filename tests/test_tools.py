@@ -319,8 +319,9 @@ def test_with_a_schema_an_answer_is_a_call_or_of_that_schema(
     with Sampler(api, vocabulary.pointer, request.sampling, [], grammar, trigger) as sampler:
         assert sampler._constraint is not None
         assert not sampler._constraint._takes(vocabulary.tokenize("Hello")[0])
-    end, _ = answer(engine, request)
-    assert end.tool_calls or end.finish_reason == "length" or json.loads(end.text).keys() <= {'a"b'}
+    if form is tools.HERMES:
+        end, _ = answer(engine, request)
+        assert end.tool_calls or json.loads(end.text).keys() <= {'a"b'}
 
 
 def test_logprobs_are_of_the_answers_own_tokens(engine: Scheduler) -> None:
