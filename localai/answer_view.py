@@ -9,6 +9,7 @@ from localai.domain.generation import AnswerText, Event, PromptProgress, Thinkin
 from localai.markdown.stream import Markdown
 
 REPLAYED = 64  # characters at a time: what is held back of a line stays small
+MOST_OF_A_QUESTION = 1000  # characters: it may hold documents
 
 
 class AnswerView:
@@ -103,3 +104,11 @@ class MarkdownStream:
             shown = whole + newline
         if shown:
             render.emit(shown)
+
+
+def replay_question(text: str) -> None:
+    """Show a question that was asked before, a long one by its beginning and its end."""
+    if (left_out := len(text) - MOST_OF_A_QUESTION) > 0:
+        half = MOST_OF_A_QUESTION // 2
+        text = f"{text[:half].rstrip()}\n[... {left_out:,} characters ...]\n{text[-half:].lstrip()}"
+    render.faint(f">>> {text}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from localai import chat, chat_model, documents, history, images, kept_states, recording, render, sessions, terminal
-from localai.answer_view import AnswerView
+from localai.answer_view import AnswerView, replay_question
 from localai.commands import answer, model_loading, options
 from localai.commands.options import SamplingFlags
 from localai.commands.question import likely_tokens
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 GREETING = "/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves."
 ROOM_TO_GO_ON = 2048  # tokens, beside a kept conversation
 PATIENCE = 5  # presses of Ctrl-C after which a turn is torn down, whatever the engine is doing
-RECALLED = 1000  # characters shown of a question that a conversation goes on after: it may hold documents
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,12 +309,12 @@ class Room:
         )
         if turns:
             view = AnswerView(False)
-            render.faint(f">>> {in_short(turns[-2].content)}")
+            replay_question(turns[-2].content)
             view.replay(turns[-1].content)
         if len(said) > len(turns):
             self.unanswered = said[-1].content
             render.note("(it ended before this was answered; /retry asks it, or ask something else)")
-            render.faint(f">>> {in_short(said[-1].content)}")
+            replay_question(said[-1].content)
 
     def _context_for(self, session: sessions.Session) -> int:
         """Tokens of context to resume a conversation with: what its state was made with, else what it takes."""
@@ -340,11 +339,3 @@ class Room:
         """Draw tokens as the flags say, else the preset, else the settings, else the model's makers."""
         preferred = dict(self.preset.preset.sampling) if self.preset else {}
         self.conversation.sampling = options.sampling(self.loaded.name, {**preferred, **self.flags})
-
-
-def in_short(text: str) -> str:
-    """The beginning and the end of a long text."""
-    if len(text) <= RECALLED:
-        return text
-    half = RECALLED // 2
-    return f"{text[:half].rstrip()}\n[... {len(text) - RECALLED:,} characters ...]\n{text[-half:].lstrip()}"
