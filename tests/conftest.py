@@ -71,13 +71,13 @@ def cli(isolated: Path) -> Cli:
 
 @pytest.fixture
 def in_process(isolated: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """As `cli`, but in this process, in a tenth of the time: for what loads no model; stdin is empty."""
+    """As `cli`, but in this process, in a tenth of the time: for what loads no model."""
     from localai import boundary
 
     monkeypatch.chdir(isolated)
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
 
-    def run(*args: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def run(*args: str, input: str = "", env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(input.encode())))
         capsys.readouterr()
         with mock.patch.dict(os.environ, {"COLUMNS": "80", **(env or {})}):
             code = boundary.run(args)

@@ -204,7 +204,7 @@ def test_a_model_may_think_first_where_that_is_asked_for(engine: LlamaEngine) ->
     assert thinking.opening("{{ messages }}") == ""
 
 
-def test_run_answers_with_exactly_the_json(cli: Cli, isolated: Path) -> None:
+def test_run_answers_with_exactly_the_json(cli: Cli, in_process: Cli, isolated: Path) -> None:
     (isolated / "s.json").write_text(json.dumps(CITY), "utf-8")
     words = ("run", "-m", "smollm2-135m", "--temperature", "0", "--json-schema", "s.json")
     told = cli(*words, "Name a city in France.")
@@ -214,8 +214,8 @@ def test_run_answers_with_exactly_the_json(cli: Cli, isolated: Path) -> None:
     assert (cut.returncode, cut.stdout) == (8, "")
     as_json = cli(*words, "--max-tokens", "3", "-o", "json", "Name a city in France.")
     assert json.loads(as_json.stdout)["error"]["exit_code"] == 8
-    assert cli("run", "--json-schema", "nosuch.json", "hi").returncode == 3
+    assert in_process("run", "--json-schema", "nosuch.json", "hi").returncode == 3
     (isolated / "s.json").write_text('{"type": "integer", "multipleOf": 3}', "utf-8")
-    refused = cli(*words, "hi")
+    refused = in_process(*words, "hi")
     assert refused.returncode == 2
     assert "multipleOf" in refused.stderr

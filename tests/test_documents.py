@@ -242,19 +242,19 @@ def test_documents_stand_under_their_names(tmp_path: Path) -> None:
     assert held == "--- a.txt ---\ntext\n\n--- b?[2J.txt ---\ntext"
 
 
-def test_run_reads_files(cli: Cli, isolated: Path) -> None:
+def test_run_reads_files(cli: Cli, in_process: Cli, isolated: Path) -> None:
     made(isolated, "bail.pdf", pdf(CONTRACT))
     made(isolated, "note.docx", docx(paragraph("The flat is in Lyon.")))
     words = ("run", "-m", "smollm2-135m", "--temperature", "0", "--max-tokens", "40")
     told = cli(*words, "-o", "json", "--file", "bail.pdf", "--file", "note.docx", "What?")
     assert told.returncode == 0, told.stderr
     assert json.loads(told.stdout)["usage"]["prompt_tokens"] > 60
-    assert cli(*words, "--file", "bail.pdf").returncode == 2  # no task
-    assert cli(*words, "--file", "nosuch.pdf", "x").returncode == 3
+    assert in_process(*words, "--file", "bail.pdf").returncode == 2  # no task
+    assert in_process(*words, "--file", "nosuch.pdf", "x").returncode == 3
     assert cli(*words, "--file", "note.docx", "--preset", "summarize").returncode == 0
 
 
-def test_an_input_beyond_the_context_is_cut_only_when_asked(cli: Cli, isolated: Path) -> None:
+def test_an_input_beyond_the_context_is_cut_only_when_asked(cli: Cli, in_process: Cli, isolated: Path) -> None:
     made(isolated, "long.txt", b"The rent is 900 euros. " + b"Nothing happens on this page. " * 60)
     words = ("run", "-m", "smollm2-135m", "--temperature", "0", "--max-tokens", "4", "--context", "256")
     asked = ("--file", "long.txt", "How much is the rent?")
@@ -264,4 +264,4 @@ def test_an_input_beyond_the_context_is_cut_only_when_asked(cli: Cli, isolated: 
     assert "warning: the input is cut to fit the context of 256 tokens" in cut.stderr
     piped = cli(*words, "--on-overflow", "truncate", "How much is the rent?", input="word " * 400)
     assert piped.returncode == 0
-    assert cli(*words, "--on-overflow", "wat", *asked).returncode == 2
+    assert in_process(*words, "--on-overflow", "wat", *asked).returncode == 2

@@ -125,16 +125,16 @@ def test_a_preset_asks_with_its_own_words(cli: Cli) -> None:
         (("{text}", "--file", "."), "is a folder"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(cli: Cli, arguments: tuple[str, ...], told: str) -> None:
-    done = cli("map", *arguments, input="a\n")
+def test_what_cannot_be_meant_is_refused(in_process: Cli, arguments: tuple[str, ...], told: str) -> None:
+    done = in_process("map", *arguments, input="a\n")
     assert done.returncode == 2, done.stderr
     assert told in done.stderr
     assert not done.stdout
 
 
-def test_no_input_and_no_such_file(cli: Cli) -> None:
-    assert cli("map", "{text}", *MODEL, input="").returncode == 2
-    assert cli("map", "{text}", *MODEL, "--file", "none.txt").returncode == 3
+def test_no_input_and_no_such_file(in_process: Cli) -> None:
+    assert in_process("map", "{text}", *MODEL, input="").returncode == 2
+    assert in_process("map", "{text}", *MODEL, "--file", "none.txt").returncode == 3
 
 
 def test_a_record_longer_than_planned_makes_the_context_grow(cli: Cli) -> None:

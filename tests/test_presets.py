@@ -174,14 +174,14 @@ def test_the_starter_is_a_preset(in_process: Cli) -> None:
     assert "{tone}" in in_process("presets", "show", "mine").stdout
 
 
-def test_run_with_a_preset(cli: Cli) -> None:
-    missing = cli("run", "--preset", "translate", "hi")
+def test_run_with_a_preset(cli: Cli, in_process: Cli) -> None:
+    missing = in_process("run", "--preset", "translate", "hi")
     assert missing.returncode == 2
     assert "language" in missing.stderr
-    unknown = cli("run", "--preset", "sumarize", "hi")
+    unknown = in_process("run", "--preset", "sumarize", "hi")
     assert unknown.returncode == 3
     assert "summarize" in unknown.stderr
-    assert cli("run", "--var", "a=b", "hi").returncode == 2
+    assert in_process("run", "--var", "a=b", "hi").returncode == 2
     words = ("run", "-m", "smollm2-135m", "--preset", "keywords", "--language", "fr")
     told = cli(*words, input="Le chat dort dans le jardin de la maison rouge, {input}.", timeout=120)
     assert told.returncode == 0, told.stderr

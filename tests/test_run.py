@@ -121,8 +121,8 @@ def test_without_a_model_it_says_which_it_takes(cli: Cli) -> None:
     assert "smollm2-135m" in result.stderr
 
 
-def test_the_configured_model_is_taken(cli: Cli) -> None:
-    result = cli("run", "hi", env={"LOCALAI_MODEL": "nosuch"})
+def test_the_configured_model_is_taken(in_process: Cli) -> None:
+    result = in_process("run", "hi", env={"LOCALAI_MODEL": "nosuch"})
     assert result.returncode == 3
 
 
@@ -143,15 +143,15 @@ def test_a_model_that_could_be_pulled_gets_the_hint_too(
 
 
 @pytest.mark.parametrize("name", ["nosuch", "nosuch/nosuch", "smollm2-135m:q9_9", "./nosuch.gguf", "ünïcødé", ""])
-def test_a_model_that_is_not_here_exits_3(cli: Cli, name: str) -> None:
-    result = cli("run", "-m", name, "hi")
+def test_a_model_that_is_not_here_exits_3(in_process: Cli, name: str) -> None:
+    result = in_process("run", "-m", name, "hi")
     assert result.returncode == (2 if name == "" else 3)
     assert result.stdout == ""
     assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["error", "hint"]
 
 
-def test_nearest_names_are_offered(cli: Cli) -> None:
-    assert "smollm2-135m" in cli("run", "-m", "smolm2-135m", "hi").stderr
+def test_nearest_names_are_offered(in_process: Cli) -> None:
+    assert "smollm2-135m" in in_process("run", "-m", "smolm2-135m", "hi").stderr
 
 
 def test_a_path_is_a_model(cli: Cli, isolated: Path) -> None:
@@ -250,15 +250,15 @@ def test_a_context_that_leaves_no_room_for_the_answer_is_made_larger(monkeypatch
     assert len(wanted) == 1
 
 
-def test_an_unknown_type_of_cache_is_wrong_usage(cli: Cli) -> None:
-    result = cli("run", *MODEL, "--kv-type", "q3_k", "hi")
+def test_an_unknown_type_of_cache_is_wrong_usage(in_process: Cli) -> None:
+    result = in_process("run", *MODEL, "--kv-type", "q3_k", "hi")
     assert result.returncode == 2
     assert "q8_0" in result.stderr
 
 
-def test_an_empty_prompt_is_wrong_usage(cli: Cli) -> None:
+def test_an_empty_prompt_is_wrong_usage(in_process: Cli) -> None:
     for text in ("", "\n", "  \n"):
-        assert cli("run", *MODEL, input=text).returncode == 2
+        assert in_process("run", *MODEL, input=text).returncode == 2
 
 
 def test_a_closed_stdin_is_no_prompt(cli: Cli, isolated: Path) -> None:
@@ -329,7 +329,7 @@ def test_chat_without_a_terminal_answers_like_run(cli: Cli) -> None:
     assert chatted.stdout == ran.stdout
 
 
-def test_chat_without_a_terminal_has_what_run_has(cli: Cli, isolated: Path) -> None:
+def test_chat_without_a_terminal_has_what_run_has(cli: Cli, in_process: Cli, isolated: Path) -> None:
     (isolated / "notes.txt").write_text("The meeting is on Monday.")
     (isolated / "s.json").write_text('{"enum": ["Monday", "Friday"]}')
     words = ("--file", "notes.txt", "--preset", "document-analyst", "--language", "fr", "--json-schema", "s.json")
@@ -339,7 +339,7 @@ def test_chat_without_a_terminal_has_what_run_has(cli: Cli, isolated: Path) -> N
     told, expected = json.loads(chatted.stdout), json.loads(ran.stdout)
     assert (told["text"], told["usage"]) == (expected["text"], expected["usage"])
     assert "answer tokens" in chatted.stderr
-    assert cli("chat", "smollm2-135m", "--var", "a=b", input="hi").returncode == 2
+    assert in_process("chat", "smollm2-135m", "--var", "a=b", input="hi").returncode == 2
 
 
 def no_network() -> list[str]:
