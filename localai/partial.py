@@ -93,8 +93,10 @@ class PartialFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._digest.finish()
-        self._close()
+        try:
+            self._digest.finish()
+        finally:
+            self._close()
 
     def _close(self) -> None:
         with suppress(OSError):

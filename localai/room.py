@@ -270,7 +270,7 @@ class Room:
         if session is not None:
             emptied = self.session is None
             with contextlib.suppress(OSError):
-                history.forget(session, lambda line: emptied or line.strip() in question)
+                history.forget(session, lambda line: emptied or f"\n\n{question}".endswith(f"\n\n{line.strip()}"))
         return question
 
     def set_system(self, text: str | None) -> None:
