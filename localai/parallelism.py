@@ -57,6 +57,8 @@ def best(planned: Callable[[int], Plan], most: int | None = None) -> Plan:
         count *= 2
     count = min(count, limit)
     for each in (count, *(fewer for fewer in _FEWER if fewer < count)):
+        if gain(one, each) < WORTH:
+            break
         found = planned(each)
         same = (found.context, found.kv_type, found.gpu_layers) == (one.context, one.kv_type, one.gpu_layers)
         small = found.context <= _SHORT and 2 * found.memory.kv_cache_bytes <= found.available_bytes

@@ -189,11 +189,15 @@ class PartialFile:
     def _rest_disk(self) -> None:
         """Raises OSError where the disk did not take what it was given."""
         disk, self._disk = self._disk, None
-        if disk is not None:
+        if disk is None:
+            return
+        try:
             disk.close()
+        finally:  # also where Ctrl-C ends the wait
             if disk.failure is not None:
                 self._keep_synced()
-                raise disk.failure
+        if disk.failure is not None:
+            raise disk.failure
 
     def _keep_synced(self) -> None:
         """Throw away what may be in memory alone: it would be read as sound, and synced without a fault."""

@@ -75,6 +75,14 @@ def test_more_than_usual_never_take_most_of_the_memory() -> None:
     assert chosen(99 * GIB, 4096) == 32  # where much is looked back at, more bring nothing
 
 
+def test_fewer_than_pay_are_not_taken_because_no_more_fit() -> None:
+    def of(count: int) -> Plan:
+        return replace(planned(55, 360), sequences=count, fits=count <= 3)
+
+    assert parallelism.gain(planned(55, 360), 8) > parallelism.WORTH
+    assert parallelism.best(of).sequences == 1, "three together take longer than one after another"
+
+
 def test_tensors_are_arranged_for_as_many_rows_as_there_are() -> None:
     """Measured: 32 rows of Q4_K take 195 ms as they are in the file where AVX-512 VNNI is, rearranged 233."""
     vnni = "CPU : AVX512 = 1 | AVX512_VNNI = 1 | "

@@ -311,9 +311,9 @@ def test_a_disk_that_fails_at_the_end(
     assert fetched(hub) == len(CONTENT) * (2 if step == "fsync" else 1)
 
 
-@pytest.mark.parametrize("which", [1, 2])
+@pytest.mark.parametrize(("which", "interrupted"), [(1, False), (2, False), (1, True)])
 def test_a_sync_that_fails_on_the_way_is_not_forgotten(
-    hub: HubOnLoopback, pull: Pull, which: int, monkeypatch: pytest.MonkeyPatch
+    hub: HubOnLoopback, pull: Pull, which: int, interrupted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The system tells of a failed write once: the sync after it succeeds, and the bytes are not on the disk."""
     real, count, failed = os.fsync, 0, threading.Event()
@@ -329,13 +329,19 @@ def test_a_sync_that_fails_on_the_way_is_not_forgotten(
                 raise OSError(errno.EIO, "Input/output error")
         real(descriptor)
 
+    def close(disk: partial.Disk, really: Callable[[partial.Disk], None] = partial.Disk.close) -> None:
+        really(disk)
+        raise KeyboardInterrupt  # while it is waited for
+
     with monkeypatch.context() as patch:
         patch.setattr(partial, "_SYNC_BYTES", 200_000)
         patch.setattr("localai.alongside._SYNC_SECONDS", 0)
         patch.setattr("localai.alongside.os.fsync", fsync)
+        if interrupted:
+            patch.setattr(partial.Disk, "close", close)
         result = pull()
-        assert (result.code, listed()) == (1, [])
-        assert "Input/output error" in result.error
+        assert (result.code, listed()) == (130 if interrupted else 1, [])
+        assert interrupted or "Input/output error" in result.error
     kept = partial.partial_path(blob()).read_bytes()
     assert kept == CONTENT[: len(kept)]
     assert bool(kept) == (which > 1)

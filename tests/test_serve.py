@@ -253,6 +253,16 @@ def test_results_are_told_in_the_order_of_their_calls() -> None:
     assert [(each.content, each.name) for each in found[2:4]] == [("second", ""), ("first", "")]
 
 
+def test_ids_that_each_turn_counts_anew_name_the_call_of_their_own_turn() -> None:
+    turns: list[dict[str, Any]] = []
+    for name in ("get_weather", "get_time"):
+        call = {"id": "call_0", "type": "function", "function": {"name": name, "arguments": "{}"}}
+        turns += [{"role": "assistant", "content": None, "tool_calls": [call]},
+                  {"role": "tool", "tool_call_id": "call_0", "content": "done"}]  # fmt: skip
+    found = requests.conversation([requests.ChatMessage(**turn) for turn in turns])
+    assert [each.name for each in found if each.role == "tool"] == ["get_weather", "get_time"]
+
+
 def test_a_tool_that_is_no_schema_is_refused_and_harms_nobody(client: openai.OpenAI) -> None:
     deep: dict[str, Any] = {"type": "object"}
     for _ in range(300):

@@ -117,14 +117,22 @@ def calls(given: Sequence[Mapping[str, Any]] | None) -> tuple[ToolCall, ...]:
 
 def with_results_in_order(turns: Sequence[Turn]) -> list[Turn]:
     """The turns, each result of a tool with the name of the call that its id is of, and in the order of the calls: few
-    templates write the ids.
+    templates write the ids. An id is that of the last call before that has it: some clients count anew in each turn.
     """
-    calls = [call for turn in turns for call in turn.tool_calls or ()]
-    places = {str(call["id"]): place for place, call in enumerate(calls) if call.get("id")}
+    calls: list[Mapping[str, Any]] = []
+    places: dict[str, int] = {}
     found: list[Turn] = []
-    for is_result, run in itertools.groupby(turns, key=lambda turn: turn.role == "tool"):
-        for turn in sorted(run, key=lambda turn: places.get(turn.tool_call_id or "", -1) if is_result else 0):
-            place = places.get(turn.tool_call_id or "") if is_result and not turn.name else None
+    for is_result, group in itertools.groupby(turns, key=lambda turn: turn.role == "tool"):
+        run = list(group)
+        if not is_result:
+            for call in (call for turn in run for call in turn.tool_calls or ()):
+                if call.get("id"):
+                    places[str(call["id"])] = len(calls)
+                calls.append(call)
+            found += run
+            continue
+        for turn in sorted(run, key=lambda turn: places.get(turn.tool_call_id or "", -1)):
+            place = places.get(turn.tool_call_id or "") if not turn.name else None
             function = calls[place].get("function") if place is not None else None
             name = function.get("name") if isinstance(function, dict) else None
             found.append(turn.model_copy(update={"name": name}) if isinstance(name, str) else turn)
