@@ -50,6 +50,11 @@ class Interrupts:
 _entered: list[Interrupts] = []
 
 
+def requested() -> bool:
+    """Whether the work in progress is asked to stop, whatever it is."""
+    return any(each.requested() for each in _entered)
+
+
 def request() -> bool:
     """Ask the work in progress to stop, as the first Ctrl-C does; False where there is none."""
     for each in _entered:

@@ -225,7 +225,7 @@ class Room:
                 yield event
             return
         except (NotFound, EngineError):
-            if said or self.loaded.prepared.warm is None:
+            if said or self.loaded.prepared.warm is None or interrupts.requested():
                 raise
         chat_model.load_here(self, chat_model.planned_here(self), interrupts)
         yield from self.conversation.ask(question, images, cancelled=interrupts.requested)

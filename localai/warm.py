@@ -26,6 +26,7 @@ from localai.wire import Json
 
 ANSWER_LIMIT_S = 10.0  # for what needs no model
 LOADING_LIMIT_S = 300.0  # for what needs one that may have to be loaded first
+STOPPING_LIMIT_S = 5.0  # for an answer to end that is told to; many are written together, and a step may take long
 _POLL_S = 0.1  # how often Ctrl-C is asked for, and a full queue
 LONGEST_PATH = 100  # bytes; sun_path has 104 on macOS, 108 on Linux
 
@@ -57,10 +58,31 @@ def peer_uid(connection: socket.socket) -> int | None:
     return None
 
 
-class Asked:
-    """One question to the server and its answers, an object a line. Use it in a `with`."""
+def _never() -> bool:
+    return False
 
-    def __init__(self, content: Json, limit_s: float | None) -> None:
+
+def _patience(limit_s: float | None, cancelled: Callable[[], bool]) -> Callable[[], None]:
+    """What to call while nothing happens: raises KeyboardInterrupt, and TimeoutError once it has been for so long."""
+    ends_at = None if limit_s is None else monotonic() + limit_s
+
+    def give_up() -> None:
+        if cancelled():
+            raise KeyboardInterrupt
+        if ends_at is not None and monotonic() > ends_at:
+            raise TimeoutError("the server does not answer")
+
+    return give_up
+
+
+class Asked:
+    """One question to the server and its answers, an object a line. Use it in a `with`.
+
+    A server that hangs reads nothing, not even a long question: `cancelled` is asked meanwhile, and where it says so
+    KeyboardInterrupt is raised.
+    """
+
+    def __init__(self, content: Json, limit_s: float | None, cancelled: Callable[[], bool] = _never) -> None:
         path = socket_file()
         folder = os.stat(path.parent)
         if folder.st_uid != os.getuid() or folder.st_mode & 0o077:
@@ -71,11 +93,22 @@ class Asked:
             self.connection.connect(str(path))
             if peer_uid(self.connection) != os.getuid():
                 raise OSError("the socket is another user's")
-            self.connection.sendall(wire.line({"version": __version__, **content}))
+            self._send(wire.line({"version": __version__, **content}), limit_s, cancelled)
         except BaseException:
             self.connection.close()
             raise
         self.lines = self.connection.makefile("rb")
+
+    def _send(self, line: bytes, limit_s: float | None, cancelled: Callable[[], bool]) -> None:
+        give_up = _patience(limit_s, cancelled)
+        self.connection.settimeout(_POLL_S)
+        left = memoryview(line)
+        while left:
+            try:
+                left = left[self.connection.send(left) :]
+            except TimeoutError:
+                give_up()
+        self.connection.settimeout(limit_s)
 
     def next(self) -> Json:
         """Raises OSError where the server has gone, ValueError for nonsense, LocalaiError for what it refuses."""
@@ -91,13 +124,9 @@ class Asked:
         """Until something comes, or for as long as an answer may take. Raises KeyboardInterrupt."""
         import select
 
-        limit_s = self.connection.gettimeout()
-        ends_at = None if limit_s is None else monotonic() + limit_s
+        give_up = _patience(self.connection.gettimeout(), cancelled)
         while not select.select([self.connection], [], [], _POLL_S)[0]:
-            if cancelled():
-                raise KeyboardInterrupt
-            if ends_at is not None and monotonic() > ends_at:
-                raise TimeoutError("the server does not answer")
+            give_up()
 
     def close(self) -> None:
         """Go away: the server ends what it was doing for us. From any thread."""
@@ -113,10 +142,6 @@ class Asked:
         self.close()
 
 
-def _never() -> bool:
-    return False
-
-
 def ask(content: Json, limit_s: float | None = ANSWER_LIMIT_S, cancelled: Callable[[], bool] = _never) -> Json | None:
     """The server's one answer, None where there is none. Raises LocalaiError for what it refuses.
 
@@ -125,7 +150,7 @@ def ask(content: Json, limit_s: float | None = ANSWER_LIMIT_S, cancelled: Callab
     if not available():
         return None
     try:
-        with Asked(content, limit_s) as asked:
+        with Asked(content, limit_s, cancelled) as asked:
             asked.wait(cancelled)
             return asked.next()
     except (OSError, ValueError):
@@ -150,15 +175,17 @@ def find(
 
 
 class WarmEngine(ChatEngine):
-    """A model that the server holds."""
+    """A model that the server holds. Counting raises KeyboardInterrupt where `cancelled` says so."""
 
-    def __init__(self, path: Path, context: int) -> None:
+    def __init__(self, path: Path, context: int, cancelled: Callable[[], bool] = _never) -> None:
         self._path = str(path)
+        self._cancelled = cancelled
         self.context = context
         self.load_ms = 0.0
 
     def count_tokens(self, messages: Sequence[Message], think: bool | None = None) -> int:
-        told = ask(self._asking("count", messages=wire.of_messages(messages), think=think), LOADING_LIMIT_S)
+        counting = self._asking("count", messages=wire.of_messages(messages), think=think)
+        told = ask(counting, LOADING_LIMIT_S, self._cancelled)
         if told is None:
             raise gone()
         return int(told["tokens"])
@@ -167,7 +194,10 @@ class WarmEngine(ChatEngine):
         return {"do": what, "path": self._path, "context": self.context, **content}
 
     def generate(self, request: GenerationRequest, cancelled: Callable[[], bool]) -> Iterator[Event]:
-        """As `ChatEngine`; when `cancelled` says so the server is told, and what it has said by then is the answer."""
+        """As `ChatEngine`; when `cancelled` says so the server is told, and what it has said by then is the answer.
+
+        Raises KeyboardInterrupt where the server does not even end what it is told to.
+        """
         for event in self.taken(request, cancelled):
             if event is not None:
                 yield event
@@ -175,7 +205,7 @@ class WarmEngine(ChatEngine):
     def taken(self, request: GenerationRequest, cancelled: Callable[[], bool]) -> Iterator[Event | None]:
         """The same, with a None first, once the server has taken the request."""
         try:
-            with Asked(self._asking("generate", request=wire.of_request(request)), None) as asked:
+            with Asked(self._asking("generate", request=wire.of_request(request)), None, cancelled) as asked:
                 for event in _events(asked, cancelled):
                     if isinstance(event, LocalaiError):
                         raise event
@@ -193,21 +223,24 @@ def _events(asked: Asked, cancelled: Callable[[], bool]) -> Iterator[Any]:
     """None once the request is taken, then deliveries up to the last; `cancelled` is asked 20 times a second."""
     import select
 
-    told_to_stop = False
+    ends_at: float | None = None  # once it is told to stop
     buffer = b""
     while True:
-        if not told_to_stop and cancelled():
-            told_to_stop = True
+        if ends_at is None and cancelled():
+            ends_at = monotonic() + STOPPING_LIMIT_S
+            asked.connection.settimeout(_POLL_S)  # one that hangs takes no more words than its socket holds
             with contextlib.suppress(OSError):  # what had come before the server went is still there to be read
                 asked.connection.sendall(wire.line({"do": "cancel"}))
         head, newline, rest = buffer.partition(b"\n")
         if not newline:
-            ready, _, _ = select.select([asked.connection], [], [], None if told_to_stop else 0.05)
+            ready, _, _ = select.select([asked.connection], [], [], 0.05)
             if ready:
                 more = asked.connection.recv(65536)
                 if not more:
                     raise OSError("the server has gone")
                 buffer += more
+            elif ends_at is not None and monotonic() > ends_at:
+                raise KeyboardInterrupt
             continue
         buffer = rest
         told = wire.parsed(head)
@@ -257,6 +290,8 @@ class WarmBatchEngine(BatchEngine):
                         deliver(event)
             except LocalaiError as error:
                 deliver(error)
+            except KeyboardInterrupt:
+                deliver(gone())
             finally:
                 self._tickets.discard(ticket)
 

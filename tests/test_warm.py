@@ -342,6 +342,44 @@ def test_a_chat_goes_on_when_the_model_is_let_go_and_when_the_server_leaves(
     assert sessions.find("last").turns == 3, terminal.transcript()
 
 
+def test_a_server_that_hangs_keeps_nobody_who_wants_to_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALAI_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(warm, "STOPPING_LIMIT_S", 0.1)
+    (path := warm.socket_file()).parent.mkdir(parents=True, mode=0o700)
+    pressed: list[bool] = []
+    engine = warm.WarmEngine(Path("x.gguf"), 1000, lambda: bool(pressed) or bool(pressed.append(True)))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        for content in ("short", "long " * 1_000_000):  # which its socket does not hold
+            message = Message("user", content)
+            pressed.clear()
+            with pytest.raises(KeyboardInterrupt):
+                engine.count_tokens((message,))
+            pressed.clear()
+            with pytest.raises(KeyboardInterrupt):
+                list(engine.generate(GenerationRequest((message,)), engine._cancelled))
+            assert pressed
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_chat_whose_server_hangs_ends_at_the_first_signal(server: Running, number: int) -> None:
+    from terminals import Terminal
+
+    terminal = Terminal("chat", *MODEL, "--threads", "1")
+    terminal.ready()
+    try:
+        os.kill(server.pid, signal.SIGSTOP)
+        terminal.type(QUESTION)
+        terminal.answering()
+        terminal.process.kill(number)
+        terminal.ended()
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+    assert terminal.process.signalstatus == number
+    assert terminal.is_sane()
+
+
 def test_a_record_that_the_server_has_no_room_for_is_answered_here(cli: Cli, tmp_path: Path) -> None:
     with serving(tmp_path / "home", "--socket-only", "--parallel", "2", "--context", "256"):
         result = cli(

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 
-from localai import library, loading, render, settings, warm
+from localai import interrupt, library, loading, render, settings, warm
 from localai.commands import options
 from localai.domain.rates import Job
 from localai.errors import EngineError, LocalaiError, UsageError
@@ -129,7 +129,7 @@ def held_by_server(
     if (told := warm.find(found.path, wanted, load=bool(keep_alive), cancelled=cancelled)) is None:
         return None
     facts, plan = told
-    engine = warm.WarmEngine(found.path, int(facts["context"]))
+    engine = warm.WarmEngine(found.path, int(facts["context"]), interrupt.requested)
     return Prepared(found, plan, int(facts["params"]), facts["context_length"], warm=engine, note=facts["note"])
 
 
