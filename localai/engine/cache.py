@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from localai.domain.plan import Plan
 from localai.engine import library, state
+from localai.engine.aborting import Abort
 from localai.engine.checkpoints import Checkpoints
 from localai.errors import DoesNotFit, EngineError
 from localai.tensor_types import KV_TYPES
@@ -43,9 +44,7 @@ class SequenceCache:
         self._batch = api.llama_batch(token=self._token, logits=self._output)
         self._one_token = (ctypes.c_int32 * 1)()
         self._one = api.llama_batch(n_tokens=1, token=self._one_token)
-        self._abort = api.ggml_abort_callback(self._should_abort)
-        self._cancelled: Callable[[], bool] = lambda: False
-        self._raised: BaseException | None = None
+        self._abort = Abort(api)
         self._projector: Projector | None = None
         self._shift = 0  # how far the next position is ahead of the number of tokens
         self._at = (ctypes.c_int32 * self._step)()
@@ -179,26 +178,20 @@ class SequenceCache:
         self._check_open()
         if cancelled():
             raise Cancelled
-        self._cancelled, self._raised = cancelled, None
+        self._abort.ask(cancelled)
         library.forget_log()
         # asked at every node of the graph, too dear for a graph of one token: hence not while decoding
-        self._api.llama_set_abort_callback(self.pointer, self._abort, None)
+        self._api.llama_set_abort_callback(self.pointer, self._abort.callback, None)
         try:
             code = evaluate()
         finally:
             self._api.llama_set_abort_callback(self.pointer, self._api.ggml_abort_callback(), None)
         if code == library.ABORTED:
             self._repair()
-            raise self._raised or Cancelled
+            self._abort.raise_again()
+            raise Cancelled
         if code:
             self._fail(code)
-
-    def _should_abort(self, _: object) -> bool:
-        try:
-            return self._cancelled()
-        except BaseException as error:  # noqa: BLE001 - an exception cannot pass through C; it is raised again behind it
-            self._raised = error
-            return True
 
     def decode(self, token: int) -> None:
         """Add one token; its logits can then be sampled. Raises EngineError."""

@@ -13,6 +13,7 @@ from typing import Any
 from localai.domain.embedding import EMBEDDING_STEP, Embedding, Pooling
 from localai.domain.plan import Plan
 from localai.engine import library
+from localai.engine.aborting import Abort
 from localai.engine.vocabulary import Vocabulary
 from localai.engine.weights import check_magic, load_model
 from localai.errors import ContextOverflow, DoesNotFit, EngineError, UsageError
@@ -60,9 +61,7 @@ class Embedder:
         self._vocabulary = Vocabulary(api, model)
         self._pointer: Any = None
         self._capacity = 0
-        self._cancelled: Callable[[], bool] = lambda: False
-        self._raised: BaseException | None = None
-        self._abort = api.ggml_abort_callback(self._should_abort)
+        self._abort = Abort(api)
         # positions beyond those it was made for do not exist in models that have learnt one vector for each
         self.context = min(plan.context, int(api.llama_model_n_ctx_train(model)) or plan.context)
         self.dimensions = int(api.llama_model_n_embd_out(model))
@@ -104,7 +103,7 @@ class Embedder:
         for number, tokens in zip(numbers or range(len(texts)), tokenized, strict=True):
             self._check(number, tokens)
         self._make_room(max(map(len, tokenized), default=0))
-        self._cancelled = cancelled
+        self._abort.ask(cancelled)
         rows = [row for group in self._groups(tokenized) for row in self._evaluate(group)]
         return [
             Embedding(_unit(row) if normalize else row, len(tokens))
@@ -166,7 +165,7 @@ class Embedder:
                 "ask for a smaller one with --context, or take a smaller model",
             )
         self._capacity = capacity
-        api.llama_set_abort_callback(self._pointer, self._abort, None)
+        api.llama_set_abort_callback(self._pointer, self._abort.callback, None)
 
     def _evaluate(self, group: list[list[int]]) -> list[list[float]]:
         """The vectors of texts that one batch holds, or of one text in pieces."""
@@ -211,12 +210,10 @@ class Embedder:
             seq_id=rows,
             logits=(ctypes.c_int8 * count)(*[1] * count),
         )
-        self._raised = None
         library.forget_log()
         code = self._api.llama_decode(self._pointer, batch)
-        if self._raised is not None:
-            raise self._raised
-        if self._cancelled():
+        self._abort.raise_again()
+        if self._abort.cancelled():
             raise KeyboardInterrupt
         if code:
             because = library.reason() or f"llama_decode returned {code}"
@@ -233,13 +230,6 @@ class Embedder:
             added = rows[at : at + length].sum(axis=0, dtype=numpy.float64)
             sums[index] = [total + new for total, new in zip(sums[index], added.tolist(), strict=True)]
             at += length
-
-    def _should_abort(self, _: object) -> bool:
-        try:
-            return self._cancelled()
-        except BaseException as error:  # noqa: BLE001 - an exception cannot pass through C; it is raised again behind it
-            self._raised = error
-            return True
 
     def _free_context(self) -> None:
         pointer, self._pointer = self._pointer, None
