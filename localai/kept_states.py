@@ -38,11 +38,11 @@ DISK_RESERVE_BYTES = 2 * GIB  # left free on the disk
 TIME_LIMIT_S = 5.0  # for writing one: a slower disk is not worth the wait
 ABANDONED_S = 3600.0  # a temporary file as old as that has nobody who writes it
 
-_MAGIC = b"localai-kv 1\n\0\0\0"
+_MAGIC = b"localai-kv 2\n\0\0\0"
 _DIGEST_BYTES = 32
 _LENGTH = struct.Struct("<Q")
 _CHUNK = 8 * MIB
-_DATA = len(_MAGIC) + _DIGEST_BYTES + _LENGTH.size
+_FACTS = len(_MAGIC) + 2 * _DIGEST_BYTES + _LENGTH.size  # after the digest of all, and that of themselves
 
 
 def folder() -> Path:
@@ -177,7 +177,7 @@ def _head(session: int, kept: Snapshot) -> bytes:
         "data_bytes": len(state.data),
     }
     packed = json.dumps(facts).encode()
-    return _LENGTH.pack(len(packed)) + packed + tokens + text
+    return hmac.digest(_key(), packed, "sha256") + _LENGTH.pack(len(packed)) + packed + tokens + text
 
 
 def _write(target: Path, head: bytes, data: memoryview, cancelled: Callable[[], bool]) -> bool:
@@ -273,24 +273,24 @@ def restore(session: int, loaded: Loaded) -> str | None:
 
 
 def context(session: int) -> int | None:
-    """The tokens of context that the state of a conversation was made with; None where there is no state.
+    """The tokens of context that the state of a conversation was made with; None where there is no state of ours.
 
-    Nothing is verified: a plan is asked for it, which knows what fits.
+    Only what says so is verified, not the state.
     """
     try:
         with _opened(path(session)) as content:
-            (length,) = _LENGTH.unpack(content[_DATA - _LENGTH.size : _DATA])
-            found = json.loads(json.loads(bytes(content[_DATA : _DATA + min(length, MIB)]))["identity"])["context"]
-    except (Unusable, OSError, ValueError, LookupError, TypeError, RecursionError):
+            facts, _ = _facts(session, content)
+            found = json.loads(facts["identity"])["context"]
+    except (Unusable, OSError, ValueError):
         return None
-    return found if isinstance(found, int) and 0 < found < 2**31 else None
+    return int(found)
 
 
 @contextlib.contextmanager
 def _opened(place: Path) -> Iterator[memoryview]:
     """The file's bytes, mapped; what is written to them stays in this process. They must be let go of at the end."""
-    with place.open("rb") as stream:
-        if os.fstat(stream.fileno()).st_size < _DATA:
+    with open(os.open(place, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as stream:  # a pipe is not waited for
+        if os.fstat(stream.fileno()).st_size < _FACTS:
             raise Unusable("it is damaged")
         mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
     with contextlib.closing(mapped), memoryview(mapped) as view:
@@ -299,21 +299,15 @@ def _opened(place: Path) -> Iterator[memoryview]:
 
 def _checked(session: int, expected: str, content: memoryview) -> KvState:
     """The state in a file, once its HMAC and all that must be the same have been checked. Raises Unusable."""
+    facts, tokens_at = _facts(session, content)
     start = len(_MAGIC) + _DIGEST_BYTES
-    if content[: len(_MAGIC)] != _MAGIC:
-        raise Unusable("it is no state of a conversation")
     digest = hmac.new(_key(), None, "sha256")
     for at in range(start, len(content), _CHUNK):
         digest.update(content[at : at + _CHUNK])
     if not hmac.compare_digest(digest.digest(), content[len(_MAGIC) : start]):
         raise Unusable("it is damaged, or was not written here")
-    (length,) = _LENGTH.unpack(content[start:_DATA])
-    facts: dict[str, Any] = json.loads(bytes(content[_DATA : _DATA + length]))
-    if facts["session"] != session:
-        raise Unusable("it is that of another conversation")
     if facts["identity"] != expected:
         raise Unusable(_difference(facts["identity"], expected))
-    tokens_at = _DATA + length
     text_at = tokens_at + 4 * facts["tokens"]
     data_at = text_at + facts["text_bytes"]
     return KvState(
@@ -323,6 +317,21 @@ def _checked(session: int, expected: str, content: memoryview) -> KvState:
         held=facts["held"],
         data=content[data_at : data_at + facts["data_bytes"]],
     )
+
+
+def _facts(session: int, content: memoryview) -> tuple[dict[str, Any], int]:
+    """What a file says of itself, and where that ends. Raises Unusable."""
+    if content[: len(_MAGIC)] != _MAGIC:
+        raise Unusable("it is no state of a conversation")
+    (length,) = _LENGTH.unpack(content[_FACTS - _LENGTH.size : _FACTS])
+    packed = bytes(content[_FACTS : _FACTS + min(length, MIB)])
+    own = bytes(content[len(_MAGIC) + _DIGEST_BYTES : _FACTS - _LENGTH.size])
+    if not hmac.compare_digest(hmac.digest(_key(), packed, "sha256"), own):
+        raise Unusable("it is damaged, or was not written here")
+    facts: dict[str, Any] = json.loads(packed)
+    if facts["session"] != session:
+        raise Unusable("it is that of another conversation")
+    return facts, _FACTS + length
 
 
 def _difference(found: str, expected: str) -> str:

@@ -155,9 +155,29 @@ def test_a_damaged_file_is_ignored_with_one_line(left: tuple[loading.Loaded, Pat
     file.mkdir()
     refused(model)
     file.rmdir()
+    os.mkfifo(file)
+    refused(model)  # without waiting for anybody to write into it
+    file.unlink()
     assert kept_states.restore(1, model) is None, "no state is nothing to speak of"
     file.write_bytes(good)
     assert kept_states.restore(1, model) is None
+
+
+def test_no_damaged_file_tells_how_much_context_is_wanted(left: tuple[loading.Loaded, Path]) -> None:
+    model, file = left
+    good = file.read_bytes()
+    wanted = model.plan.context
+    assert kept_states.context(1) == wanted
+    told = f'context\\": {wanted}'.encode()
+    assert good.count(told) == 1
+    file.write_bytes(good.replace(told, f'context\\": {"1" * len(str(wanted))}'.encode()))
+    assert kept_states.context(1) is None
+    for size in (0, 50, 100, 200):
+        file.write_bytes(good[:size])
+        assert kept_states.context(1) is None
+    file.write_bytes(good)
+    os.link(file, kept_states.path(2))
+    assert kept_states.context(2) is None, "it is that of another conversation"
 
 
 def test_a_foreign_file_is_ignored_with_the_reason(left: tuple[loading.Loaded, Path], tmp_path: Path) -> None:
