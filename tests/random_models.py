@@ -67,16 +67,19 @@ def write(
     seed: int = 1,
     context: int = 4096,
     template: str = TEMPLATE,
+    tool_template: str = "",
     spells_bytes: bool = True,
     shards: int = 1,
 ) -> Path:
-    """A file of that shape, or the first of so many.
+    """A file of that shape, or the first of so many. `tool_template` is a second one, for conversations with tools.
 
     Without `spells_bytes` its vocabulary has no bytes: it cannot write every character.
     """
     table = model_headers.tensors(model, quantization)
     metadata = model_headers.metadata(model) | {f"{model.architecture}.context_length": context}
-    metadata |= _vocabulary(model.vocabulary, spells_bytes) | {"tokenizer.chat_template": template}
+    metadata |= _vocabulary(model.vocabulary, spells_bytes)
+    templates = {"chat_template": template, "chat_template.tool_use": tool_template}
+    metadata |= {f"tokenizer.{key}": source for key, source in templates.items() if source}
     name = f"{model.name}-{quantization}"
     names = (
         [f"{name}-{number + 1:05}-of-{shards:05}.gguf" for number in range(shards)] if shards > 1 else [f"{name}.gguf"]

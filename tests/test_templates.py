@@ -8,11 +8,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import random_models
+from real_model import plan
 
 from localai.domain.generation import Message, Tool, ToolCall
+from localai.engine import model
 from localai.engine.templates import ChatTemplate, Renderer, TemplateEndless, TemplateFailed, merge_system, plain
 from localai.engine.tools import GRANITE, HERMES, LFM, Form
 
@@ -129,11 +133,11 @@ def test_mistral_leaves_the_system_role_out_and_gets_it_in_the_first_turn(render
 
 def test_tojson_keeps_letters_and_markup_and_loops_can_break(renderer: Renderer) -> None:
     source = "{% for m in messages %}{{ m.content|tojson }}{% if loop.index == 1 %}{% break %}{% endif %}{% endfor %}"
-    assert rendered(renderer, source, [Message("user", 'é <b> "'), HELLO]) == '"é <b> \\""'
+    assert rendered(renderer, source, [Message("user", 'é <b> "'), Message("user", "<b>")]) == '"é <b> \\""'
     assert rendered(renderer, "{{ {'b': [1]}|tojson(indent=2) }}Hello", [HELLO]) == '{\n  "b": [\n    1\n  ]\n}Hello'
 
 
-HEAD = "{% for t in tools %}{{ t.function.name }} {% endfor %}{% for m in messages %}"
+HEAD = "{% for t in tools or [] %}{{ t.function.name }} {% endfor %}{% for m in messages %}"
 FOOT = "{% else %}{{ m.role }}: {{ m.content }}\n{% endif %}{% endfor %}"
 RESULT = "{% elif m.role == 'tool' %}{{ m.name }} {{ m.tool_call_id }} {{ m.content|tojson }}\n"
 EACH = "{% if m.tool_calls %}{% for c in m.tool_calls %}{{ c.id }} {{ c.function|tojson }}\n{% endfor %}"
@@ -210,6 +214,11 @@ def test_tools_that_a_template_leaves_out_or_calls_otherwise_are_told_in_words(
     assert notices == []
 
 
+def test_what_a_template_counts_on_is_there_without_tools_or_documents(renderer: Renderer) -> None:
+    source = "{% if tools is not none or documents is not none %}tools!{% endif %}{{ messages[-1].content|tojson }}"
+    assert rendered(renderer, source, [Message("user", '"so"')]) == r'"\"so\""'
+
+
 def test_content_is_data_and_never_template(renderer: Renderer) -> None:
     assert "{{ 7 * 7 }}{% raw %}" in rendered(renderer, CHATML, [Message("user", "{{ 7 * 7 }}{% raw %}")])
 
@@ -229,6 +238,8 @@ FAILING = [
     "{{ 'x' * 10**11 }}",
     "{% for i in range(100) %}{{ 'x' * 100000 }}{% endfor %}",
     "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+    "{{ 'a prompt in which nobody asks anything' }}",
+    "{% for m in messages if m.role == 'assistant' %}{{ m.content }}{% endfor %}",
 ]
 
 
@@ -264,26 +275,42 @@ def test_a_template_without_end_is_killed(source: str) -> None:
         renderer.render("closed", {}, 100)
 
 
+class Busy(Renderer):
+    """Takes too long where the list says so."""
+
+    def __init__(self, late: list[bool]) -> None:
+        self._late = iter(late)
+        self.asked = 0
+
+    def render(self, template: str, variables: dict[str, Any], limit: int) -> str:
+        self.asked += 1
+        if next(self._late):
+            raise TemplateEndless("it takes more than 5 s")
+        return "Hello"
+
+
 def test_a_template_without_end_is_not_tried_again_and_again() -> None:
-    class Busy(Renderer):
-        asked = 0
-
-        def __init__(self) -> None:
-            pass
-
-        def render(self, template: str, variables: dict[str, Any], limit: int) -> str:
-            self.asked += 1
-            if self.asked in (1, 3, 4):
-                raise TemplateEndless("it takes more than 5 s")
-            return "Hello"
-
-    renderer = Busy()
+    renderer = Busy([True, False, True, True])
     template = ChatTemplate("x", renderer)
-    made = [template.render([HELLO]).text for _ in range(6)]
+    made = []
+    for _ in range(6):
+        made.append(template.render([HELLO]).text)
+        template.next_request()
     form = plain([HELLO], chatml=False).text
     assert made == [form, "Hello", form, form, form, form]
     assert renderer.asked == 4
     assert template.without_opening([HELLO]) is None
+
+
+def test_a_template_that_stalls_is_waited_for_once_a_request() -> None:
+    renderer = Busy([True, False, False])
+    template = ChatTemplate("x", renderer)
+    for messages in (TALK, TALK[2:], TALK[:2]):  # a system text may be merged, and turns dropped
+        assert template.render(messages) == plain(messages, chatml=False)
+        assert template.without_opening(messages) is None
+    assert renderer.asked == 1
+    template.next_request()
+    assert template.render([HELLO]).text == template.without_opening([HELLO]) == "Hello"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no alarm")
@@ -293,6 +320,20 @@ def test_a_renderer_whose_parent_was_killed_ends_by_itself() -> None:
     request = {"number": 1, "template": endless, "variables": {}, "limit": 9}
     done = subprocess.run([sys.executable, "-c", script], input=json.dumps(request), text=True, timeout=60)
     assert done.returncode == -signal.SIGALRM
+
+
+def test_a_second_template_is_for_conversations_with_tools(tmp_path: Path) -> None:
+    for_tools = HEAD + EACH + RESULT + FOOT + "{# <tool_call> #}"
+    path = random_models.write(tmp_path, random_models.TINY["plain"], tool_template=for_tools)
+    engine = model.load(path, plan(1024))
+    made = [engine._prompts.prompt(talk, None, tools=tools).text for talk, tools in ((TALK, ()), (CALLED, TOOLS))]
+    assert made[0].startswith("<|im_start|>system\nBe brief.<|im_end|>")
+    assert made[1].startswith("sun moon user: Hello\ncall00000 ")
+    engine.close()
+    path = random_models.write(tmp_path, random_models.TINY["plain"], template="", tool_template=for_tools)
+    engine = model.load(path, plan(1024))
+    assert engine._prompts.prompt(TALK, None).text.startswith("system: Be brief.\nuser: Hello\n")
+    engine.close()
 
 
 def test_nothing_said_is_rendered(renderer: Renderer) -> None:

@@ -156,6 +156,12 @@ class LlamaEngine:
         Closing the iterator early is safe. Raises ContextOverflow before anything is evaluated, EngineError if
         llama.cpp fails.
         """
+        try:
+            yield from self._answered(request, cancelled)
+        finally:
+            self._prompts.next_request()
+
+    def _answered(self, request: GenerationRequest, cancelled: Callable[[], bool]) -> Iterator[Event]:
         self._check_open()
         started = perf_counter()
         self._prompts.refuse_far_too_long(request, self.context, cancelled)

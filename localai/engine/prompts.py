@@ -43,23 +43,35 @@ class Prompts:
     """
 
     def __init__(self, api: Any, model: Any, renderer: Renderer, notice: Callable[[str], None]) -> None:
-        source = (api.llama_model_chat_template(model, None) or b"").decode("utf-8", "replace")
-        self.vocabulary = Vocabulary(api, model, source)
+        plain, for_tools = _sources(api, model)
+        source = plain or for_tools
+        self.vocabulary = Vocabulary(api, model, plain + for_tools)
         self.vocabulary.show((*thinking.MARKERS, *tool_calls.MARKERS))
-        self.tool_form = tool_calls.form(source, lambda mark: self.vocabulary.single(mark) is not None)
         self._made_for = int(api.llama_model_n_ctx_train(model))
-        self._template = ChatTemplate(
-            source,
-            renderer,
-            bos=self.vocabulary.text(self.vocabulary.bos),
-            eos=self.vocabulary.text(self.vocabulary.eos),
-            chatml=self.vocabulary.single(CHATML_END) is not None,
-            tool_form=self.tool_form,
-            notice=notice,
-        )
-        self._border = unused_character([source])
+        self._template, self._form = self._made(source, renderer, notice)
+        self._with_tools, self._form_with_tools = self._template, self._form
+        if for_tools and for_tools != source:
+            self._with_tools, self._form_with_tools = self._made(for_tools, renderer, notice)
+        self._border = unused_character([plain, for_tools])
         self._opening = thinking.opening(source)
         self.projector: Projector | None = None
+
+    def _made(
+        self, source: str, renderer: Renderer, notice: Callable[[str], None]
+    ) -> tuple[ChatTemplate, tool_calls.Form | None]:
+        """A template of the model's, and the form in which it has tools called."""
+        vocabulary = self.vocabulary
+        form = tool_calls.form(source, lambda mark: vocabulary.single(mark) is not None)
+        template = ChatTemplate(
+            source,
+            renderer,
+            bos=vocabulary.text(vocabulary.bos),
+            eos=vocabulary.text(vocabulary.eos),
+            chatml=vocabulary.single(CHATML_END) is not None,
+            tool_form=form,
+            notice=notice,
+        )
+        return template, form
 
     def prompt(
         self,
@@ -75,7 +87,10 @@ class Prompts:
         contents = [message.content for message in messages]
         if any(self._border in content for content in contents):
             self._border = unused_character(contents)
-        rendered = self._template.render(self._safe(messages), think, [self._safe_tool(tool) for tool in tools])
+        template, form = self._template, self._form
+        if tools or tool_turns.are_in(messages):
+            template, form = self._with_tools, self._form_with_tools
+        rendered = template.render(self._safe(messages), think, [self._safe_tool(tool) for tool in tools])
         pictures = sum(len(message.images) for message in messages)
         if self.projector is not None and self.projector.count(rendered.text) != pictures:
             raise EngineError(
@@ -86,8 +101,13 @@ class Prompts:
             tokens = tokens + self._encode(rendered.text[len(text) :])
         else:
             tokens = self.vocabulary.with_bos(self._encode(rendered.text))
-        form = self.tool_form if self.tool_form is not None and not rendered.in_words else tool_calls.IN_WORDS
+        form = form if form is not None and not rendered.in_words else tool_calls.IN_WORDS
         return Prompt(rendered.text, tokens or [max(self.vocabulary.bos, 0)], rendered.stops, tool_form=form)
+
+    def next_request(self) -> None:
+        """What is asked for from now on is for another answer; see `ChatTemplate`."""
+        for template in (self._template, self._with_tools):
+            template.next_request()
 
     def held(self, grammar: str, text: str, think: bool | None) -> str:
         """The `grammar` of an answer to the prompt `text`, with room for thoughts where they are asked for."""
@@ -193,3 +213,15 @@ class Prompts:
         else:
             hint = f"shorten the input, or take a model made for more than {self._made_for} tokens"
         return ContextOverflow(f"the input takes {told} tokens, the context has {context}", hint, needed)
+
+
+def _sources(api: Any, model: Any) -> tuple[str, str]:
+    """The model's chat template, and the one for conversations with tools, where its makers wrote a second one.
+
+    "" for none. llama.cpp tells the bare name of a form, for some models whose header has no template.
+    """
+    found = [
+        (api.llama_model_chat_template(model, name) or b"").decode("utf-8", "replace") for name in (None, b"tool_use")
+    ]
+    plain, for_tools = (text if "{" in text else "" for text in found)
+    return plain, for_tools

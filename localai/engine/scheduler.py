@@ -133,7 +133,10 @@ class Scheduler:
             self._check_open()
             self._prompts.refuse_far_too_long(request, self.context)
             known = (lambda text: ("", [])) if self._repeatable else self._slots.beginning
-            prompt = self._prompts.requested(request, known)
+            try:
+                prompt = self._prompts.requested(request, known)
+            finally:
+                self._prompts.next_request()
             self._prompts.refuse_too_long(prompt, self.context, request)
             grammar = self._prompts.grammar(request, prompt)  # here, where a bad schema fails its own request only
         job = Job(request, prompt, self.context, deliver, grammar)

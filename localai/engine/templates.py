@@ -20,7 +20,7 @@ from localai.engine.tools import Form
 
 START_LIMIT_S = 20.0  # for a process to start on a machine that is busy loading a model
 TIME_LIMIT_S = 5.0  # for one rendering; real templates take milliseconds
-PATIENCE = 2  # renderings in a row that take longer, after which the template is not tried again
+PATIENCE = 2  # requests in a row that it takes longer for, after which the template is not tried again
 MAX_TEMPLATE_CHARS = 1_000_000  # the longest of the well-known ones has 20,000
 
 CHATML_END = "<|im_end|>"
@@ -157,6 +157,7 @@ class ChatTemplate:
         self._notice = notice
         self._noticed = False
         self._endless = 0
+        self._stalled = False  # in the present request
         self._source = source or None
         self._tools: Sequence[Tool] = ()
         self._several: bool | None = None  # see `_takes_several`
@@ -170,10 +171,11 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message], think: bool | None = None, tools: Sequence[Tool] = ()) -> Rendered:
         """The conversation as text, ending where the answer begins. Never fails: at worst it is plain."""
         self._tools = tools
-        if (tools or _has_calls(messages)) and (with_tools := self._rendered_with_tools(messages, think)) is not None:
+        in_words = bool(tools) or tool_turns.are_in(messages)
+        if in_words and (with_tools := self._rendered_with_tools(messages, think)) is not None:
             return with_tools
         self._tools = ()
-        if in_words := bool(tools or _has_calls(messages)):
+        if in_words:
             messages = tool_turns.in_words(messages, tools)
         if self._source is not None:
             attempts = _with_and_without_system(messages)
@@ -183,6 +185,8 @@ class ChatTemplate:
                     text = self._apply(attempt, think)
                     if attempt and attempt[-1].content.strip() not in text and not self._in_parts:
                         text = self._with_parts(attempt, think) or text
+                    if attempt and attempt[-1].role == "user" and not _tells_of(attempt[-1].content, text):
+                        raise TemplateFailed("it leaves the question out")
                 except TemplateFailed as error:
                     reason = reason or str(error)
                     continue
@@ -245,8 +249,12 @@ class ChatTemplate:
         except TemplateFailed:
             return None
 
+    def next_request(self) -> None:
+        """What is rendered from now on is for another answer: a template that took too long is tried again."""
+        self._stalled = False
+
     def _apply(self, messages: Sequence[Message], think: bool | None = None, opening: bool = True) -> str:
-        if self._source is None:
+        if self._source is None or self._stalled:
             raise TemplateFailed("it takes too long")
         variables: dict[str, Any] = {
             "messages": [
@@ -254,10 +262,10 @@ class ChatTemplate:
                 for message, more in zip(messages, tool_turns.said(messages), strict=True)
             ],
             "add_generation_prompt": opening,
+            "tools": tool_turns.declared(self._tools) or None,  # templates may count on its being there
+            "documents": None,
             **self._tokens,
         }
-        if self._tools:
-            variables["tools"] = tool_turns.declared(self._tools)
         if think is not None:
             variables["enable_thinking"] = variables["thinking"] = think
         said = sum(len(message.content) for message in messages) + len(str(self._tools))
@@ -265,6 +273,7 @@ class ChatTemplate:
         try:
             text = self._renderer.render(self._source, variables, 2 * said + 1_000_000)
         except TemplateEndless:
+            self._stalled = True
             self._endless += 1
             if self._endless == PATIENCE:  # else each turn would wait for it again
                 self._source = None
@@ -284,8 +293,10 @@ class ChatTemplate:
         self._notice(f"{why}: a plain {form} form is used, answers may be worse")
 
 
-def _has_calls(messages: Sequence[Message]) -> bool:
-    return any(message.tool_calls or message.role == "tool" for message in messages)
+def _tells_of(content: str, text: str) -> bool:
+    """Whether any word of `content` is in `text`: a template may change it, but not take all of it away."""
+    words = content.split()
+    return not words or any(word in text or json.dumps(word, ensure_ascii=False)[1:-1] in text for word in words)
 
 
 def _with_and_without_system(messages: Sequence[Message]) -> list[Sequence[Message]]:

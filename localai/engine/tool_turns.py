@@ -23,6 +23,11 @@ def safe_call(call: ToolCall, protect: Callable[[str], str]) -> ToolCall:
     return ToolCall(protect(call.name), json.dumps(arguments, ensure_ascii=False))
 
 
+def are_in(messages: Sequence[Message]) -> bool:
+    """Whether a conversation has calls of tools, or results of them."""
+    return any(message.tool_calls or message.role == "tool" for message in messages)
+
+
 def declared(tools: Sequence[Tool]) -> list[dict[str, Any]]:
     """The tools as templates want them."""
     return [
