@@ -283,7 +283,9 @@ def load(
         loaded = whole = engine.load(found.path, plan, progress, cancelled, notice, sees)
         if (draft := prepared.draft) is not None:
             try:
-                whole.draft_with(draft.found.path, draft.plan, draft.cost, cancelled)
+                pays = whole.draft_with(draft.found.path, draft.plan, draft.cost, cancelled)
+                if not pays and notice is not None:
+                    notice(f"the draft {draft.found.name} is too large beside {found.name} to pay: it is left out")
             except BaseException:
                 whole.close()
                 raise

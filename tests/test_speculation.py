@@ -292,7 +292,7 @@ def test_a_draft_model_guesses_and_the_answer_stays(
     exact_file: Path, pair: tuple[LlamaEngine, LlamaEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = load(exact_file, SPECULATING)
-    engine.draft_with(exact_file, plan(1024), cost=0.1)
+    assert engine.draft_with(exact_file, plan(1024), cost=0.1)
     sizes = evaluations(engine, monkeypatch)
     for message in (TALK, REPEAT):
         end, reference = ask(engine, message), ask(pair[1], message)
@@ -300,6 +300,16 @@ def test_a_draft_model_guesses_and_the_answer_stays(
     assert len(sizes) > 5
     assert sum(sizes) > 3 * len(sizes), "a model guesses itself well"
     engine.close()
+    engine.close()
+
+
+def test_a_draft_model_that_is_too_large_to_pay_costs_nothing(exact_file: Path, tmp_path: Path) -> None:
+    engine = load(exact_file, SPECULATING)
+    before = engine._speculation
+    assert not engine.draft_with(exact_file, plan(1024), cost=1.0)
+    assert engine._speculation is before
+    with pytest.raises(UsageError, match="vocabulary is another"):
+        engine.draft_with(random_models.write(tmp_path, random_models.TINY["plain"]), plan(1024), 3.0)
     engine.close()
 
 
@@ -331,6 +341,7 @@ def test_the_draft_option(cli: Cli, tmp_path: Path) -> None:
     usual = ("run", "-m", "smollm2-135m", "--temperature", "0", "--max-tokens", "12", "Name the capital of France.")
     done = cli(*usual, "--draft", "smollm2-135m")
     assert (done.returncode, done.stdout) == (0, "The capital of France is Paris.\n")
+    assert "too large beside smollm2-135m" in done.stderr, "it would guess as slowly as the model itself writes"
     other = random_models.write(tmp_path, random_models.TINY["plain"])
     for arguments, code, message in (
         (("--draft", str(other)), 2, "vocabulary is another"),

@@ -123,17 +123,22 @@ class LlamaEngine:
         self._asked = (messages, think, prompt)
         return prompt
 
-    def draft_with(self, path: Path, plan: Plan, cost: float, cancelled: Callable[[], bool] | None = None) -> None:
+    def draft_with(self, path: Path, plan: Plan, cost: float, cancelled: Callable[[], bool] | None = None) -> bool:
         """Have the small model of `path` guess from now on; one of its evaluations takes `cost` of this model's.
 
-        Raises UsageError for a model that cannot draft for this one, EngineError, DoesNotFit, KeyboardInterrupt.
+        False, and all as before, where that is too much for guesses to pay. Raises UsageError for a model that cannot
+        draft for this one, EngineError, DoesNotFit, KeyboardInterrupt.
         """
         from localai.engine import draft_model
 
         drafts = draft_model.load(path, plan, self._model, cost, cancelled)
+        speculation = Speculation(self._cache, self._plan, drafts)
+        if not speculation.pays():
+            drafts.close()
+            return False
         self._drafts.close()
-        self._drafts = drafts
-        self._speculation = Speculation(self._cache, self._plan, drafts)
+        self._drafts, self._speculation = drafts, speculation
+        return True
 
     @property
     def sees(self) -> bool:

@@ -38,6 +38,13 @@ class Speculation:
         self.guessed = 0  # tokens of this answer that were guessed right
         self._alone_s = inf  # what a token alone takes at least
 
+    def pays(self) -> bool:
+        """Whether guesses that are taken to be right as often as `drafts` says are worth what they cost."""
+        if self._drafts is None:
+            return False
+        self._pace.begin(self._drafts.cost, self._drafts.prior)
+        return self._pace.size(self._drafts.cost) > 0
+
     def begin(self, prompt: Sequence[int], cancelled: Callable[[], bool]) -> None:
         """An answer to this prompt begins, which the cache holds."""
         self._cancelled = cancelled
