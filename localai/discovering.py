@@ -166,11 +166,8 @@ def _candidate(found: FoundModel) -> Candidate:
 
 
 def _belongs(projector: Path, embedding_length: int | None) -> bool:
-    """Whether a projector's output is as wide as the model; a folder may hold those of several models."""
+    """Whether a projector may be the model's; a folder may hold those of several models."""
     try:
-        metadata = gguf.read_header(projector).metadata
+        return shapes.may_see_for(gguf.read_header(projector), embedding_length)
     except LocalaiError:
         return False
-    widths = [metadata.get(f"clip.{kind}.projection_dim") for kind in ("vision", "audio")]
-    known = [width for width in widths if isinstance(width, int) and width]
-    return not known or embedding_length is None or embedding_length in known

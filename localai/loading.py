@@ -17,7 +17,7 @@ from localai.domain.rates import Job
 from localai.domain.shape import Shape, Weights
 from localai.domain.units import GIB
 from localai.engine import thinking
-from localai.errors import DoesNotFit, EngineError, UsageError
+from localai.errors import DoesNotFit, EngineError, LocalaiError, UsageError
 from localai.past_runs import kind_of
 
 
@@ -178,11 +178,20 @@ def projector_of(found: library.Found) -> Path | None:
     if found.model is not None:
         return found.model.projector.path if found.model.projector else None
     try:
-        names = [each.name for each in found.path.parent.iterdir()]
+        names = [each.name for each in found.path.parent.iterdir() if each.name.lower().endswith(".gguf")]
     except OSError:
         return None
-    beside = naming.projectors(RemoteFile(name, 0, None) for name in names if name.endswith(".gguf"))
-    return found.path.parent / beside[0].name if beside else None
+    beside = naming.own_projectors(found.path.name, [RemoteFile(name, 0, None) for name in names])
+    width = shapes.shape(header_of(found)).embedding_length if beside else None
+    return next((path for each in beside if _sees_for(path := found.path.parent / each.name, width)), None)
+
+
+def _sees_for(projector: Path, width: int | None) -> bool:
+    """Whether a projector may be that of a model so wide; one that cannot be read is told of when it is needed."""
+    try:
+        return shapes.may_see_for(gguf.read_header(projector), width)
+    except LocalaiError:
+        return True
 
 
 def refuse_blind(prepared: Prepared) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import unicodedata
@@ -26,6 +27,8 @@ _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]*")
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>[0-9]{5})-of-(?P<total>[0-9]{5})\.gguf", re.IGNORECASE | re.DOTALL)
+
+_QUANTIZED = re.compile(r"ud|i?q[0-9]+|tq[0-9]|mxfp4|nvfp4|bf16|fp?16|fp?32")
 
 UNKNOWN_QUANTIZATION = "unknown"
 COMMIT, SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
@@ -234,3 +237,27 @@ def projectors(files: Iterable[RemoteFile]) -> tuple[RemoteFile, ...]:
     order = {"F16": 0, "Q8_0": 1, "BF16": 2, "F32": 3}
     found = [file for file in files if is_projector(file.name)]
     return tuple(sorted(found, key=lambda file: (order.get(_quantization(file.name), 4), file.size_bytes, file.name)))
+
+
+def own_projectors(model: str, files: Iterable[RemoteFile]) -> tuple[RemoteFile, ...]:
+    """The projectors among the files that lie beside `model` and may be its own, the one to take first: none whose name
+    is nearer to that of another model there.
+    """
+    there = tuple(files)
+    models = [each.name for each in there if not is_projector(each.name)]
+    near = {each: _alike(each.name, model) for each in projectors(there)}
+    own = [each for each in near if near[each] >= max((_alike(each.name, other) for other in models), default=0)]
+    return tuple(sorted(own, key=lambda each: -near[each]))
+
+
+def _alike(one: str, other: str) -> int:
+    """How many words the names of two files begin with in common."""
+    pairs = zip(_words(one), _words(other), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _words(name: str) -> list[str]:
+    """The words of a file's name, up to its quantization, without those that any projector has."""
+    words = re.split(r"[-_. ]", name.lower().rsplit("/", 1)[-1].removesuffix(".gguf"))
+    told = itertools.takewhile(lambda word: not _QUANTIZED.fullmatch(word), words)
+    return [word for word in told if word not in ("mmproj", "model")]

@@ -122,6 +122,18 @@ def makes_text(header: Header) -> bool:
     return found.causal and not found.declared
 
 
+def may_see_for(projector: Header, width: int | None) -> bool:
+    """Whether a projector may be that of a model whose embeddings are so wide: something behind its encoders is.
+
+    Its `projection_dim` alone does not tell: in LLaVA's projectors it is the encoder's own.
+    """
+    widths = {projector.metadata.get(f"clip.{kind}.projection_dim") for kind in ("vision", "audio")}
+    for tensor in projector.tensors:
+        if not tensor.name.startswith(("v.", "a.")):
+            widths.update(tensor.dimensions)
+    return width is None or widths <= {None} or width in widths
+
+
 def shape(header: Header) -> Shape:
     """The model's dimensions. Raises EngineError for a header that is not a language model's, or out of bounds."""
     return HeaderReading(header).shape()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from localai.domain.files import RemoteFile
 from localai.errors import UsageError
-from localai.naming import Kind, check_filename, check_repo, parse, projectors, variants
+from localai.naming import Kind, check_filename, check_repo, own_projectors, parse, projectors, variants
 
 PUBLIC: dict[str, str] = {}
 MIRROR = {"HF_ENDPOINT": "http://127.0.0.1:8080/hub"}
@@ -212,3 +212,40 @@ def test_projectors_come_in_the_order_to_take_them() -> None:
         files("mmproj-F32.gguf", "m-Q4_0.gguf", "mmproj-BF16.gguf", "mmproj-model-f16.gguf", "mmproj.txt")
     )
     assert [file.name for file in found] == ["mmproj-model-f16.gguf", "mmproj-BF16.gguf", "mmproj-F32.gguf"]
+
+
+DOWNLOADS = (
+    "gemma-3-4b-it-Q4_K_M.gguf",
+    "mmproj-gemma-3-4b-it-f16.gguf",
+    "Qwen2.5-VL-7B-Instruct-UD-Q4_K_XL.gguf",
+    "mmproj-Qwen2.5-VL-7B-Instruct-Q8_0.gguf",
+    "mmproj-Qwen2.5-VL-7B-Instruct-f16.gguf",
+    "DeepSeek-R1-Distill-Qwen-7B-Q4_K_M.gguf",
+    "llava-v1.6-mistral-7b.Q4_K_M.gguf",
+    "llava-v1.6-mistral-7b-mmproj-f16.gguf",
+    "moondream2-text-model-f16.gguf",
+    "moondream2-mmproj-f16.gguf",
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "own"),
+    [
+        ("gemma-3-4b-it-Q4_K_M.gguf", ["mmproj-gemma-3-4b-it-f16.gguf"]),
+        (
+            "Qwen2.5-VL-7B-Instruct-UD-Q4_K_XL.gguf",
+            ["mmproj-Qwen2.5-VL-7B-Instruct-f16.gguf", "mmproj-Qwen2.5-VL-7B-Instruct-Q8_0.gguf"],
+        ),
+        ("DeepSeek-R1-Distill-Qwen-7B-Q4_K_M.gguf", []),
+        ("llava-v1.6-mistral-7b.Q4_K_M.gguf", ["llava-v1.6-mistral-7b-mmproj-f16.gguf"]),
+        ("moondream2-text-model-f16.gguf", ["moondream2-mmproj-f16.gguf"]),
+    ],
+)
+def test_each_model_of_a_folder_has_its_own_projectors(model: str, own: list[str]) -> None:
+    assert [each.name for each in own_projectors(model, files(*DOWNLOADS))] == own
+
+
+@pytest.mark.parametrize("name", ["mmproj-F16.gguf", "mmproj-model-f16-4B.gguf", "MMPROJ-other-bf16.GGUF"])
+def test_a_projector_of_no_known_name_may_be_that_of_any(name: str) -> None:
+    for model in ("gemma-3-4b-it-q4_0.gguf", "mistral-7b.gguf"):
+        assert [each.name for each in own_projectors(model, files(name, "gemma-3-4b-it-q4_0.gguf", "mistral-7b.gguf"))]

@@ -15,9 +15,10 @@ import vision_models
 from conftest import Cli
 from PIL import Image as Pillow
 from real_model import plan
-from vision_models import TEMPLATE, pixels
+from small_models import projector_bytes
+from vision_models import TEMPLATE, WIDTH, pixels
 
-from localai import cards, loading
+from localai import cards, gguf, loading, shapes
 from localai.domain.files import InstalledFile, InstalledModel
 from localai.domain.generation import AnswerEnd, GenerationRequest, Image, Message, Sampling
 from localai.engine import library
@@ -208,6 +209,18 @@ def test_which_projector_a_model_has(folder: Path, tmp_path: Path) -> None:
     assert shown.projector_bytes > 0
     assert shown.plan is not None
     assert shown.plan.memory.projector_bytes == shown.projector_bytes
+
+
+def test_a_projector_of_another_model_beside_it_is_not_taken(folder: Path, tmp_path: Path) -> None:
+    model, projector = folder / "llava" / "llava.gguf", folder / "llava" / "mmproj-llava.gguf"
+    for name in ("sees-Q4_0.gguf", "writes-Q4_0.gguf", "mmproj-sees-f16.gguf"):
+        (tmp_path / name).symlink_to(projector if "mmproj" in name else model)
+    (tmp_path / "mmproj-wide-f16.gguf").write_bytes(projector_bytes(999))
+    for name, own in {"sees-Q4_0.gguf": tmp_path / "mmproj-sees-f16.gguf", "writes-Q4_0.gguf": None}.items():
+        assert loading.projector_of(Found(None, tmp_path / name, name)) == own
+    told = gguf.read_header(projector)
+    encoders = replace(told, metadata={**told.metadata, "clip.vision.projection_dim": 768})
+    assert shapes.may_see_for(encoders, WIDTH)  # as LLaVA's say
 
 
 def test_workers_take_no_images(folder: Path) -> None:

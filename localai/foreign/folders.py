@@ -124,7 +124,9 @@ def group(folder: Path, names: list[str], source: str, name: Callable[[Path], st
     for variant in naming.variants(sizes.values()):
         files = tuple(FoundFile(folder / each.name, each.name) for each in variant.files)
         taken |= {each.name for each in files}
-        finds.models.append(FoundModel(name(files[0].path), source, files, beside))
+        own = naming.own_projectors(files[0].name, sizes.values())
+        projectors = tuple(FoundFile(folder / each.name, each.name) for each in own)
+        finds.models.append(FoundModel(name(files[0].path), source, files, projectors))
     for each in names:
         if each in taken or "imatrix" in each.lower():
             continue

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from localai import naming
-from localai.domain.files import RemoteFile
+from localai.domain.files import RemoteFile, Variant
 from localai.errors import UsageError
 from localai.foreign.found import Finds, FoundFile, FoundModel, LeftOut
 
@@ -71,11 +71,13 @@ def _models(snapshot: Path, repo: str, commit: str, source: str, finds: Finds) -
                 finds.left_out.append(LeftOut(path, "its name is not safe"))
             except OSError:
                 finds.left_out.append(LeftOut(path, "it is a link to nothing"))
-    beside = tuple(_found(snapshot, each) for each in naming.projectors(files.values()))
-    return [
-        FoundModel(repo, source, tuple(_found(snapshot, each) for each in variant.files), beside, repo, commit)
-        for variant in naming.variants(files.values())
-    ]
+
+    def model(variant: Variant) -> FoundModel:
+        own = naming.own_projectors(variant.files[0].name, files.values())
+        parts, beside = ([_found(snapshot, each) for each in some] for some in (variant.files, own))
+        return FoundModel(repo, source, tuple(parts), tuple(beside), repo, commit)
+
+    return [model(variant) for variant in naming.variants(files.values())]
 
 
 def _found(snapshot: Path, file: RemoteFile) -> FoundFile:
