@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localai import settings
+from localai import languages, settings
 from localai.errors import LocalaiError, NotFound, UsageError
 
 INPUT = "input"
@@ -67,7 +67,12 @@ class Preset:
     schema: str | None
 
     def text(self, language: str | None = None, environ: Mapping[str, str] = os.environ) -> PresetText:
-        """The preset in `language`, else in the locale's, else in English. Raises UsageError for one it lacks."""
+        """The preset in `language` (`fr`, `fr_FR`, French), else in the locale's, else in English.
+
+        Raises UsageError for one it lacks.
+        """
+        if language is not None and language not in self.texts:
+            language = languages.code_of(language)
         if language is not None and language not in self.texts:
             raise UsageError(
                 f"the preset {self.name} is not written in {language!r}", f"--language takes: {', '.join(self.texts)}"
@@ -182,6 +187,8 @@ def fill(preset: Preset, text: PresetText, given: Mapping[str, str], content: st
     Raises UsageError naming a variable that is missing or that the preset does not have.
     """
     known = [*text.required, *text.variables]
+    folded = {name.casefold(): name for name in known}
+    given = {name if name in known else folded.get(name.casefold(), name): value for name, value in given.items()}
     for name in given:
         if name not in known:
             has = f"its variables are: {', '.join(known)}" if known else "it has none"

@@ -64,8 +64,11 @@ def test_the_locale_chooses_the_language() -> None:
     assert preset.text(None, {"LANG": "fr_FR.UTF-8"}).language == "fr"
     assert preset.text(None, {"LC_ALL": "de_DE", "LANG": "fr_FR"}).language == "en"
     assert preset.text("fr", {"LANG": "en_GB"}).language == "fr"
-    with pytest.raises(UsageError, match="'de'"):
-        preset.text("de")
+    for word in ("FR", "fr_FR", "French", "français"):
+        assert preset.text(word, {"LANG": "en_GB"}).language == "fr"
+    for word in ("de", "German", "nonsense"):
+        with pytest.raises(UsageError):
+            preset.text(word)
 
 
 def test_variables_are_checked() -> None:
@@ -74,6 +77,7 @@ def test_variables_are_checked() -> None:
         presets.fill(preset, preset.text("en"), {}, "hi")
     with pytest.raises(UsageError, match="no variable 'tone'"):
         presets.fill(preset, preset.text("en"), {"language": "French", "tone": "x"}, "hi")
+    assert "into French" in presets.fill(preset, preset.text("en"), {"LANGUAGE": "French"}, "hi").user
     with pytest.raises(UsageError):
         presets.given_variables(["language"])
     assert presets.given_variables(["a=b=c", "d="]) == {"a": "b=c", "d": ""}
@@ -150,9 +154,12 @@ def test_the_commands(in_process: Cli) -> None:
     shown = json.loads(in_process("presets", "show", "mine", "--json", "--language", "en").stdout)
     assert (shown["source"], shown["required"]) == ("user", ["language"])
     assert "{language}" in shown["system"]
-    edited = in_process("presets", "edit", "mine", env={"EDITOR": "true"})
+    edited = in_process("presets", "edit", "mine", env={"EDITOR": "", "VISUAL": ""})
     assert edited.returncode == 2
     assert "terminal" in edited.stderr
+    edited = in_process("presets", "edit", "mine", env={"EDITOR": "sed -i s/translate/render/"})  # needs no terminal
+    assert edited.returncode == 0
+    assert "You render into" in in_process("presets", "show", "mine", "--language", "English").stdout
     assert in_process("presets", "rm", "mine").returncode == 2
     removed = in_process("presets", "rm", "mine", "--yes", "--json")
     assert json.loads(removed.stdout)["removed"] == "mine"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Annotated, Any
 
 import typer
 
-from localai import presets, render
+from localai import languages, presets, render
 from localai.commands.options import JsonFlag, LanguageOption, YesFlag, complete_preset, confirm_removal
 from localai.errors import LocalaiError, UsageError
 from localai.presets import Preset, PresetText
 
 app = typer.Typer(help="Show, make and change prompt presets.", rich_markup_mode=None)
 
+EDITORS = ("sensible-editor", "nano", "vi", "notepad.exe")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="a preset", autocompletion=complete_preset)]
 
@@ -48,7 +50,10 @@ def main(context: typer.Context) -> None:
 def list_presets(language: LanguageOption = None, as_json: JsonFlag = False) -> None:
     """List the presets; show tells each one's variables."""
     damaged: list[str] = []
-    found = [(each, each.text(language if language in each.texts else None)) for each in presets.every(damaged.append)]
+    known = presets.every(damaged.append)
+    if language is not None and not any(language in each.texts for each in known):
+        language = languages.code_of(language)
+    found = [(each, each.text(language if language in each.texts else None)) for each in known]
     for line in damaged:
         render.note(f"warning: {line}")
     if as_json:
@@ -102,9 +107,10 @@ def new(
 @app.command()
 def edit(name: Name) -> None:
     """Open a preset in $VISUAL or $EDITOR. Of a built-in one a copy of your own is made."""
-    command = editor_command()
-    if not (render.is_terminal(sys.stdin) and render.is_terminal(sys.stdout)):
+    command = editor_set()  # which may be a script, and need no terminal
+    if not command and not (render.is_terminal(sys.stdin) and render.is_terminal(sys.stdout)):
         raise UsageError("cannot open an editor: there is no terminal", f"localai presets show {name}")
+    command = command or editor_here()
     if not command:
         raise UsageError("no editor is set", "export EDITOR=nano")
     path = presets.own(name)
@@ -116,13 +122,18 @@ def edit(name: Name) -> None:
     render.note(f"kept in {path}")
 
 
-def editor_command() -> list[str]:
+def editor_set() -> list[str]:
     """The words of $VISUAL or $EDITOR; [] where neither is set. Raises UsageError for a quote without an end."""
     name = "VISUAL" if os.environ.get("VISUAL") else "EDITOR"
     try:
         return shlex.split(os.environ.get(name, ""))
     except ValueError as error:
         raise UsageError(f"{name} cannot be understood: {error}", f"export {name}=nano") from error
+
+
+def editor_here() -> list[str]:
+    """An editor that is installed, where none is set; [] without one."""
+    return [name for name in EDITORS if shutil.which(name)][:1]
 
 
 def open_editor(command: list[str]) -> None:

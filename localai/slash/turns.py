@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import re
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localai import clipboard, render, terminal
-from localai.commands.presets import editor_command, open_editor
+from localai.commands.presets import editor_here, editor_set, open_editor
 from localai.errors import LocalaiError, NotFound, UsageError
 from localai.slash.command import Command
 
 if TYPE_CHECKING:
     from localai.room import Room
 
-EDITORS = ("sensible-editor", "nano", "vi", "notepad.exe")
 _CODE = re.compile(r"^[ \t]*(`{3,}|~{3,})[^\n]*\n(.*?)^[ \t]*\1[ \t]*$", re.MULTILINE | re.DOTALL)
 
 
@@ -57,7 +55,7 @@ def edit(room: Room, argument: str) -> None:
 
 def edited(text: str) -> str:
     """`text` as the user's editor leaves it. Raises UsageError where none can be started, LocalaiError if it fails."""
-    command = editor_command() or [name for name in EDITORS if shutil.which(name)][:1]
+    command = editor_set() or editor_here()
     if not command:
         raise UsageError("no editor is set", "leave with /exit, then: export EDITOR=nano")
     try:
