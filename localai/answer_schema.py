@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from localai.engine import grammar
-from localai.errors import NotFound, SchemaIncomplete, UsageError
+from localai.errors import SchemaIncomplete, UsageError
 
 LARGEST_BYTES = 1_000_000
 
@@ -41,18 +41,19 @@ class AnswerSchema:
             )
 
 
+def from_option(given: str) -> AnswerSchema:
+    """The schema that `--json-schema` gives: JSON itself, else a file of it. Raises NotFound, UsageError."""
+    return from_text(given, "the schema") if given.lstrip()[:1] == "{" else from_file(Path(given))
+
+
 def from_file(path: Path) -> AnswerSchema:
-    """The schema in the file `path`. Raises NotFound, UsageError."""
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(LARGEST_BYTES + 1)
-    except FileNotFoundError as error:
-        raise NotFound(f"there is no file {path}", "--json-schema takes a file that holds a JSON schema") from error
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", "check the file's permissions") from error
+    """The schema in the file `path`; `-` is stdin. Raises NotFound, UsageError."""
+    from localai import documents
+
+    content = documents.content_of(path)
     if len(content) > LARGEST_BYTES:
         raise UsageError(f"{path} is larger than {LARGEST_BYTES:,} bytes", "that is no schema for one answer")
-    return from_text(content.decode("utf-8-sig", "replace"), str(path))
+    return from_text(content.decode(json.detect_encoding(content), "replace"), documents.name_of(path))
 
 
 def from_text(text: str, where: str) -> AnswerSchema:

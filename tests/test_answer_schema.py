@@ -89,6 +89,20 @@ def test_a_file_that_is_no_schema_is_wrong_usage(isolated: Path) -> None:
             answer_schema.from_file(path)
 
 
+def test_a_schema_is_a_file_or_stands_on_the_command_line(in_process: Cli, isolated: Path) -> None:
+    inline = '{"type": "text"}'
+    (isolated / "s.json").write_text(inline, "utf-16")
+    for value, piped in (("s.json", ""), (inline, ""), ("-", inline)):
+        told = in_process("run", "--json-schema", value, "Say it", input=piped)
+        assert (told.returncode, told.stdout) == (2, "")
+        assert "#/type is none of" in told.stderr
+    assert in_process("run", "--json-schema", "none.json", "Say it").returncode == 3
+    assert in_process("run", "--json-schema", ".", "Say it").returncode == 2
+    told = in_process("map", "--json-schema", "-", "{text}", input="a\n")
+    assert told.returncode == 2
+    assert "stdin holds the records" in told.stderr
+
+
 def test_an_answer_is_checked_against_the_whole_schema() -> None:
     held = answer_schema.from_text(json.dumps(CITY), "s.json")
     held.check('{"city": "Paris", "large": true}', cut=False)

@@ -134,7 +134,7 @@ def given_beforehand(
     preset: str | None,
     variable: list[str] | None,
     language: str | None,
-    json_schema: Path | None,
+    json_schema: str | None,
     think: bool | None,
 ) -> Given:
     """What goes with the first question, and the form of the answers. Raises UsageError, NotFound."""

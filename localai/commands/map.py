@@ -78,8 +78,12 @@ ParallelOption = Annotated[
     typer.Option("--parallel", "-j", min=1, max=256, metavar="N", help="Answer so many at once; default: planned."),
 ]
 SchemaOption = Annotated[
-    Path | None,
-    typer.Option("--json-schema", metavar="FILE", help="Each answer is JSON of this schema, or its record fails."),
+    str | None,
+    typer.Option(
+        "--json-schema",
+        metavar="FILE",
+        help="Each answer is JSON of this schema, or its record fails: a file, or the schema itself.",
+    ),
 ]
 SeedOption = Annotated[
     int,
@@ -129,6 +133,8 @@ def map_records(
     options.check_choice("--output", output, OUTPUTS)
     if output == "text" and resume is not None:
         raise UsageError("--resume writes JSON lines, by which it knows what is done", "leave --output text out")
+    if json_schema == "-" and not (file or source):
+        raise UsageError("stdin holds the records", "--json-schema takes a file, or the schema itself")
     if preset is None:
         system = options.setting("system", system)
     limit = options.setting("max_tokens", max_tokens) or LONGEST_ANSWER

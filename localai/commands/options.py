@@ -153,8 +153,12 @@ LanguageOption = Annotated[
     typer.Option("--language", metavar="LANGUAGE", help="The preset's language, en or fr; default: the locale's."),
 ]
 SchemaOption = Annotated[
-    Path | None,
-    typer.Option("--json-schema", metavar="FILE", help="Answer with JSON of this schema, or exit with 8."),
+    str | None,
+    typer.Option(
+        "--json-schema",
+        metavar="FILE",
+        help="Answer with JSON of this schema, or exit with 8: a file, - or the schema itself.",
+    ),
 ]
 FileOption = Annotated[
     list[Path] | None,

@@ -111,7 +111,7 @@ def compose(
     preset: str | None = None,
     variables: Sequence[str] = (),
     language: str | None = None,
-    schema_file: Path | None = None,
+    schema_given: str | None = None,
     files: Sequence[Path] = (),
     pictures: Sequence[Path] = (),
 ) -> Question:
@@ -120,7 +120,7 @@ def compose(
 
     check_for_preset(preset, variables, language)
     chosen = presets.find(preset) if preset is not None else None
-    schema = schema_wanted(schema_file, chosen)
+    schema = schema_wanted(schema_given, chosen)
     if files:
         content = documents.together([documents.read(path) for path in files])
         before, after = "", "\n\n".join(part for part in (asked, piped) if part)
@@ -149,7 +149,7 @@ def compose_for_records(
     preset: str | None,
     variables: Sequence[str],
     language: str | None,
-    schema_file: Path | None,
+    schema_given: str | None,
     limit: int,
     stop: Sequence[str],
     think: bool | None,
@@ -171,7 +171,7 @@ def compose_for_records(
         )
     check_for_preset(preset, variables, language)
     chosen = presets.find(preset) if preset is not None else None
-    held = schema_wanted(schema_file, chosen)
+    held = schema_wanted(schema_given, chosen)
     asking = Asking(
         parsed,
         system,
@@ -188,12 +188,12 @@ def compose_for_records(
     return asking
 
 
-def schema_wanted(file: Path | None, preset: Preset | None) -> AnswerSchema | None:
-    """What the answer must meet: the schema of `file`, else the preset's. Raises UsageError for one that is none."""
-    if file is not None:
-        from localai.answer_schema import from_file
+def schema_wanted(given: str | None, preset: Preset | None) -> AnswerSchema | None:
+    """What the answer must meet: the schema given, else the preset's. Raises UsageError for what is none."""
+    if given is not None:
+        from localai.answer_schema import from_option
 
-        return from_file(file)
+        return from_option(given)
     if preset is not None and preset.schema:
         from localai.answer_schema import from_text
 

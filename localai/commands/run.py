@@ -90,7 +90,7 @@ def run(
     """Answer one prompt, for pipelines. It is the arguments, stdin, or both; the answer is alone on stdout."""
     options.check_choice("--output", output, OUTPUTS)
     options.check_choice("--on-overflow", on_overflow, ON_OVERFLOW)
-    taken = STDIN in (*(file or ()), *(image or ()))
+    taken = json_schema == "-" or STDIN in (*(file or ()), *(image or ()))
     asked, piped = questions.read_prompt(prompt or [], needed=not (preset and (file or image)), reads=not taken)
     hint_at_model(prompt or [], model)
     if preset is None:
