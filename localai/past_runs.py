@@ -25,15 +25,17 @@ from localai.domain.shape import Shape, Weights
 
 LARGEST_BYTES = 512_000  # about 1,000 runs
 LEAST_READ, LEAST_WRITTEN = 64, 16  # tokens under which a speed says little
+MOSTLY = 0.98  # of an answer's tokens were evaluated alone: what is guessed ahead tells nothing of the machine
 _MOST_USED = 20  # the latest runs of a model that correct its predictions
 _SURE_AFTER = 3  # runs
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run. A speed is None where too little was done to tell; `basis` and `calibrated_at` say what predicted it.
+    """One run. A speed is None where there is none; `basis` and `calibrated_at` say what predicted it.
 
-    `expected_*` is what the roofline said, before past runs corrected it into `predicted_*`.
+    `expected_*` is what the roofline said, before past runs corrected it into `predicted_*`. Every run is kept, but not
+    every one tells how fast the machine is: `tells_reading`, `tells_writing`.
     """
 
     at: float
@@ -60,6 +62,31 @@ class Run:
     peak_bytes: int | None
     busy: bool  # other programs had the processor, too: not what the machine can do
     usual: bool  # loaded with llama.cpp's own or tuned settings, which are what is predicted
+    guessed_tokens: int  # of the answer, that were guessed ahead
+    together: bool  # other answers shared the model meanwhile
+
+    @property
+    def tells_reading(self) -> bool:
+        """Whether there is a speed of reading that can be compared with the predicted one."""
+        return self._comparable and self._enough(self.measured_prompt_tps, self.prompt_tokens, LEAST_READ)
+
+    @property
+    def tells_writing(self) -> bool:
+        """Whether there is a speed of writing that can be compared with the predicted one."""
+        comparable = self._comparable and not self.guessed
+        return comparable and self._enough(self.measured_decode_tps, self.answer_tokens, LEAST_WRITTEN)
+
+    @property
+    def guessed(self) -> bool:
+        """Whether so much of the answer was guessed ahead that its speed is not that of writing."""
+        return self.answer_tokens - self.guessed_tokens < MOSTLY * self.answer_tokens
+
+    @property
+    def _comparable(self) -> bool:
+        return self.usual and not self.busy and not self.together
+
+    def _enough(self, speed: float | None, tokens: int, least: int) -> bool:
+        return speed is not None and (tokens >= least or self.command == "bench")  # which is a median of several
 
 
 def kind_of(weights: Weights) -> str:
@@ -145,13 +172,17 @@ def corrections(machine: Machine, calibrated_at: int) -> tuple[Correction, ...]:
     """Measured over expected speed of each model in its latest runs here, predicted by the present calibration."""
     by_model: dict[tuple[str, str, int], list[Run]] = {}
     for each in runs(machine):
-        if each.calibrated_at == calibrated_at and each.usual and not each.busy:
+        if each.calibrated_at == calibrated_at and (each.tells_reading or each.tells_writing):
             by_model.setdefault((each.architecture, each.kind, each.params), []).append(each)
     found = []
     for (architecture, kind, params), all_of_it in by_model.items():
         latest = all_of_it[-_MOST_USED:]
-        decode = _ratios([(each.measured_decode_tps, each.expected_decode_tps) for each in latest])
-        prompt = _ratios([(each.measured_prompt_tps, each.expected_prompt_tps) for each in latest])
+        decode = _ratios(
+            [(each.measured_decode_tps, each.expected_decode_tps) for each in latest if each.tells_writing]
+        )
+        prompt = _ratios(
+            [(each.measured_prompt_tps, each.expected_prompt_tps) for each in latest if each.tells_reading]
+        )
         if decode or prompt:
             found.append(
                 Correction(

@@ -22,7 +22,6 @@ from localai.loading import Prepared
 from localai.past_runs import Run
 
 EVERY_S = 60.0  # a batch and a server keep one run in this time: a thousand a minute would push out all others
-MOSTLY = 0.98  # of an answer's tokens were evaluated alone: what is guessed ahead tells nothing of the machine
 
 
 def predicted(prepared: Prepared, job: Job, corrected: bool = True) -> SpeedRange:
@@ -49,20 +48,18 @@ def predicted(prepared: Prepared, job: Job, corrected: bool = True) -> SpeedRang
     return tuning.adjusted(found, known, plan, job)
 
 
-def keep(prepared: Prepared, end: AnswerEnd, command: str) -> None:
-    """Keep an answer's speeds."""
+def keep(prepared: Prepared, end: AnswerEnd, command: str, together: bool = False) -> None:
+    """Keep an answer's speeds; `together` says that it shared the model with others."""
     usage, timings = end.usage, end.timings
-    read = usage.prompt_tokens - usage.cached_tokens
-    enough_read = read >= past_runs.LEAST_READ
-    alone = usage.completion_tokens - usage.guessed_tokens
-    enough_written = alone >= max(past_runs.LEAST_WRITTEN, MOSTLY * usage.completion_tokens)
     _keep(
         prepared,
         command,
-        Job(read, 0, usage.cached_tokens),
+        Job(usage.prompt_tokens - usage.cached_tokens, 0, usage.cached_tokens),
         Job(0, usage.completion_tokens, usage.prompt_tokens),
-        timings.prompt_tps if enough_read else None,
-        timings.decode_tps if enough_written else None,
+        timings.prompt_tps,
+        timings.decode_tps,
+        usage.guessed_tokens,
+        together,
     )
 
 
@@ -82,7 +79,14 @@ def usual(prepared: Prepared) -> bool:
 
 
 def _keep(
-    prepared: Prepared, command: str, reading: Job, writing: Job, prompt_tps: float | None, decode_tps: float | None
+    prepared: Prepared,
+    command: str,
+    reading: Job,
+    writing: Job,
+    prompt_tps: float | None,
+    decode_tps: float | None,
+    guessed_tokens: int = 0,
+    together: bool = False,
 ) -> None:
     facts, plan = prepared.facts, prepared.plan
     if facts is None or plan.workers or (prompt_tps is None and decode_tps is None):
@@ -117,12 +121,14 @@ def _keep(
                 peak_bytes=past_runs.peak_bytes(),
                 busy=past_runs.busy(speed.cores(facts.machine)),
                 usual=usual(prepared),
+                guessed_tokens=guessed_tokens,
+                together=together,
             )
         )
 
 
 class Recorded(BatchEngine):
-    """An engine whose answers are kept now and then: those that had the model to themselves."""
+    """An engine whose answers are kept now and then, those that had the model to themselves apart from the others."""
 
     def __init__(self, engine: BatchEngine, prepared: Prepared, command: str) -> None:
         self._engine, self._prepared, self._command = engine, prepared, command
@@ -130,7 +136,7 @@ class Recorded(BatchEngine):
         self._changed = threading.Lock()
         self._under_way: set[object] = set()
         self._together: set[object] = set()
-        self._kept_at = -EVERY_S
+        self._kept_at = {True: -EVERY_S, False: -EVERY_S}  # of answers together, and alone
 
     @property
     def closed(self) -> bool:
@@ -144,8 +150,11 @@ class Recorded(BatchEngine):
             try:
                 deliver(event)
             finally:
-                if isinstance(event, AnswerEnd | LocalaiError) and self._ended(this) and isinstance(event, AnswerEnd):
-                    keep(self._prepared, event, self._command)
+                if isinstance(event, AnswerEnd):
+                    if (together := self._ended(this)) is not None:
+                        keep(self._prepared, event, self._command, together)
+                elif isinstance(event, LocalaiError):
+                    self._ended(this, kept=False)
 
         with self._changed:
             self._under_way.add(this)
@@ -154,19 +163,19 @@ class Recorded(BatchEngine):
         try:
             return self._engine.submit(request, heard)
         except BaseException:
-            self._ended(this)
+            self._ended(this, kept=False)
             raise
 
-    def _ended(self, this: object) -> bool:
-        """Take note of an end. Returns whether the answer was alone, and none has been kept for a while."""
+    def _ended(self, this: object, kept: bool = True) -> bool | None:
+        """Take note of an end. Returns whether others shared the model; None where one such was kept a while ago."""
         with self._changed:
-            alone = this not in self._together
+            together = this in self._together
             self._under_way.discard(this)
             self._together.discard(this)
-            due = alone and monotonic() - self._kept_at >= EVERY_S
-            if due:
-                self._kept_at = monotonic()
-            return due
+            if not kept or monotonic() - self._kept_at[together] < EVERY_S:
+                return None
+            self._kept_at[together] = monotonic()
+            return together
 
     def count_tokens(self, messages: Sequence[Message], think: bool | None = None) -> int:
         return self._engine.count_tokens(messages, think)

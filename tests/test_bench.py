@@ -87,6 +87,21 @@ def test_a_run_is_kept_without_its_text(cli: Cli) -> None:
     assert b"elican" not in past_runs.file().read_bytes()
 
 
+def test_the_shortest_run_is_kept_but_teaches_nothing(cli: Cli) -> None:
+    done = cli("run", "-m", str(model_file()), "--max-tokens", "3", "--temperature", "0", "--system", "", "Hi")
+    assert done.returncode == 0, done.stderr
+    (run,) = json.loads(cli("bench", "--history", "--json").stdout)["runs"]
+    assert run["prompt_tokens"] < past_runs.LEAST_READ
+    assert run["answer_tokens"] == 3
+    for what in ("prompt", "decode"):
+        assert run[f"measured_{what}_tps"] > 0
+        assert run[f"predicted_{what}_tps"] > 0
+    shown = cli("bench", "--history").stdout
+    assert "short" in shown or "busy" in shown
+    assert "corrects nothing" in shown
+    assert past_runs.corrections(hardware.detect(), 0) == ()
+
+
 def test_one_answer_of_a_map_is_kept(cli: Cli) -> None:
     asked = "Tell me about pelicans. " * 12 + "{text}"
     how = ("--max-tokens", "24", "--temperature", "0", "--parallel", "1")
@@ -113,18 +128,19 @@ class Held(BatchEngine):
 @pytest.mark.parametrize(
     ("sequences", "order", "kept"),
     [
-        (8, "s e s e", 1),  # the second comes too soon after
-        (8, "s s e e", 0),  # they shared the model
-        (1, "s s e e", 1),  # the second waited
-        (8, "s s e e s e", 1),
-        (8, "s s x e s e", 1),
+        (8, "s e s e", [False]),  # the second comes too soon after
+        (8, "s s e e", [True]),  # they shared the model
+        (1, "s s e e", [False]),  # the second waited
+        (8, "s s e e s e", [True, False]),
+        (8, "s s x e s e", [True, False]),
+        (8, "s x s e", [False]),
     ],
 )
-def test_answers_that_had_the_model_to_themselves_are_kept(
-    sequences: int, order: str, kept: int, monkeypatch: pytest.MonkeyPatch
+def test_answers_that_had_the_model_to_themselves_are_kept_apart(
+    sequences: int, order: str, kept: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard: list[str] = []
-    monkeypatch.setattr(recording, "keep", lambda prepared, end, command: heard.append(command))
+    heard: list[bool] = []
+    monkeypatch.setattr(recording, "keep", lambda prepared, end, command, together: heard.append(together))
     prepared = loading.prepare(library.find(str(model_file())), LoadOptions(), 512, sequences)
     engine = Held()
     recorded = recording.Recorded(engine, prepared, "serve")
@@ -134,7 +150,7 @@ def test_answers_that_had_the_model_to_themselves_are_kept(
             recorded.submit(GenerationRequest((Message("user", "hi"),), Sampling()), lambda event: None)
         else:
             engine.delivers.pop(0)(end if step == "e" else EngineError("broken", "mend it"))
-    assert heard == ["serve"] * kept
+    assert heard == kept
 
 
 def test_nothing_is_kept_yet(cli: Cli) -> None:

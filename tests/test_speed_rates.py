@@ -349,7 +349,7 @@ def run(measured: float, said: float = 100.0, **more: object) -> Run:
         "predicted_prompt_tps": None, "measured_prompt_tps": None, "predicted_decode_tps": said,
         "measured_decode_tps": measured, "expected_prompt_tps": None, "expected_decode_tps": said,
         "basis": "calibrated", "calibrated_at": 1, "predicted_bytes": 1, "peak_bytes": 2, "busy": False,
-        "usual": True, **more,
+        "usual": True, "guessed_tokens": 0, "together": False, **more,
     }  # fmt: skip
     return Run(**values)  # type: ignore[arg-type]
 
@@ -364,6 +364,10 @@ def test_past_runs_correct_the_next_prediction(
         past_runs.keep(run(measured, params=shape.params))
     past_runs.keep(run(10, params=shape.params, busy=True))
     past_runs.keep(run(10, params=shape.params, calibrated_at=7))
+    past_runs.keep(run(10, params=shape.params, usual=False))
+    past_runs.keep(run(10, params=shape.params, together=True))
+    past_runs.keep(run(10, params=shape.params, guessed_tokens=50))
+    past_runs.keep(run(10, params=shape.params, answer_tokens=15))
     raw = speed.decode_speed(shape, weights, machine)
     learnt = calibrated(corrections=past_runs.corrections(machine, 1))
     found = speed.decode_speed(shape, weights, learnt)

@@ -218,8 +218,10 @@ def show_history(model: str | None, limit: int, as_json: bool) -> None:
     render.out(render.columns(headers, [history_row(each) for each in reversed(found)], right=(3, 4, 5, 6, 7)))
     render.out()
     render.out("Tokens per second. Past runs correct the next predictions for their model and its kind.")
-    if any(each.busy for each in found):
-        render.out("busy: other programs had the processor, too; that run corrects nothing.")
+    marks = {mark(each) for each in found}
+    for name, means in MARKS.items():
+        if name in marks:
+            render.out(f"{name}: {means}; it corrects nothing.")
 
 
 def runs_of(model: str, runs: Sequence[Run]) -> Sequence[Run]:
@@ -240,6 +242,26 @@ def runs_of(model: str, runs: Sequence[Run]) -> Sequence[Run]:
         return found
 
 
+MARKS = {
+    "busy": "other programs had the processor, too",
+    "shared": "other answers had the model, too",
+    "other": "settings that somebody asked for, or that memory forced",
+    "guessed": "much of the answer was guessed ahead",
+    "short": "too little was read and written to tell",
+}
+
+
+def mark(run: Run) -> str:
+    """Why a run says nothing of how fast the machine is, as one of `MARKS`; "" where it does."""
+    if run.busy or run.together:
+        return "busy" if run.busy else "shared"
+    if not run.usual:
+        return "other"
+    if run.tells_reading or run.tells_writing:
+        return ""
+    return "guessed" if run.guessed else "short"
+
+
 def history_row(run: Run) -> tuple[str, ...]:
     from datetime import datetime
 
@@ -255,5 +277,5 @@ def history_row(run: Run) -> tuple[str, ...]:
         speed(run.predicted_prompt_tps if run.measured_prompt_tps is not None else None),
         speed(run.measured_decode_tps),
         speed(run.predicted_decode_tps if run.measured_decode_tps is not None else None),
-        "busy" if run.busy else "",
+        mark(run),
     )
