@@ -47,13 +47,9 @@ class Recommendation:
     languages: tuple[str, ...]  # that it is known to speak
     warnings: tuple[str, ...]
     starter: bool
+    at_ease: bool  # with memory to spare, as fast as the task wants it, or as anything here is (see `_at_ease`)
+    bearable: bool  # the same for one who has some patience
     score: Score
-
-    @property
-    def at_ease(self) -> bool:
-        """Whether it runs with memory to spare and as fast as the task wants it."""
-        factors = {factor.name: factor.value for factor in self.score.factors}
-        return factors["ease"] == 1 and factors["speed"] >= 1 and factors["context"] == 1
 
 
 def rank(
@@ -69,23 +65,35 @@ def rank(
 ) -> tuple[Recommendation, ...]:
     """The best rows, one a model, within the machine's tier; nothing that does not fit, and the best light one marked.
 
-    `min_speed` is tokens per second of writing, `context` tokens that must fit, `language` a code or a name. Raises
-    UsageError for an unknown task or language.
+    One at least runs at ease, if need be with a model that is small for the task. `min_speed` is tokens per second of
+    writing, `context` tokens that must fit, `language` a code or a name. Raises UsageError for an unknown task or
+    language.
     """
     check(task, language)
     name = task or "chat"
     tier = tiers.tier(machine)
     generation = generations(models)
     spoken = None if language is None else languages.code_of(language)
-    rows = []
-    for model in models:
-        if name not in tasks_of(model) or not _within(model, machine, tier):
-            continue
-        row = _best_row(model, machine, name, context, spoken, allow_low_bit, generation[model.id])
-        if row is not None and (min_speed is None or _decode(row) >= min_speed):
-            rows.append(row)
-    rows.sort(key=lambda row: (-row.score.total, row.model))
+
+    def rows_of(of: Iterable[CatalogModel], small: bool = False) -> list[Recommendation]:
+        rows = []
+        for model in of:
+            row = _best_row(model, machine, name, context, spoken, allow_low_bit, generation[model.id], small)
+            if row is not None and (min_speed is None or _decode(row) >= min_speed):
+                rows.append(row)
+        return sorted(rows, key=_place)
+
+    within = [model for model in models if _within(model, machine, tier)]
+    rows = _at_ease(rows_of(model for model in within if name in tasks_of(model)), name)
+    if not any(row.at_ease for row in rows):
+        small = [row for row in rows_of((each for each in within if name in _in_a_pinch(each)), True) if row.bearable]
+        best = max(small, key=lambda row: row.score.value("quality"), default=None)
+        rows = sorted([*rows, *_at_ease([best] if best else [], name)], key=_place)
     return tuple(_numbered(rows, limit))
+
+
+def _place(row: Recommendation) -> tuple[float, str]:
+    return -row.score.total, row.model
 
 
 def check(task: str | None, language: str | None) -> None:
@@ -107,17 +115,34 @@ def tasks_of(model: CatalogModel) -> tuple[str, ...]:
     if model.embedding_only:
         return ("embedding",)
     size = effective_params_b(model)
-    fit = {
-        "chat": True,
+    large_enough = {
         "writing": size >= 1,
         "summary": size >= 1,
-        "translation": size >= 2.5 and (model.french is not False or len(model.languages) > 2),
+        "translation": size >= 2.5,
         "code": "code" in model.capabilities or size >= 7,
+        "document": size >= 2.5,
+    }
+    return tuple(task for task in _able(model) if large_enough.get(task, True))
+
+
+def _able(model: CatalogModel) -> tuple[str, ...]:
+    """The tasks that a model that writes is fit for if it is large enough."""
+    fit = {
+        "chat": True,
+        "writing": True,
+        "summary": True,
+        "translation": model.french is not False or len(model.languages) > 2,
+        "code": True,
         "reasoning": "reasoning" in model.capabilities,
         "vision": "vision" in model.capabilities,
-        "document": size >= 2.5 and (model.context_length or 0) >= TASKS["document"].context,
+        "document": (model.context_length or 0) >= TASKS["document"].context,
     }
     return tuple(task for task, able in fit.items() if able)
+
+
+def _in_a_pinch(model: CatalogModel) -> set[str]:
+    """The tasks that a model is too small for, and would do somehow."""
+    return set() if model.embedding_only else {*_able(model)} - {*tasks_of(model)}
 
 
 def choose_variant(
@@ -181,6 +206,7 @@ def _best_row(
     language: str | None,
     allow_low_bit: bool,
     years: float,
+    small: bool,
 ) -> Recommendation | None:
     wants = TASKS[task]
     if context is not None and context > (model.context_length or 0):  # one of unknown length promises none
@@ -212,8 +238,12 @@ def _best_row(
             years=years,
             asked_context=context,
             language=language,
+            small=small,
         )
-        rows.append(_row(model, file, weights.total_bytes, pictures, plan, found))
+        warnings = (*plan.warnings, *([f"smaller than {task} asks for: expect mistakes"] if small else []))
+        row = _row(model, file, weights.total_bytes, pictures, replace(plan, warnings=warnings), found)
+        bearable = scoring.speed(plan, scoring.patient(wants), scoring.thinking_takes(model, task)) >= 1
+        rows.append(replace(row, bearable=bearable and _has_room(found)))
 
     def value(row: Recommendation) -> tuple[float, int]:
         return row.score.total, -row.download_bytes
@@ -257,8 +287,23 @@ def _row(
         languages=scoring.spoken(model),
         warnings=plan.warnings,
         starter=False,
+        at_ease=_has_room(score) and score.value("speed") >= 1,
+        bearable=False,
         score=score,
     )
+
+
+def _has_room(score: Score) -> bool:
+    """Whether there is memory to spare, and the context that the task wants."""
+    return score.value("ease") == score.value("context") == 1
+
+
+def _at_ease(rows: list[Recommendation], task: str) -> list[Recommendation]:
+    """The rows as they are where one of them runs at ease; else those do that only take some patience, and say so."""
+    if any(row.at_ease for row in rows):
+        return rows
+    slow = f"takes some patience: on such a machine nothing fit for {task} is as fast as {task} asks for"
+    return [replace(row, at_ease=True, warnings=(*row.warnings, slow)) if row.bearable else row for row in rows]
 
 
 def _numbered(rows: Sequence[Recommendation], limit: int) -> Iterable[Recommendation]:

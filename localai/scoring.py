@@ -22,8 +22,8 @@ class Task:
     context: int
 
 
-# People read 5 to 8 tokens per second; code is skimmed, thinking is waited for. What is asked in a chat has some dozens
-# of tokens; a summary waits for its prompt.
+# People read 5 to 8 tokens per second; code is skimmed, thinking is waited for (and counted in, of reasoning). What is
+# asked in a chat has some dozens of tokens; a summary waits for its prompt.
 TASKS = {
     "chat": Task(10, 10, 8192),
     "writing": Task(8, 10, 8192),
@@ -36,6 +36,9 @@ TASKS = {
     "embedding": Task(0, 100, 2048),
 }
 _THINKING_TAKES = 1.5  # a model that thinks before it answers writes that much more
+# What one who has some patience asks of a machine that has nothing quicker: writing as fast as people read, and some
+# dozens of tokens read in some seconds.
+_PATIENT_DECODE_TPS, _PATIENT_PROMPT_TPS = 5.0, 10.0
 _OWN_CAPABILITY = {"code": "code", "reasoning": "reasoning", "vision": "vision", "embedding": "embedding"}
 
 # Of a model without a published score: points by the effective billions of parameters and the years since the start of
@@ -67,6 +70,9 @@ class Score:
     def total(self) -> float:
         return math.prod(factor.value for factor in self.factors)
 
+    def value(self, name: str) -> float:
+        return next(factor.value for factor in self.factors if factor.name == name)
+
 
 def score(
     model: CatalogModel,
@@ -78,10 +84,12 @@ def score(
     years: float,
     asked_context: int | None,
     language: str | None,
+    small: bool = False,
 ) -> Score:
     """The factors of a model of the catalog at a quantization, planned for a machine, for a kind of work.
 
-    `years` is when it came out, counted from the start of 2024; `language` a code of ISO 639-1.
+    `years` is when it came out, counted from the start of 2024; `language` a code of ISO 639-1; `small` says that the
+    model is smaller than the work asks for.
     """
     wants = TASKS[task]
     factors = [
@@ -90,7 +98,7 @@ def score(
         _speed_factor(model, plan, wants, task),
         _context(plan, wants, task, asked_context),
         _ease_factor(plan),
-        _suits(model, task),
+        Factor("suits", 0.5, f"smaller than {task} asks for") if small else _suits(model, task),
     ]
     if language is not None:
         factors.append(_speaks(model, language))
@@ -136,8 +144,19 @@ def _kept(quant: str, trained_for: bool) -> Factor:
     return Factor("kept", kept, f"{quant}{made} leaves {kept:.1%} of it")
 
 
+def thinking_takes(model: CatalogModel, task: str) -> float:
+    """How many times as much a model writes for an answer as the task counts on."""
+    return _THINKING_TAKES if "reasoning" in model.capabilities and task != "reasoning" else 1.0
+
+
+def patient(wants: Task) -> Task:
+    """The same kind of work, of a machine that is not so fast as that wants it."""
+    slow = min(wants.decode_tps, _PATIENT_DECODE_TPS), min(wants.prompt_tps, _PATIENT_PROMPT_TPS)
+    return Task(*slow, wants.context)
+
+
 def _speed_factor(model: CatalogModel, plan: Plan, wants: Task, task: str) -> Factor:
-    thinks = _THINKING_TAKES if "reasoning" in model.capabilities else 1.0
+    thinks = thinking_takes(model, task)
     said = []
     if plan.decode_tps and wants.decode_tps:
         more = f" ({wants.decode_tps:g} × {thinks:g}: it thinks first)" if thinks > 1 else ""

@@ -85,7 +85,8 @@ def task_text(task: str, rows: tuple[Recommendation, ...]) -> str:
         return f"{task}: nothing fits"
     row = rows[0]
     done = f"reads {speed(row.prompt_tps)}" if task == "embedding" else speed(row.decode_tps)
-    return f"{task}: {row.name} {row.quantization} ({done} tokens/s)"
+    small = "" if task in row.tasks else ", small for it"
+    return f"{task}: {row.name} {row.quantization} ({done} tokens/s{small})"
 
 
 def main() -> int:

@@ -236,38 +236,13 @@ def show_recommendations(
     elsewhere: bool,
     language: str,
 ) -> None:
-    """The table, and under it what the marks mean and what to type next. How fast a prompt is read stands there where
-    the width allows it, and for embeddings instead of the other speed: their models write nothing.
-    """
-    reads = rows[0].tasks == ("embedding",)
+    """The table, and under it what the marks mean and what to type next."""
     render.out(render.facts([("Tier", f"{tier.size} models: {'; '.join(tier.tasks)}")]))
     for note in machine.notes:
         render.out(render.facts([("Note", note)]))
     render.out()
-    table = []
-    for row in rows:
-        marks = ("*" if row.starter else "") + ("+" if (row.model, row.quantization) in installed else "")
-        marks += "^" if language in row.languages else ""
-        table.append(
-            (
-                str(row.rank),
-                row.model + marks,
-                row.quantization,
-                render.size(row.download_bytes),
-                render.memory(row.memory.total_bytes),
-                f"{row.context:,}",
-                str(row.placement),
-                *(() if reads else (speed_text(row.decode_tps),)),
-                speed_text(row.prompt_tps),
-            )
-        )
-    headers = ["", "MODEL", "QUANT", "DOWNLOAD", "MEMORY", "CONTEXT", "ON", "READS/S"]
-    if not reads:
-        headers.insert(-1, "TOKENS/S")
-    text = render.columns(headers, table, right=(0, 3, 4, 5, 7, 8))
-    if not reads and max(map(render.cells, text.split("\n"))) > render.width():
-        text = render.columns(headers[:-1], [row[:-1] for row in table], right=(0, 3, 4, 5, 7))
-    render.out(text)
+    reads = rows[0].tasks == ("embedding",)
+    render.out(recommendation_table(rows, installed, language, reads))
     render.out()
     if any(row.starter for row in rows):
         render.out("* a light one to start with")
@@ -277,7 +252,7 @@ def show_recommendations(
         render.out(f"^ made to speak {name_of(language)}")
     for warning in dict.fromkeys(warning for row in rows for warning in row.warnings):
         ranks = ", ".join(str(row.rank) for row in rows if warning in row.warnings)
-        render.out(f"! {ranks}: {warning}")
+        render.out(render.paragraph(f"! {ranks}: {warning}", indent="  "))
     if not any(row.at_ease for row in rows):
         render.out("! none of these runs at ease there" if elsewhere else "! none of these runs at ease here")
     if (shown := rows[0].prompt_tps if reads else rows[0].decode_tps) is not None:
@@ -286,6 +261,47 @@ def show_recommendations(
         if not (elsewhere or machine.experience.calibration):
             render.out("localai bench --calibrate narrows them.")
     render.out(f"Next{', on that machine' if elsewhere else ''}: localai pull {rows[0].model}")
+
+
+# What a row says that can be done without where the terminal is narrow, in this order.
+_LESS_NEEDED = ("READS/S", "CONTEXT", "ON", "DOWNLOAD")
+
+
+def recommendation_table(
+    rows: tuple[Recommendation, ...], installed: set[tuple[str, str]], language: str, reads: bool
+) -> str:
+    """The rows in as many columns as the terminal has room for. Models that write nothing (`reads`) are told by how
+    fast they read.
+    """
+    columns = {
+        "": [str(row.rank) for row in rows],
+        "MODEL": [
+            row.model
+            + ("*" if row.starter else "")
+            + ("+" if (row.model, row.quantization) in installed else "")
+            + ("^" if language in row.languages else "")
+            for row in rows
+        ],
+        "QUANT": [row.quantization for row in rows],
+        "DOWNLOAD": [render.size(row.download_bytes) for row in rows],
+        "MEMORY": [render.memory(row.memory.total_bytes) for row in rows],
+        "CONTEXT": [f"{row.context:,}" for row in rows],
+        "ON": [str(row.placement) for row in rows],
+        "TOKENS/S": [speed_text(row.decode_tps) for row in rows],
+        "READS/S": [speed_text(row.prompt_tps) for row in rows],
+    }
+    if reads:
+        del columns["TOKENS/S"]
+    left = ("MODEL", "QUANT", "ON")
+
+    def table() -> str:
+        right = [number for number, name in enumerate(columns) if name not in left]
+        return render.columns(tuple(columns), list(zip(*columns.values(), strict=True)), right)
+
+    for name in _LESS_NEEDED:
+        if max(map(render.cells, table().split("\n"))) > render.width() and not (reads and name == "READS/S"):
+            del columns[name]
+    return table()
 
 
 def explain_rows(rows: tuple[Recommendation, ...]) -> None:

@@ -33,7 +33,7 @@ from localai.render.streams import (
     use_tolerant_streams,
     width,
 )
-from localai.render.text import cells, columns, count, duration, facts, local_time, memory, safe, size
+from localai.render.text import cells, columns, count, duration, facts, local_time, memory, paragraph, safe, size
 
 __all__ = [
     "AnswerStream",
@@ -65,6 +65,7 @@ __all__ = [
     "memory",
     "note",
     "out",
+    "paragraph",
     "plain",
     "plain_line",
     "read_line",

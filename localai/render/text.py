@@ -114,6 +114,12 @@ def facts(pairs: Iterable[tuple[str, str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def paragraph(text: str, indent: str = "") -> str:
+    """Text folded to the terminal's width, the lines after the first indented."""
+    first, *rest = _wrapped(safe(text), width()) or [""]
+    return "\n".join([first, *(indent + line for line in _wrapped(" ".join(rest), width() - len(indent)))])
+
+
 def _wrapped(text: str, columns: int) -> list[str]:
     import textwrap
 
