@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from localai import aliases, catalog, estimate, gguf, hardware, library, naming, quantization, shapes, sizes
+from localai import aliases, catalog, estimate, gguf, hardware, library, naming, quantization, shapes, sizes, threads
 from localai.buffers import UBATCH
 from localai.domain.files import InstalledModel
 from localai.domain.machine import Machine
@@ -63,9 +63,24 @@ class Card:
     instead: Alternatives | None = None  # where nothing of it fits as it was asked for
 
     @property
+    def best(self) -> CardVariant | None:
+        """The one file that the card is of, the file that is here for one; of a repository the variant that `pull`
+        takes, or one of fewer bits where only such a one fits.
+        """
+        from localai import recommend
+
+        if len(self.variants) == 1 or self.path is not None:
+            return self.variants[0]
+        planned = [(each, each.plan) for each in self.variants if each.plan is not None]
+        enough = [pair for pair in planned if not quantization.is_low_bit(pair[0].quantization)]
+        if not any(plan.fits for _, plan in enough):
+            enough = [pair for pair in planned if pair[1].fits] or enough
+        return recommend.best_of(enough or planned)[0] if planned else None
+
+    @property
     def plan(self) -> Plan | None:
-        """The plan of the one file that the card is of; the file that is here comes first of the variants."""
-        return self.variants[0].plan if len(self.variants) == 1 or self.path is not None else None
+        """How that one would run here."""
+        return self.best.plan if self.best else None
 
 
 def size_note(params: int) -> str | None:
@@ -75,10 +90,16 @@ def size_note(params: int) -> str | None:
     return "a very small model: good for trying things out, often wrong"
 
 
-def card(name: str, context: int | None = None, kv_type: str | None = None) -> Card:
+def card(
+    name: str,
+    context: int | None = None,
+    kv_type: str | None = None,
+    on_retry: Callable[[str], None] = lambda line: None,
+) -> Card:
     """The card of an installed model, a .gguf file, or a model of the Hub.
 
-    A connection is opened for the last, and to list what else the repository of an installed one holds.
+    A connection is opened for the last, and to list what else the repository of an installed one holds. `on_retry` is
+    told why the Hub is asked again, one line each.
 
     Where the Hub cannot be asked, a model of the catalog is described by the catalog's facts, with a `warning`.
     Raises NotFound for a name that is none of these, EngineError for a file that is no model, NetworkError and
@@ -97,12 +118,14 @@ def card(name: str, context: int | None = None, kv_type: str | None = None) -> C
         return from_header(found, context, kv_type, beside=_repository(name) if of_hub else None)
     from localai import remote
 
+    asked = threads.Later(lambda: remote.model(wanted, on_retry))
+    machine = hardware.detect()  # meanwhile
     try:
-        return from_hub(wanted, remote.model(wanted), context, kv_type)
+        return from_hub(wanted, asked.result(), machine, context, kv_type)
     except (NetworkError, AccessDenied) as error:
         if wanted.known is None:
             raise
-        return replace(from_catalog(wanted.known, wanted.selector, context, kv_type), warning=_instead(error))
+        return replace(from_catalog(wanted.known, wanted.selector, context, kv_type, machine), warning=_instead(error))
 
 
 def _repository(name: str) -> library.Meaning | None:
@@ -181,9 +204,11 @@ def _instead_of(
     )
 
 
-def from_hub(wanted: library.Meaning, found: remote.RemoteModel, context: int | None, kv_type: str | None) -> Card:
+def from_hub(
+    wanted: library.Meaning, found: remote.RemoteModel, machine: Machine, context: int | None, kv_type: str | None
+) -> Card:
     """The card of a model on the Hub: one variant's header was read, the others go by their sizes."""
-    machine, facts, known = hardware.detect(), shapes.card(found.header), wanted.known
+    facts, known = shapes.card(found.header), wanted.known
     variants = []
     pictures = found.repository.projector_bytes
     planned = partial(_planned, found.shape, machine, pictures, context=context, kv_type=kv_type)

@@ -44,7 +44,10 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a GGUF file says of itself. Of a sharded model: the first shard's metadata, every shard's tensors."""
+    """What a GGUF file says of itself. Of a sharded model: the first shard's metadata, every shard's tensors.
+
+    `vocabulary_at` are the bytes of the (first) file, from and up to, of each key that is about the vocabulary.
+    """
 
     version: int
     metadata: Mapping[str, Value]
@@ -52,6 +55,7 @@ class Header:
     alignment: int
     data_offset: int
     file_size: int
+    vocabulary_at: tuple[tuple[int, int], ...] = ()
 
     def text(self, key: str) -> str | None:
         """The text that the key has; None where it has none, or something else."""
@@ -110,11 +114,15 @@ def parse(source: ByteSource, keep: Container[str] = ()) -> Header:
     reader = Reader(source)
     version, tensor_count, key_count = _preamble(reader)
     metadata: dict[str, Value] = {}
+    vocabulary_at = []
     for _ in range(key_count):
+        begin = reader.position
         key = reader.string("a key's name", 65_535)
         if not key or key in metadata:
             raise reader.error(f"the key {shown(key)} is there twice" if key else "a key has no name")
         metadata[key] = reader.value(key, keep)
+        if _is_of_vocabulary(key, metadata[key]):
+            vocabulary_at.append((begin, reader.position))
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or not 0 < alignment <= 2**20 or alignment & (alignment - 1):
         raise reader.error(f"its alignment is {shown(alignment)}, not a power of two")
@@ -126,7 +134,42 @@ def parse(source: ByteSource, keep: Container[str] = ()) -> Header:
             f"{source.name} is cut off: it has {source.size} bytes of the {end} that its header announces",
             "pull it again; what is there already is used",
         )
-    return Header(version, MappingProxyType(metadata), tensors, alignment, data_offset, source.size)
+    found = MappingProxyType(metadata)
+    return Header(version, found, tensors, alignment, data_offset, source.size, tuple(vocabulary_at))
+
+
+_KIND, _TOKENS, _COUNT = "tokenizer.ggml.model", "tokenizer.ggml.tokens", ".vocab_size"
+
+
+def _is_of_vocabulary(key: str, value: Value) -> bool:
+    return key == _KIND or key.endswith(_COUNT) or (key.startswith("tokenizer.") and isinstance(value, Skipped))
+
+
+def without_vocabulary(header: Header, beginning: bytes) -> bytes:
+    """A header as it would be without its vocabulary, of which only the length is told: to llama.cpp, the same model.
+
+    `beginning` are the file's bytes up to its data. What is not longer than a few kB anyway stays as it is.
+    """
+    tokens = header.metadata.get(_TOKENS)
+    if not isinstance(tokens, Skipped) or tokens.kind != "string":
+        return beginning
+    size_key = f"{header.metadata.get('general.architecture')}{_COUNT}"
+    instead = _record(_KIND, STRING, _text(b"none")) + _record(size_key, 4, struct.pack("<I", tokens.length))
+    parts, at = [], 24
+    for begin, end in header.vocabulary_at:
+        parts.append(beginning[at:begin])
+        at = end
+    (keys,) = struct.unpack_from("<Q", beginning, 16)
+    count = struct.pack("<Q", keys - len(header.vocabulary_at) + 2)
+    return b"".join((beginning[:16], count, instead, *parts, beginning[at:]))
+
+
+def _record(key: str, kind: int, value: bytes) -> bytes:
+    return _text(key.encode()) + struct.pack("<I", kind) + value
+
+
+def _text(content: bytes) -> bytes:
+    return struct.pack("<Q", len(content)) + content
 
 
 def parse_beginning(source: ByteSource) -> Header:

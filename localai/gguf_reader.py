@@ -43,7 +43,7 @@ class ByteSource(Protocol):
     size: int
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """Up to `length` bytes from `offset`; fewer only at the end."""
+        """Up to `length` bytes from `offset`; none only at the end."""
         ...
 
 
@@ -125,10 +125,13 @@ class Reader:
             raise self.error("its header is cut off")
         if self.position + length > HEADER_LIMIT:
             raise self.error(f"its header is longer than {HEADER_LIMIT >> 20} MiB")
-        self._start = self.position
-        self._window = self.source.read_at(self.position, max(length, CHUNK))
-        if len(self._window) < length:
-            raise self.error("its header is cut off")
+        window = b""
+        while len(window) < length:
+            more = self.source.read_at(self.position + len(window), max(length - len(window), CHUNK))
+            if not more:
+                raise self.error("its header is cut off")
+            window += more
+        self._start, self._window = self.position, window
 
     def skip(self, length: int) -> None:
         self.position += length

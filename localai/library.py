@@ -127,8 +127,9 @@ def find(text: str | None = None) -> Found:
     """
     if text is None:
         return _default()
-    models = installed()
-    if (path := _path_of(text)) is not None:
+    path = _path_of(text)
+    models = installed(wanted=None if path else _meant(text))
+    if path is not None:
         same = named(str(path), models)
         if same:
             return Found(same[0], same[0].path, same[0].model)
@@ -138,6 +139,11 @@ def find(text: str | None = None) -> Found:
     if chosen := named(text, models):
         return _best_of(chosen)
     raise missing(text, models)
+
+
+def _meant(text: str) -> Meaning | None:
+    """What a MODEL argument names; None for a path that leads nowhere. Raises UsageError for what is no name."""
+    return None if naming.parse(aliases.expand(text)).kind is naming.Kind.PATH else meaning(text)
 
 
 def named(text: str, models: Iterable[InstalledModel]) -> list[InstalledModel]:

@@ -52,7 +52,8 @@ def header_files(paths: Sequence[Path]) -> tuple[HeaderFile, ...]:
     """The files of a model that is here, as the oracle takes them. Raises NotFound or EngineError."""
     headers = [gguf.read_header(path) for path in paths]
     return tuple(
-        HeaderFile(path, header.data_offset, header.file_size) for path, header in zip(paths, headers, strict=True)
+        HeaderFile(path, header.data_offset, header.file_size, header)
+        for path, header in zip(paths, headers, strict=True)
     )
 
 

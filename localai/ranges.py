@@ -9,24 +9,34 @@ import hashlib
 import http.client
 import os
 import re
+import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from localai import gguf, gguf_reader, hub_client, hub_errors, settings
+from localai import gguf, gguf_reader, hub_client, hub_errors, settings, threads
 from localai.domain.files import RemoteFile
 from localai.domain.units import MIB
 from localai.errors import EngineError, LocalaiError, NetworkError
 from localai.source import BROKEN, Connection, Pace, Retryable, Source, reason_of
 
-# Bytes asked for at once: what a vocabulary takes is not known beforehand, and what is fetched beyond it is lost.
-# Headers of 150,000 tokens have 6 MB (3 requests, 7 MiB), of 260,000 up to 16.
+# Bytes asked for at once. What a vocabulary takes is not known beforehand, and what is fetched beyond it is lost; but
+# how many tokens it has stands before it, and tells about how much. Headers of 150,000 tokens have 6 MB (2 requests),
+# of 260,000 up to 16.
 WINDOWS = (1 * MIB, 2 * MIB, 4 * MIB)
+_TOKENIZER = b"tokenizer.ggml.model" + struct.pack("<I", gguf_reader.STRING)
+_TOKENS = b"tokenizer.ggml.tokens" + struct.pack("<II", gguf_reader.ARRAY, gguf_reader.STRING)
+# Bytes of a header for each of its tokens: with merges 39 in Qwen3's and 61 in Llama 3's, with scores 24 in Gemma 3's.
+_BYTES_PER_TOKEN = {b"gpt2": 41, b"llama": 25}
+_MOST_EXPECTED = 12 * MIB
 BEGINNING = 128 * 1024  # the model's dimensions stand before its vocabulary, within the first 4 to 20 kB
 LATER_SHARD_WINDOW = MIB // 4  # shards after the first have a tensor table and no vocabulary
 FETCH_LIMIT = 64 * MIB  # no header is as long; a hostile one gets no further
+LATER_FETCH_LIMIT = 24 * MIB
+_AT_ONCE = 3  # shards; what hostile ones take of the memory together is under 128 MiB
 CACHE_LIMIT = 256 * MIB
 _TRIES = 3
 _TIMEOUT_S = 15.0
@@ -48,17 +58,31 @@ class RemoteHeader:
     header_bytes: tuple[int, ...]
 
 
-def read_model(repo: str, commit: str, files: Sequence[RemoteFile]) -> RemoteHeader:
-    """Read a model's header, all its shards, from the Hub or from what an earlier call kept.
+def read_model(
+    repo: str, commit: str, files: Sequence[RemoteFile], on_retry: Callable[[str], None] = lambda line: None
+) -> RemoteHeader:
+    """Read a model's header, all its shards, some at a time, from the Hub or from what an earlier call kept.
 
-    Raises NetworkError, AccessDenied, NotFound, EngineError for what is no sound GGUF, LocalaiError where nothing can
-    be kept on the disk.
+    `on_retry` is told why the Hub is asked again, one line each, from any thread. Raises NetworkError, AccessDenied,
+    NotFound, EngineError for what is no sound GGUF, LocalaiError where nothing can be kept on the disk.
     """
-    headers, kept = [], []
-    for number, file in enumerate(files):
-        path = _kept_path(repo, commit, file.name)
-        headers.append(_kept(path, file) or _fetched(repo, commit, file, path, number))
-        kept.append(path)
+    kept = [_kept_path(repo, commit, file.name) for file in files]
+
+    found: dict[int, gguf.Header] = {}
+    failures: dict[int, Exception] = {}
+
+    def read(number: int) -> None:
+        file, path = files[number], kept[number]
+        try:
+            if not failures:
+                found[number] = _kept(path, file) or _fetched(repo, commit, file, path, number, on_retry)
+        except Exception as error:  # noqa: BLE001 - raised below, where the caller is
+            failures[number] = error
+
+    threads.in_parallel([partial(read, number) for number in range(len(files))], min(_AT_ONCE, len(files)))
+    if failures:
+        raise failures[min(failures)]
+    headers = [found[number] for number in range(len(files))]
     _forget_oldest(kept)
     joined = gguf.join([file.name for file in files], headers)
     return RemoteHeader(joined, tuple(files), tuple(kept), tuple(header.data_offset for header in headers))
@@ -77,7 +101,8 @@ def read_beginning(repo: str, commit: str, file: RemoteFile) -> gguf.Header:
                 content = stream.read(BEGINNING)
             return gguf.parse_beginning(_Kept(file.name, len(content), content))
     with HubFile(repo, commit, file, (BEGINNING,)) as source:
-        content = source.read_at(0, BEGINNING)
+        source.reach(BEGINNING)
+        content = bytes(source.prefix[:BEGINNING])
     header = gguf.parse_beginning(_Kept(file.name, len(content), content))
     with suppress(OSError):
         settings.private_folder(path.parent)
@@ -86,14 +111,27 @@ def read_beginning(repo: str, commit: str, file: RemoteFile) -> gguf.Header:
 
 
 class HubFile:
-    """The beginning of a file on the Hub as far as it was asked for: a `ByteSource`. Use it as a context."""
+    """The beginning of a file on the Hub as far as it was asked for: a `ByteSource`. Use it as a context.
 
-    def __init__(self, repo: str, commit: str, file: RemoteFile, windows: Sequence[int]) -> None:
+    `windows` are the bytes of one request after the other; more than `limit` in all is an EngineError.
+    """
+
+    def __init__(
+        self,
+        repo: str,
+        commit: str,
+        file: RemoteFile,
+        windows: Sequence[int],
+        on_retry: Callable[[str], None] = lambda line: None,
+        limit: int | None = None,
+    ) -> None:
         self.name = file.name.rpartition("/")[2]
         self.size = file.size_bytes
         self.prefix = bytearray()
-        self._windows = windows
-        self._requests = 0
+        self._windows = list(windows)
+        self._expects = True
+        self._on_retry = on_retry
+        self._limit = limit or FETCH_LIMIT
         self._connection = Connection(_TIMEOUT_S)
         self._source = Source(
             hub_client.file_url(repo, commit, file.name),
@@ -109,18 +147,29 @@ class HubFile:
         self._connection.close()
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """Up to `length` bytes from `offset`, fetched where they are not here yet."""
-        end = min(offset + length, self.size)
+        """Up to `length` bytes from `offset`: those that are here, else those that come with the next requests."""
+        self.reach(offset + 1)
+        return bytes(self.prefix[offset : offset + length])
+
+    def reach(self, end: int) -> None:
+        """Fetch what is missing up to `end`, or more."""
+        end = min(end, self.size)
         while len(self.prefix) < end:
-            window = self._windows[min(self._requests, len(self._windows) - 1)]
-            self._grow(min(max(end, len(self.prefix) + window), self.size))
-            self._requests += 1
-        return bytes(self.prefix[offset:end])
+            self._grow(min(max(end, self._next()), self.size))
+
+    def _next(self) -> int:
+        """Where the next request should end: where the header is expected to, else a window further."""
+        here = len(self.prefix)
+        if here and self._expects:
+            self._expects = False
+            if (expected := expected_bytes(self.prefix)) > here:
+                return expected
+        return here + (self._windows.pop(0) if len(self._windows) > 1 else self._windows[0])
 
     def _grow(self, end: int) -> None:
         """Fetch up to `end`; what came of a broken answer is kept."""
-        if end > FETCH_LIMIT:
-            raise EngineError(f"{self.name}: its header is longer than {FETCH_LIMIT >> 20} MiB", gguf_reader.HINT)
+        if end > self._limit:
+            raise EngineError(f"{self.name}: its header is longer than {self._limit >> 20} MiB", gguf_reader.HINT)
         for tried in range(1, _TRIES + 1):
             wait_s = 0.5 * tried
             try:
@@ -131,10 +180,10 @@ class HubFile:
             except BROKEN as error:
                 failure = reason_of(error)
             self._connection.close()
-            if tried < _TRIES and wait_s <= _LONGEST_WAIT_S:
-                time.sleep(wait_s)
-            else:
+            if tried == _TRIES or wait_s > _LONGEST_WAIT_S:
                 break
+            self._on_retry(f"{self.name}: {failure}; asking again in {wait_s:.1f} s ({tried + 1} of {_TRIES})")
+            time.sleep(wait_s)
         raise NetworkError(f"{self.name}: {failure}", "check the network and HF_ENDPOINT, or try again later")
 
     def _take(self, end: int) -> None:
@@ -167,13 +216,25 @@ class HubFile:
         return 0
 
 
-def _fetched(repo: str, commit: str, file: RemoteFile, path: Path, number: int) -> gguf.Header:
+def expected_bytes(beginning: bytes | bytearray) -> int:
+    """About how long a header is that begins like this; 0 where its vocabulary does not tell."""
+    tokens, model = beginning.find(_TOKENS), beginning.find(_TOKENIZER)
+    if tokens < 0 or model < 0 or tokens + len(_TOKENS) + 8 > len(beginning):
+        return 0
+    (count,) = struct.unpack_from("<Q", beginning, tokens + len(_TOKENS))
+    name = bytes(beginning[model + len(_TOKENIZER) + 8 :][:16])
+    each = next((size for kind, size in _BYTES_PER_TOKEN.items() if name.startswith(kind)), 0)
+    return min(tokens + each * int(count), _MOST_EXPECTED) if each else 0
+
+
+def _fetched(
+    repo: str, commit: str, file: RemoteFile, path: Path, number: int, on_retry: Callable[[str], None]
+) -> gguf.Header:
     windows = (LATER_SHARD_WINDOW, *WINDOWS) if number else WINDOWS
-    with HubFile(repo, commit, file, windows) as source:
+    with HubFile(repo, commit, file, windows, on_retry, LATER_FETCH_LIMIT if number else None) as source:
         header = gguf.parse(source)
-        if header.data_offset > len(source.prefix):  # the padding before the data; or a model without tensors
-            source.read_at(0, header.data_offset)
-        content = bytes(source.prefix[: header.data_offset])
+        source.reach(header.data_offset)  # the padding before the data; or a model without tensors
+        content = bytes(memoryview(source.prefix)[: header.data_offset])
     try:
         settings.private_folder(path.parent)
         settings.write_atomically(path, content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 from localai import catalog, estimate, languages, quantization, scoring, sizes, tiers
 from localai.catalog import CatalogFile, CatalogModel
@@ -18,6 +19,16 @@ STARTER_BYTES = 4 * 10**9  # hardware-tiers: to begin with, a light model (under
 _FRAME_TOLERANCE = 1.3  # a tier "up to 3B" also takes the 3.2B–3.8B that are sold as 3B
 _SMALLEST_SPEED = 1.5  # tokens per second under which nobody waits for an answer
 _USUAL_BITS = 9.0  # more than Q8_0 doubles the size for less than 0.1 % of quality
+
+
+class Quantized(Protocol):
+    """What a model has in several quantizations."""
+
+    @property
+    def quantization(self) -> str: ...
+
+
+Q = TypeVar("Q", bound=Quantized)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,20 +168,27 @@ def choose_variant(
         raise NotFound("there is no GGUF file of a model in it", "name a GGUF repository; they often end in -GGUF")
     enough = [each for each in variants if not quantization.is_low_bit(each.quantization)]
     planned = [(each, plan_variant(each, shape, machine, projector_bytes)) for each in enough or variants]
-    fitting = [(each, plan) for each, plan in planned if plan.fits]
-    if not fitting:
-        variant, plan = min(planned, key=lambda pair: pair[0].size_bytes)
+    variant, plan = best_of(planned)
+    if not plan.fits:
         return variant, plan, f"the smallest {'of at least 4 bits' if enough else 'there is'}, but it does not fit here"
-    usual = [pair for pair in fitting if (quantization.bits(pair[0].quantization) or 0) <= _USUAL_BITS]
-    variant, plan = max(usual or fitting, key=lambda pair: _variant_value(*pair))
-    if plan.placement is Placement.SPLIT:
-        whole = [pair for pair in usual or fitting if _stays_whole(pair[1], plan)]
-        variant, plan = max(whole or [(variant, plan)], key=lambda pair: _variant_value(*pair))
     if not enough:
         return variant, plan, "there is none of at least 4 bits: expect more made-up answers"
     if len(planned) == 1:
         return variant, plan, "the only one there is"
     return variant, plan, "the best balance of quality and speed that fits here"
+
+
+def best_of(planned: Sequence[tuple[Q, Plan]]) -> tuple[Q, Plan]:
+    """The best of the variants of one model that fits, by quality kept × speed; else the smallest."""
+    fitting = [(each, plan) for each, plan in planned if plan.fits]
+    if not fitting:
+        return min(planned, key=lambda pair: pair[1].memory.weights_bytes)
+    usual = [pair for pair in fitting if (quantization.bits(pair[0].quantization) or 0) <= _USUAL_BITS]
+    variant, plan = max(usual or fitting, key=lambda pair: _variant_value(*pair))
+    if plan.placement is Placement.SPLIT:
+        whole = [pair for pair in usual or fitting if _stays_whole(pair[1], plan)]
+        variant, plan = max(whole or [(variant, plan)], key=lambda pair: _variant_value(*pair))
+    return variant, plan
 
 
 def plan_variant(variant: Variant, shape: Shape | None, machine: Machine, projector_bytes: int) -> Plan:
@@ -180,9 +198,9 @@ def plan_variant(variant: Variant, shape: Shape | None, machine: Machine, projec
     return estimate.plan(shape, weights, machine, quant=variant.quantization, projector_bytes=projector_bytes)
 
 
-def _variant_value(variant: Variant, plan: Plan) -> tuple[float, int]:
+def _variant_value(variant: Quantized, plan: Plan) -> tuple[float, int]:
     kept = 1 - quantization.loss(variant.quantization)
-    return kept * scoring.speed(plan, TASKS["chat"], 1.0) * scoring.ease(plan), -variant.size_bytes
+    return kept * scoring.speed(plan, TASKS["chat"], 1.0) * scoring.ease(plan), -plan.memory.weights_bytes
 
 
 # -------------------------------------------------------------------------------------------------- the factors

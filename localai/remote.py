@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from localai import gguf, hub, hub_client, hub_errors, library, naming, quantization, ranges, shapes, sizes
@@ -42,20 +42,20 @@ def remote_shape(repo: str, commit: str, files: Sequence[RemoteFile]) -> tuple[S
     return shapes.shape(header), shapes.weights(header)
 
 
-def model(wanted: library.Meaning) -> RemoteModel:
+def model(wanted: library.Meaning, on_retry: Callable[[str], None] = lambda line: None) -> RemoteModel:
     """The model that a name means, on the Hub: all its variants, or the one that the name selects.
 
-    One header is read whole; the others' weights are their size less that header's size. Raises NetworkError (also
-    offline), AccessDenied, NotFound, EngineError.
+    One header is read whole; the others' weights are their size less that header's size. `on_retry` is told why the
+    Hub is asked again, one line each. Raises NetworkError (also offline), AccessDenied, NotFound, EngineError.
     """
     if wanted.repo is None:
         raise library.unknown(wanted.name)
-    found = hub.repository(wanted.repo, wanted.revision)
+    found = hub.repository(wanted.repo, wanted.revision, on_retry)
     variants = _selected(naming.variants(found.files), wanted, found.repo)
     if found.gated and hub_client.token() is None:
         raise hub_errors.gated(found.repo)
     chosen = _representative(variants)
-    remote = ranges.read_model(found.repo, found.commit, chosen.files)
+    remote = ranges.read_model(found.repo, found.commit, chosen.files, on_retry)
     shape, weights = shapes.shape(remote.header), shapes.weights(remote.header)
     beside_bytes = sum(remote.header_bytes)
     tied = not weights.output_bytes
@@ -69,8 +69,10 @@ def model(wanted: library.Meaning) -> RemoteModel:
         measured=measure_for(
             shape,
             [
-                HeaderFile(path, length, file.size_bytes)
-                for path, length, file in zip(remote.kept, remote.header_bytes, remote.files, strict=True)
+                HeaderFile(path, length, file.size_bytes, None if number else remote.header)
+                for number, (path, length, file) in enumerate(
+                    zip(remote.kept, remote.header_bytes, remote.files, strict=True)
+                )
             ],
         ),
     )

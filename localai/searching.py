@@ -6,14 +6,12 @@ file: its dimensions. So many at a time, and an end to the waiting.
 
 from __future__ import annotations
 
-import threading
-import time
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from localai import catalog, hub, hub_client, naming, quantization, ranges, recommend, shapes, sizes
+from localai import catalog, hub, hub_client, naming, quantization, ranges, recommend, shapes, sizes, threads
 from localai.domain.files import Variant
 from localai.domain.machine import Machine
 from localai.domain.plan import Plan
@@ -81,29 +79,8 @@ def search(
         except LocalaiError as error:
             found[at] = _failed(hits[at], error.message)
 
-    _in_parallel([partial(look, at) for at in range(len(hits))])
+    threads.in_parallel([partial(look, at) for at in range(len(hits))], min(AT_ONCE, len(hits)), SECONDS)
     return tuple(each for each in found if each is not None)
-
-
-def _in_parallel(jobs: list[Callable[[], None]]) -> None:
-    """Run the jobs, `AT_ONCE` at a time, and wait for `SECONDS` at most; what still runs then is left behind."""
-    todo = iter(jobs)
-    lock = threading.Lock()
-
-    def work() -> None:
-        while True:
-            with lock:
-                job = next(todo, None)
-            if job is None:
-                return
-            job()
-
-    workers = [threading.Thread(target=work, name="localai-search", daemon=True) for _ in jobs[:AT_ONCE]]
-    for each in workers:
-        each.start()
-    end = time.monotonic() + SECONDS
-    for each in workers:
-        each.join(max(0.0, end - time.monotonic()))
 
 
 def _looked_up(hit: hub.Hit, machine: Machine) -> FoundModel | None:

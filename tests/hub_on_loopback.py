@@ -148,6 +148,11 @@ class HubOnLoopback:
         with self.began:
             return self.began.wait_for(lambda: self.sent >= count, timeout)
 
+    def wait_for_requests(self, count: int, timeout: float = 30) -> bool:
+        """Block until so many requests have come."""
+        with self.began:
+            return self.began.wait_for(lambda: len(self.log) >= count, timeout)
+
     def start(self) -> None:
         self._thread.start()
 
@@ -204,6 +209,8 @@ class _Handler(BaseHTTPRequestHandler):
         )
         with self.hub.lock:
             self.hub.log.append(self.seen)
+        with self.hub.began:
+            self.hub.began.notify_all()
         try:
             self.route()
         except (BrokenPipeError, ConnectionResetError):

@@ -140,6 +140,7 @@ LAYERS = {
         "naming",
         "tensor_types",
         "json_file",
+        "threads",
         "__init__",
     },
 }

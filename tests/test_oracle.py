@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf_files import Typed, gguf_bytes, write
+from gguf_files import Typed, gguf_bytes, sparse, write
 from model_headers import (
     MODELS,
     Model,
@@ -23,6 +23,7 @@ from model_headers import (
     write_sparse,
 )
 from real_model import model_file
+from remote_models import vocabulary
 
 from localai import buffers, estimate, gguf, measuring, shapes
 from localai.domain.units import MIB
@@ -169,6 +170,35 @@ def test_a_real_file_with_its_vocabulary() -> None:
     assert found.weights_bytes == truth.weights_bytes
     assert found.kv_cache_bytes == truth.kv_cache_bytes
     assert found.compute_bytes == pytest.approx(truth.compute_bytes, abs=MIB)
+
+
+@pytest.mark.parametrize("name", ["qwen3-30b-a3b", "deepseek-v2-lite", "gemma-3-4b", "qwen3.5-4b"])
+def test_the_vocabulary_is_left_out_and_changes_nothing(name: str, tmp_path: Path) -> None:
+    """Also where the file says another size of it than it has."""
+    model = named(name)
+    tokens = {"tokenizer.ggml.tokens": vocabulary(model.vocabulary), "tokenizer.ggml.pre": "qwen2"}
+    facts = {**metadata(model), **tokens, f"{model.architecture}.vocab_size": 7, "tokenizer.chat_template": "{{ x }}"}
+    path = sparse(tmp_path, facts, tensors(model, "Q4_K_M"))
+    (given,) = measuring.header_files([path])
+    plain = file_of(write_sparse(tmp_path, model))
+    assert oracle.measure([given], [Setting(4096)]) == oracle.measure([plain], [Setting(4096)])
+    assert given.header is not None
+    lean = gguf.without_vocabulary(given.header, path.read_bytes()[: given.header_bytes])
+    assert len(lean) < 300_000 < given.header_bytes
+    found = gguf.parse(Beginning(lean, given.size_bytes))
+    assert shapes.weights(found) == shapes.weights(given.header)
+    assert found.metadata[f"{model.architecture}.vocab_size"] == model.vocabulary
+    assert found.metadata["tokenizer.chat_template"] == "{{ x }}"
+
+
+class Beginning:
+    """The beginning of a file of that size."""
+
+    def __init__(self, content: bytes, size: int) -> None:
+        self.name, self.size, self.content = "beginning", size, content
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        return self.content[offset : offset + length]
 
 
 # -------------------------------------------------------------------------------------------- what can go wrong

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,8 @@ import random_models
 import typer
 from conftest import CLOSED_PORT
 from gguf_files import Typed, gguf_bytes, size_of
-from hub_on_loopback import COMMIT, HubOnLoopback, running
-from model_headers import metadata, named, tensors
+from hub_on_loopback import COMMIT, Fault, HubOnLoopback, running
+from model_headers import Model, metadata, named, tensors
 from remote_models import Sparse, file_of, vocabulary
 from small_models import model_bytes, projector_bytes
 
@@ -40,6 +41,21 @@ def small(quantization: str = "Q4_K_M") -> Sparse:
     return file_of(named("smollm2-135m"), quantization)
 
 
+def shards(model: Model, count: int) -> dict[str, Sparse]:
+    """A model in Q8_0 with a vocabulary and as many merges, in so many files."""
+    table, files = tensors(model, "Q8_0"), {}
+    for number in range(count):
+        part = table[number * len(table) // count : (number + 1) * len(table) // count]
+        facts = {"split.no": number, "split.count": count, "split.tensors.count": len(table)}
+        tokens = vocabulary(model.vocabulary)
+        words = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.merges": tokens}
+        facts = {**metadata(model), **words, **facts} if number == 0 else facts
+        header = gguf_bytes(facts, part, data=False)
+        size = len(header) + sum(-(-size_of(kind, dims) // 32) * 32 for _, kind, dims in part)
+        files[f"Some-Q8_0-{number + 1:05}-of-{count:05}.gguf"] = Sparse(header, size)
+    return files
+
+
 def moved(hub_server: HubOnLoopback) -> int:
     return sum(seen.sent for seen in hub_server.downloads())
 
@@ -62,6 +78,12 @@ def test_a_30b_model_is_known_from_its_header_alone(loopback: HubOnLoopback) -> 
         assert variant.plan is not None
         assert variant.plan.memory.weights_bytes == pytest.approx(exact, rel=1e-4)
         assert variant.plan.memory.kv_cache_bytes == 768 * MIB
+
+
+def test_the_model_that_is_built_in_is_not_hashed_for_another(loopback: HubOnLoopback, monkeypatch: Any) -> None:
+    loopback.add(REPO, {"Some-Q4_K_M.gguf": small()})
+    monkeypatch.setattr(library.embedded, "find", lambda: pytest.fail("100 MB are hashed at the first time"))
+    assert cards.card(REPO).basis == "header"
 
 
 def test_asking_again_reads_nothing_again(loopback: HubOnLoopback) -> None:
@@ -97,36 +119,21 @@ def test_one_file_has_its_fit_at_the_top(loopback: HubOnLoopback) -> None:
 
 
 def test_every_shard_is_read(loopback: HubOnLoopback) -> None:
-    model = named("smollm2-135m")
-    table = tensors(model, "Q8_0")
-    parts, files = (table[:100], table[100:200], table[200:]), {}
-    for number, part in enumerate(parts):
-        facts = {"split.no": number, "split.count": 3, "split.tensors.count": len(table)}
-        facts = {**metadata(model), "tokenizer.ggml.tokens": vocabulary(49152), **facts} if number == 0 else facts
-        header = gguf_bytes(facts, part, data=False)
-        size = len(header) + sum(-(-size_of(kind, dims) // 32) * 32 for _, kind, dims in part)
-        files[f"big/Some-Q8_0-{number + 1:05}-of-00003.gguf"] = Sparse(header, size)
-    loopback.add(REPO, files)
+    files = shards(named("smollm2-135m"), 3)
+    loopback.add(REPO, {f"big/{name}": file for name, file in files.items()})
     card = cards.card(REPO)
     assert card.variants[0].size_bytes == sum(map(len, files.values()))
     assert card.plan is not None
+    table = tensors(named("smollm2-135m"), "Q8_0")
     assert card.plan.memory.weights_bytes == sum(size_of(kind, dims) for _, kind, dims in table)
-    assert len(loopback.downloads()) == 3
+    assert len(loopback.downloads()) == 4, "the first has a vocabulary"
     assert moved(loopback) < 3 * MIB
 
 
 def test_a_large_model_in_many_shards_moves_little(loopback: HubOnLoopback) -> None:
-    model = named("qwen3-235b-a22b")
-    table, files, count = tensors(model, "Q8_0"), {}, 6
-    for number in range(count):
-        part = table[number * len(table) // count : (number + 1) * len(table) // count]
-        facts = {"split.no": number, "split.count": count, "split.tensors.count": len(table)}
-        tokens = {"tokenizer.ggml.tokens": vocabulary(151936), "tokenizer.ggml.merges": vocabulary(151387)}
-        facts = {**metadata(model), **tokens, **facts} if number == 0 else facts
-        header = gguf_bytes(facts, part, data=False)
-        size = len(header) + sum(-(-size_of(kind, dims) // 32) * 32 for _, kind, dims in part)
-        files[f"Some-Q8_0-{number + 1:05}-of-{count:05}.gguf"] = Sparse(header, size)
-    loopback.add(REPO, files)
+    model, count = named("qwen3-235b-a22b"), 6
+    table = tensors(model, "Q8_0")
+    loopback.add(REPO, shards(model, count))
     card = cards.card(REPO, 8192)
     assert card.plan is not None
     assert card.plan.memory.weights_bytes == sum(size_of(kind, dims) for _, kind, dims in table)
@@ -251,6 +258,58 @@ def test_a_hub_that_stays_broken_is_said_so(
         cards.card(REPO)
 
 
+@pytest.mark.parametrize("where", ["the list", "the bytes"])
+def test_that_the_hub_is_asked_again_is_told(
+    loopback: HubOnLoopback, where: str, in_process: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranges.time, "sleep", lambda seconds: None)
+    loopback.add(REPO, {"Some-Q4_K_M.gguf": small()})
+    if where == "the list":
+        loopback.listing_faults = [Fault(status=503, retry_after="0")]
+    else:
+        loopback.fault(status=503, retry_after="0")
+    done = in_process("show", REPO, "--json")
+    assert (done.returncode, json.loads(done.stdout)["basis"]) == (0, "header")
+    assert "503" in done.stderr
+    assert "asking again in 0.0 s" in done.stderr
+
+
+def test_the_shards_of_a_model_are_read_at_the_same_time(loopback: HubOnLoopback) -> None:
+    """Each request waits until all the shards' are there; one that fails is told of, whichever it is."""
+    files = shards(named("smollm2-135m"), 3)
+    loopback.add(REPO, files)
+    assert loopback.storage is not None
+    gates = [loopback.fault(gate=threading.Event()) for _ in files]
+
+    def open_gates() -> None:
+        assert loopback.storage is not None
+        if loopback.storage.wait_for_requests(len(files)):
+            for gate in gates:
+                assert gate.gate is not None
+                gate.gate.set()
+
+    opener = threading.Thread(target=open_gates)
+    opener.start()
+    assert cards.card(REPO).params_b == pytest.approx(0.1345, abs=0.001)
+    opener.join()
+    second = list(files)[1]
+    loopback.add("somebody/Broken-GGUF", {**files, second: b"no model at all" * 100})
+    with pytest.raises(EngineError, match="00002-of-00003"):
+        cards.card("somebody/Broken-GGUF")
+
+
+@pytest.mark.parametrize(("kind", "each"), [("gpt2", 41), ("llama", 25)])
+def test_how_long_a_header_will_be_is_seen_from_its_vocabulary(kind: str, each: int) -> None:
+    facts = {"tokenizer.ggml.model": kind, "tokenizer.ggml.tokens": vocabulary(100_000)}
+    content = gguf_bytes(facts)
+    at = content.index(b"tokenizer.ggml.tokens")
+    assert ranges.expected_bytes(content[:1000]) == at + each * 100_000
+    assert ranges.expected_bytes(content[: at + 30]) == 0, "the count is cut off"
+    assert ranges.expected_bytes(gguf_bytes({**facts, "tokenizer.ggml.model": "new"})[:1000]) == 0
+    absurd = Typed(9, (8).to_bytes(4, "little") + b"\xff" * 8)
+    assert ranges.expected_bytes(gguf_bytes({**facts, "tokenizer.ggml.tokens": absurd})) <= 12 * MIB
+
+
 def test_a_hostile_header_costs_little(loopback: HubOnLoopback, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranges, "FETCH_LIMIT", 4 * MIB)
     far = Typed(8, (60 * MIB).to_bytes(8, "little"))  # a string of 60 MiB, whose end would have to be read
@@ -336,7 +395,8 @@ def test_the_command(loopback: HubOnLoopback, in_process: Any) -> None:
     loopback.add(REPO, {"Some-Q4_K_M.gguf": small(), "Some-Q8_0.gguf": small("Q8_0")})
     done = in_process("show", REPO, "--context", "2048", "--json")
     shown = json.loads(done.stdout)
-    assert (done.returncode, shown["schema_version"], shown["fit"]) == (0, 1, None)
+    assert (done.returncode, shown["schema_version"], shown["best"]) == (0, 1, "Q8_0")
+    assert shown["fit"] == shown["variants"][1]["fit"], "of a repository, that of what pull takes"
     assert [set(each) >= {"quantization", "file", "size_bytes", "fit"} for each in shown["variants"]] == [True, True]
     one = json.loads(in_process("show", f"{REPO}:Q4_K_M", "--context", "2048", "--json").stdout)
     assert one["fit"]["memory"]["kv_cache_bytes"] == 23040 * 2048

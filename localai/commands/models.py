@@ -121,15 +121,14 @@ def show(
 
     if kv_type is not None:
         check_choice("--kv-type", kv_type, KV_TYPES)
-    card = cards.card(model, context, kv_type)
+    card = cards.card(model, context, kv_type, render.note)
     if card.warning:
         render.note(f"warning: {card.warning}")
     if as_json:
         render.json_object(schema.card(card))
     else:
         show_card(card, model)
-    plans = [card.plan] if card.plan else [each.plan for each in card.variants]
-    if check and not any(plan and plan.fits for plan in plans):
+    if check and not (card.plan and card.plan.fits):
         raise typer.Exit(DoesNotFit.exit_code)
 
 

@@ -49,7 +49,8 @@ def fit(plan: Plan) -> Json:
 
 
 def card(found: Card) -> Json:
-    """`show --json`; `fit` is at the top where the card is of one file."""
+    """`show --json`; the `fit` at the top is that of one file: the one asked for, else of the `best` variant."""
+    best = found.best
     return {
         "model": found.model,
         "name": found.name,
@@ -78,7 +79,8 @@ def card(found: Card) -> Json:
             }
             for each in found.variants
         ],
-        "fit": None if found.plan is None else fit(found.plan),
+        "best": None if best is None else best.quantization,
+        "fit": None if best is None or best.plan is None else fit(best.plan),
     }
 
 
