@@ -217,6 +217,8 @@ def test_tools_that_a_template_leaves_out_or_calls_otherwise_are_told_in_words(
 def test_what_a_template_counts_on_is_there_without_tools_or_documents(renderer: Renderer) -> None:
     source = "{% if tools is not none or documents is not none %}tools!{% endif %}{{ messages[-1].content|tojson }}"
     assert rendered(renderer, source, [Message("user", '"so"')]) == r'"\"so\""'
+    source = "{% for t in tools %}{{ t }}{% endfor %}{{ messages[-1].content }}"  # for conversations with tools alone
+    assert rendered(renderer, source, [HELLO]) == "Hello"
 
 
 def test_content_is_data_and_never_template(renderer: Renderer) -> None:

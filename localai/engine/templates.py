@@ -270,8 +270,9 @@ class ChatTemplate:
             variables["enable_thinking"] = variables["thinking"] = think
         said = sum(len(message.content) for message in messages) + len(str(self._tools))
         said += sum(len(call.arguments) for message in messages for call in message.tool_calls)
+        limit = 2 * said + 1_000_000
         try:
-            text = self._renderer.render(self._source, variables, 2 * said + 1_000_000)
+            text = self._in_either_way(self._source, variables, limit)
         except TemplateEndless:
             self._stalled = True
             self._endless += 1
@@ -280,6 +281,18 @@ class ChatTemplate:
             raise
         self._endless = 0
         return text
+
+    def _in_either_way(self, source: str, variables: dict[str, Any], limit: int) -> str:
+        """Rendered with all variables; where that fails, with those alone that are something."""
+        try:
+            return self._renderer.render(source, variables, limit)
+        except TemplateEndless:
+            raise
+        except TemplateFailed as error:
+            given = {name: value for name, value in variables.items() if value is not None}
+            with contextlib.suppress(TemplateFailed):
+                return self._renderer.render(source, given, limit)
+            raise error
 
     def _content(self, message: Message) -> str | list[dict[str, str]]:
         return [{"type": "text", "text": message.content}] if self._in_parts else message.content
