@@ -17,6 +17,7 @@ from localai.scoring import TASKS, Score, effective_params_b, generations
 
 STARTER_BYTES = 4 * 10**9  # hardware-tiers: to begin with, a light model (under 4 GB)
 _FRAME_TOLERANCE = 1.3  # a tier "up to 3B" also takes the 3.2B–3.8B that are sold as 3B
+_FRAME_BITS = 4.8944  # what the tiers' models are meant at: Q4_K_M
 _SMALLEST_SPEED = 1.5  # tokens per second under which nobody waits for an answer
 _USUAL_BITS = 9.0  # more than Q8_0 doubles the size for less than 0.1 % of quality
 
@@ -76,9 +77,9 @@ def rank(
 ) -> tuple[Recommendation, ...]:
     """The best rows, one a model, within the machine's tier; nothing that does not fit, and the best light one marked.
 
-    One at least runs at ease, if need be with a model that is small for the task. `min_speed` is tokens per second of
-    writing, `context` tokens that must fit, `language` a code or a name. Raises UsageError for an unknown task or
-    language.
+    One at least runs at ease, if need be with a model that is small for the task. With `allow_low_bit` the best of
+    less than 4 bits is among them. `min_speed` is tokens per second of writing, `context` tokens that must fit,
+    `language` a code or a name. Raises UsageError for an unknown task or language.
     """
     check(task, language)
     name = task or "chat"
@@ -89,15 +90,20 @@ def rank(
     def rows_of(of: Iterable[CatalogModel], small: bool = False) -> list[Recommendation]:
         rows = []
         for model in of:
-            row = _best_row(model, machine, name, context, spoken, allow_low_bit, generation[model.id], small)
+            files = [
+                each
+                for each in model.files
+                if (allow_low_bit or not quantization.is_low_bit(each.quantization))
+                and _within(model, machine, tier, each.quantization)
+            ]
+            row = _best_row(model, files, machine, name, context, spoken, generation[model.id], small)
             if row is not None and (min_speed is None or _decode(row) >= min_speed):
                 rows.append(row)
         return sorted(rows, key=_place)
 
-    within = [model for model in models if _within(model, machine, tier)]
-    rows = _at_ease(rows_of(model for model in within if name in tasks_of(model)), name)
+    rows = _at_ease(rows_of(model for model in models if name in tasks_of(model)), name)
     if not any(row.at_ease for row in rows):
-        small = [row for row in rows_of((each for each in within if name in _in_a_pinch(each)), True) if row.bearable]
+        small = [row for row in rows_of((each for each in models if name in _in_a_pinch(each)), True) if row.bearable]
         best = max(small, key=lambda row: row.score.value("quality"), default=None)
         rows = sorted([*rows, *_at_ease([best] if best else [], name)], key=_place)
     return tuple(_numbered(rows, limit))
@@ -206,23 +212,26 @@ def _variant_value(variant: Quantized, plan: Plan) -> tuple[float, int]:
 # -------------------------------------------------------------------------------------------------- the factors
 
 
-def _within(model: CatalogModel, machine: Machine, tier: Tier) -> bool:
+def _within(model: CatalogModel, machine: Machine, tier: Tier, quant: str) -> bool:
     """Whether the tier is for models of that size; of a mixture of experts the active part, memory decides the rest.
 
-    A phone ends what takes most of its memory: there all of the parameters count.
+    A phone ends what takes most of its memory: there all of the parameters count. The tier speaks of 4 bits: of fewer
+    a model may be as much larger.
     """
     whole = tiers.is_phone(machine) or not model.mixture_of_experts
     size = model.params_b if whole else model.active_params_b or model.params_b
+    if quantization.is_low_bit(quant):
+        size *= (quantization.bits(quant) or 0) / _FRAME_BITS
     return size <= tier.max_params_b * _FRAME_TOLERANCE
 
 
 def _best_row(
     model: CatalogModel,
+    files: Sequence[CatalogFile],
     machine: Machine,
     task: str,
     context: int | None,
     language: str | None,
-    allow_low_bit: bool,
     years: float,
     small: bool,
 ) -> Recommendation | None:
@@ -230,7 +239,6 @@ def _best_row(
     if context is not None and context > (model.context_length or 0):  # one of unknown length promises none
         return None
     shape = sizes.shape_from_catalog(model)
-    files = [each for each in model.files if allow_low_bit or not quantization.is_low_bit(each.quantization)]
     usual = [each for each in files if (quantization.bits(each.quantization) or 0) <= _USUAL_BITS]
     pictures = sizes.projector_bytes(model)
     rows = []
@@ -325,13 +333,14 @@ def _at_ease(rows: list[Recommendation], task: str) -> list[Recommendation]:
 
 
 def _numbered(rows: Sequence[Recommendation], limit: int) -> Iterable[Recommendation]:
-    """`limit` rows, ranked: the best of all, the best that runs at ease, the best light one, which is marked, and the
-    next best.
+    """`limit` rows, ranked: the best of all, the best that runs at ease, the best light one, which is marked, the best
+    of less than 4 bits where such are allowed, and the next best.
     """
     light = next((row for row in rows if row.download_bytes < STARTER_BYTES), None)
     easy = next((row for row in rows if row.at_ease), None)
+    low = next((row for row in rows if quantization.is_low_bit(row.quantization)), None)
     first: list[Recommendation] = []
-    for row in (*rows[:1], easy, light, *rows):
+    for row in (*rows[:1], easy, light, low, *rows):
         if row is not None and row not in first and len(first) < limit:
             first.append(row)
     for number, row in enumerate(sorted(first, key=rows.index), 1):

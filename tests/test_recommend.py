@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localai import catalog, estimate, languages, quantization, recommend, scoring, sizes
+from localai import catalog, estimate, languages, quantization, recommend, scoring, sizes, tiers
 from localai.domain.files import RemoteFile, Variant
 from localai.domain.machine import Machine
 from localai.domain.plan import Placement
@@ -142,6 +142,19 @@ def test_the_catalog_has_fewer_bits_for_those_who_ask() -> None:
     low = [row for row in rank(machine, allow_low_bit=True, limit=1000) if quantization.is_low_bit(row.quantization)]
     assert low
     assert all(any("made-up answers" in warning for warning in row.warnings) for row in low)
+
+
+@pytest.mark.parametrize("ram", [8, 16, 24])
+def test_whoever_allows_fewer_bits_is_shown_some(ram: int) -> None:
+    rows = rank(hypothetical(ram), allow_low_bit=True, limit=4)
+    low = [row for row in rows if quantization.is_low_bit(row.quantization)]
+    assert low
+    assert all(any("under 4 bits" in warning for warning in row.warnings) for row in low)
+    assert len(rows) == 4
+    frame = tiers.tier(hypothetical(ram)).max_params_b * 1.3
+    assert all((row.active_params_b or row.params_b) <= frame for row in rows if row not in low)
+    everything = rank(hypothetical(ram), limit=1000)
+    assert not any(quantization.is_low_bit(row.quantization) for row in everything)
 
 
 def test_a_projector_is_downloaded_and_loaded_whatever_the_task() -> None:
