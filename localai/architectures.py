@@ -42,6 +42,34 @@ _WINDOW_PERIOD: dict[str, tuple[int, bool]] = {
 _WINDOW_DEFAULT = {"gemma2": 4096, "exaone-moe": 128, "llama4": 8192}
 _WINDOW_FIXED = {"llama4": 8192, "smallthinker": 4096}
 
+# Whose feed-forward has GELU, which ggml looks up in a table, number by number; others compute SiLU or ReLU.
+_GELU = frozenset(
+    {
+        "bert",
+        "bloom",
+        "codeshell",
+        "falcon",
+        "gemma",
+        "gemma-embedding",
+        "gemma2",
+        "gemma3",
+        "gemma3n",
+        "gemma4",
+        "gpt2",
+        "gptneox",
+        "grok",
+        "jina-bert-v2",
+        "jina-bert-v3",
+        "modern-bert",
+        "mpt",
+        "nomic-bert-moe",
+        "phi2",
+        "starcoder",
+        "starcoder2",
+        "t5",
+        "t5encoder",
+    }
+)
 _RECURRENT = frozenset({"mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"})
 # Hybrids whose layers without KV heads are the recurrent ones.
 _HYBRID_BY_HEADS = frozenset(
@@ -114,6 +142,20 @@ class HeaderReading:
         self.head_count = next((count for count in self.heads if count), 0)
         self.expert_count = self.integer("expert_count")
         self.experts_used = self.per_layer("expert_used_count", 0)
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether the feed-forward's activation is looked up in a table."""
+        return self.architecture in _GELU
+
+    def normed(self, norm: TensorInfo, layer: int) -> int:
+        """Numbers that the norm of a layer is taken of: those of all heads, where it is as long as one's."""
+        if norm.elements == self.integer("attention.key_length", self.embedding // max(1, self.head_count)):
+            if "attn_q_norm" in norm.name:
+                return norm.elements * self.heads[layer]
+            if "attn_k_norm" in norm.name:
+                return norm.elements * self.per_layer("attention.head_count_kv", self.head_count)[layer]
+        return norm.elements
 
     def integer(self, name: str, default: int = 0) -> int:
         """A whole number of this architecture. Raises EngineError where it is none, negative or absurd."""

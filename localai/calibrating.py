@@ -34,6 +34,9 @@ EXPERTS_KIND = "Q4_K"
 SMALLEST_BYTES, LARGEST_BYTES = 96 * MIB, 384 * MIB  # of a model: more than the caches hold
 OUTPUT_KINDS = ("Q6_K", "Q8_0")  # what outputs are
 NARROW_KINDS = ("Q4_K", "Q8_0")  # a layer takes as long whatever its type: twice, since it is little
+# What the caches keep of the weights from token to token shows where there are four times as many: twice, as above.
+LARGE_KINDS = ("Q4_K", "Q8_0")
+_LARGE = 4
 DEEP_KINDS = ("Q4_K", "Q8_0")  # the cache is the same whatever the weights: twice, since it is little
 # Few wide layers and many narrow ones, with the heads of Llama 3.2 1B and Qwen3 0.6B: width, feed-forward, heads, KV
 # heads, numbers of a head.
@@ -46,6 +49,7 @@ _LONGEST_READ_S = 0.6  # fewer tokens are read at a time where it would take lon
 _LONGEST_MODEL_S = 5.0  # after which there is no further repetition
 _ROUNDS, _REPETITIONS = 2, 2  # the rounds some time apart: other programs, and other virtual machines, come and go
 _LEAST_GBPS = 5.0  # of any machine that runs models (a Raspberry Pi 4 has 6)
+_TO_SPARE = 200 * MIB  # of memory, beside a model and its file
 _BEFORE_EXPERTS = 3  # kinds that are measured before a mixture of experts is
 
 
@@ -62,9 +66,9 @@ def calibrate(
     """
     l3_bytes = bandwidth.l3_bytes(Source()) or bandwidth.UNKNOWN_L3
     size = min(LARGEST_BYTES, max(SMALLEST_BYTES, 2 * l3_bytes))
-    if 2 * size + 200 * MIB > machine.memory.available_bytes:
+    if 2 * size + _TO_SPARE > machine.memory.available_bytes:
         size = SMALLEST_BYTES // 2
-        if 2 * size + 200 * MIB > machine.memory.available_bytes:
+        if 2 * size + _TO_SPARE > machine.memory.available_bytes:
             raise DoesNotFit("there is too little free memory to calibrate", "close other programs, and try again")
     with_gpu = machine.engine.gpu_offload and any(gpu.usable_by_engine for gpu in machine.gpus)
     budget = BUDGET_S / (2 if with_gpu else 1)
@@ -84,23 +88,23 @@ def _device(
 ) -> DeviceRates:
     """The rates of one device, from as many kinds as the time allows, at least the commonest."""
     started, slowest = clock(), 0.0
+    subjects = list(_subjects(size, 2 * _LARGE * size + _TO_SPARE <= machine.memory.available_bytes))
     found: dict[_Subject, Timing] = {}
     for number in range(_ROUNDS):
-        for subject in _subjects(size):
+        for subject in subjects:
             began = clock()
             if (len(found) >= 2 and began - started + slowest > budget_s) or (number and subject not in found):
                 break
             model = subject.model
             tell(f"measuring {'the GPU' if gpu else 'the processor'}: {_named(model)}")
-            deep = subject.told == _ALL and model.kind in DEEP_KINDS
-            timing = _timed(machine, model, gpu, deep, cancelled, clock)
+            timing = _timed(machine, subject, gpu, cancelled, clock)
             found[subject] = _quicker(found[subject], timing) if subject in found else timing
             slowest = max(slowest, clock() - began)
 
-    def those(told: str) -> list[Timing]:
-        return [timing for subject, timing in found.items() if subject.told == told]
+    def those(*told: str) -> list[Timing]:
+        return [timing for subject, timing in found.items() if subject.told in told]
 
-    return fitting.fit(those(_ALL), next(iter(those(_EXPERTS)), None), those(_WRITING))
+    return fitting.fit(those(_DEEP, _BOTH), next(iter(those(_EXPERTS)), None), those(_WRITING))
 
 
 def _named(model: Synthetic) -> str:
@@ -116,19 +120,21 @@ def _quicker(one: Timing, other: Timing) -> Timing:
     return best if one.tokens != other.tokens else replace(best, read_s=min(one.read_s, other.read_s))
 
 
-# What a model's timing tells: all that there is, of a mixture's layers, of writing alone.
-_ALL, _EXPERTS, _WRITING = "all", "experts", "writing"
+# What a model's timing tells: of reading and writing, in an empty cache and behind many tokens; of these without the
+# depth; of a mixture's layers; of writing alone.
+_DEEP, _BOTH, _EXPERTS, _WRITING = "deep", "both", "experts", "writing"
 
 
 @dataclass(frozen=True, slots=True)
 class _Subject:
     model: Synthetic
-    told: str = _ALL
+    told: str
 
 
-def _subjects(size: int) -> Iterator[_Subject]:
+def _subjects(size: int, large: bool) -> Iterator[_Subject]:
     """Two models of each kind, of about `size` bytes each; after the commonest kinds a mixture of experts, and those
-    that have more rows and more layers than weights: outputs, and many narrow layers.
+    that have more rows and more layers than weights: outputs, and many narrow layers; and, where there is room, `large`
+    ones.
     """
     from localai.engine.synthetic import Synthetic
 
@@ -139,9 +145,11 @@ def _subjects(size: int) -> Iterator[_Subject]:
             for each in OUTPUT_KINDS:
                 yield _Subject(_output(each, size), _WRITING)
             for each in NARROW_KINDS:
-                yield _Subject(_layers(each, _NARROW, size), _WRITING)
+                yield _Subject(_layers(each, _NARROW, size), _DEEP)
+            for each in LARGE_KINDS if large else ():
+                yield _Subject(_layers(each, _SHAPES[0], _LARGE * size), _WRITING)
         for shape in _SHAPES:
-            yield _Subject(_layers(kind, shape, size))
+            yield _Subject(_layers(kind, shape, size), _DEEP if kind in DEEP_KINDS else _BOTH)
 
 
 def _layers(kind: str, shape: tuple[int, int, int, int, int], size: int) -> Synthetic:
@@ -165,15 +173,15 @@ def _output(kind: str, size: int) -> Synthetic:
 
 def _timed(
     machine: Machine,
-    model: Synthetic,
+    subject: _Subject,
     gpu: bool,
-    deep: bool,
     cancelled: Callable[[], bool] | None,
     clock: Callable[[], float],
 ) -> Timing:
     from localai.engine import synthetic
     from localai.engine.stopwatch import Stopwatch
 
+    model = subject.model
     try:
         with tempfile.TemporaryDirectory(prefix="localai-bench-") as folder:
             path = Path(folder) / "model.gguf"
@@ -185,14 +193,15 @@ def _timed(
             f"free some room in {tempfile.gettempdir()}, or name another folder with TMPDIR",
         ) from error
     with stopwatch:
-        return _timing(stopwatch, model, deep, clock)
+        return _timing(stopwatch, subject, clock)
 
 
-def _timing(watch: Stopwatch, model: Synthetic, deep: bool, clock: Callable[[], float]) -> Timing:
+def _timing(watch: Stopwatch, subject: _Subject, clock: Callable[[], float]) -> Timing:
     """The quickest of some repetitions: other programs only ever make it slower.
 
     There are fewer, and of fewer tokens, where a model would take longer than `_LONGEST_MODEL_S`.
     """
+    model = subject.model
     until = clock() + _LONGEST_MODEL_S
     warm = watch.read(32) / 32
     watch.write(1)
@@ -205,11 +214,12 @@ def _timing(watch: Stopwatch, model: Synthetic, deep: bool, clock: Callable[[], 
             break
         watch.clear()
         writes.append(watch.write(_WRITTEN) / _WRITTEN)
-        watch.clear()
-        reads.append(watch.read(tokens))
+        if subject.told != _WRITING:
+            watch.clear()
+            reads.append(watch.read(tokens))
     at_depth = None
     depth = 4 * tokens
-    if deep and clock() < until:
+    if subject.told == _DEEP and clock() < until:
         deep_reads, deep_writes = [], []
         watch.clear()
         watch.read(depth)
@@ -229,12 +239,14 @@ def _timing(watch: Stopwatch, model: Synthetic, deep: bool, clock: Callable[[], 
         if "blk" in name
         for share in (used if "_exps" in name else 1,)
     }
+    norms = [name for name, _, _ in model.tensors() if "blk" in name and "_norm" in name]
     read = [each for name, each in counted.items() if not name.startswith(f"blk.{model.layers - 1}.ffn_")]
     return Timing(
         kind=model.kind,
         layers=model.layers,
+        norms=len(norms),
         rows=round(sum(rows for _, rows in counted.values())) + model.vocabulary,
-        outputs=round(sum(rows for _, rows in read)),
+        numbers=round(sum(rows for _, rows in read)) + len(norms) * model.width,
         head_numbers=model.layers * model.heads * 2 * model.head_length,
         kv_numbers=model.layers * model.kv_heads * 2 * model.head_length,
         weights=round(sum(weights for weights, _ in counted.values())),
@@ -242,7 +254,7 @@ def _timing(watch: Stopwatch, model: Synthetic, deep: bool, clock: Callable[[], 
         output_weights=model.width * model.vocabulary,
         tokens=tokens,
         write_s=min(writes),
-        read_s=min(reads),
+        read_s=min(reads, default=0.0),
         deep=at_depth,
     )
 

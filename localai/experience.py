@@ -18,7 +18,7 @@ from localai.domain.machine import Machine
 from localai.domain.rates import Calibration, DeviceRates, Experience, Setting, Tuned, Tuning
 from localai.tensor_types import KV_TYPES
 
-METHOD = 2  # another way of measuring makes what is kept that of another machine
+METHOD = 3  # another way of measuring makes what is kept that of another machine
 _LARGEST_FILE_BYTES = 4_000_000
 _MOST_MACHINES = 50
 _MOST_TUNINGS = 50
@@ -118,7 +118,7 @@ def _calibration(found: object) -> Calibration | None:
         return None
 
 
-_SECONDS = ("layer_s", "row_s", "attention_decode_s", "cache_decode_s", "attention_prompt_s")
+_SECONDS = ("number_s", "norm_s", "row_s", "kept_s", "attention_decode_s", "cache_decode_s", "attention_prompt_s")
 
 
 def _rates(found: dict[str, Any]) -> DeviceRates:
@@ -132,7 +132,6 @@ def _rates(found: dict[str, Any]) -> DeviceRates:
     return DeviceRates(
         by_kind("decode"),
         by_kind("prompt"),
-        by_kind("rows"),
         *(_number(found[name]) for name in _SECONDS),
         *(None if each is None else _number(each) for each in of_experts),
     )

@@ -1,11 +1,12 @@
 """From timings of synthetic models to the rates of a device: least squares, pure functions.
 
-Writing a token takes W·r + R·p + L·c (W weights of a tensor type in R rows, L layers): models of similar size tell them
-apart: of few wide layers, of many narrow ones, and one that is little more than an output.
+Writing a token takes W·r + R·p + N·c − k (W weights of a tensor type in R rows, N norms; k is saved by what the caches
+still hold of the weights since the last token, as long for any model that is larger than they are). Models tell these
+apart: of few wide layers, of many narrow ones, one that is little more than an output, one four times as large.
 
-Reading u tokens takes u(W·f + O·e) + u²/2·E·a, where O counts the rows of the matrices, each a number of the output,
-and E the numbers of all heads' keys and values in all layers; what a cache of D tokens adds is D·E·a for each token. Of
-the last layer's feed-forward a prompt needs the last token's alone, and llama.cpp computes no other: there W and O are
+Reading u tokens takes u(W·f + O·e) + u²/2·E·a, where O counts the numbers that the matrices and norms give, and E
+the numbers of all heads' keys and values in all layers; what a cache of D tokens adds is D·E·a for each token. Of the
+last layer's feed-forward a prompt needs the last token's alone, and llama.cpp computes no other: there W and O are
 without it.
 """
 
@@ -13,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 from localai.domain.rates import DeviceRates
 
-# Of the time that reading a wide model takes, so much at least is its weights': noise must not say that rows are all.
-_LEAST_OF_WEIGHTS = 0.7
+# Of the time that reading any model takes, so much at least is its weights': noise must not say that rows are all.
+_LEAST_OF_WEIGHTS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +27,15 @@ class Timing:
     """One synthetic model's: seconds to write one token and to read `tokens`, in an empty cache.
 
     `weights` without the output's `output_weights`; `read_weights` are those of them that every token of a prompt is
-    multiplied with, `outputs` the rows of those, `rows` those of all, with the output's. `deep`, where measured: a
-    depth, and the same two figures there.
+    multiplied with, `numbers` what those and the norms give, `rows` the rows of all, with the output's. `read_s` is 0
+    where it was not measured. `deep`, where measured: a depth, and the same two figures there.
     """
 
     kind: str
     layers: int
+    norms: int
     rows: int
-    outputs: int
+    numbers: int
     head_numbers: int
     kv_numbers: int
     weights: int
@@ -47,8 +50,8 @@ class Timing:
 def fit(timings: Sequence[Timing], experts: Timing | None = None, writing: Sequence[Timing] = ()) -> DeviceRates:
     """The rates that explain the timings best, each relative to its own size; none is negative.
 
-    Every kind needs at least one timing, one of them two of different layers. Of `writing`, models of many rows or many
-    layers for their weights, only that counts. Raises ValueError for no timings at all.
+    Every kind needs at least one timing, one of them two of different layers. Of `writing`, models of many rows for
+    their weights and larger ones, only that counts. Raises ValueError for no timings at all.
     """
     if not timings:
         raise ValueError("there are no timings to fit")
@@ -60,14 +63,22 @@ def fit(timings: Sequence[Timing], experts: Timing | None = None, writing: Seque
     attention_write, cache_read = _plane(of_writing)
     attention_read = _slope(of_reading)
     kinds = sorted({each.kind for each in timings})
-    write_rates, row_s, layer_s = _writing(kinds, [each for each in (*timings, *writing) if each.kind in kinds])
-    reading = {kind: _reading([each for each in timings if each.kind == kind], attention_read) for kind in kinds}
+    write_rates, (row_s, norm_s, kept_s) = _rates(
+        kinds,
+        [
+            (each.kind, each.weights + each.output_weights, (each.rows, each.norms, -1.0), each.write_s)
+            for each in (*timings, *writing)
+            if each.kind in kinds
+        ],
+    )
+    read_rates, number_s = _reading(kinds, timings, attention_read)
     rates = DeviceRates(
         tuple(zip(kinds, write_rates, strict=True)),
-        tuple((kind, weight) for kind, (weight, _) in reading.items()),
-        tuple((kind, row) for kind, (_, row) in reading.items()),
-        layer_s,
+        tuple(zip(kinds, read_rates, strict=True)),
+        number_s,
+        norm_s,
         row_s,
+        kept_s,
         attention_write,
         cache_read,
         attention_read,
@@ -80,27 +91,29 @@ def _with_experts(rates: DeviceRates, found: Timing) -> DeviceRates:
     write, read = dict(rates.decode).get(found.kind), dict(rates.prompt).get(found.kind)
     if write is None or read is None:
         return rates
-    beside = found.write_s - (found.weights + found.output_weights) * write - found.rows * rates.row_s
+    beside = found.write_s + rates.kept_s - (found.weights + found.output_weights) * write - found.rows * rates.row_s
     layer = beside / found.layers
-    rows = found.tokens * found.outputs * dict(rates.rows)[found.kind]
+    rows = found.tokens * found.numbers * rates.number_s
     attention = rates.attention_prompt_s * found.head_numbers * found.tokens**2 / 2
     slower = (found.read_s - rows - attention) / (found.tokens * found.read_weights * read)
-    return replace(rates, expert_layer_s=max(layer, rates.layer_s), expert_prompt=max(slower, 1.0))
+    return replace(rates, expert_layer_s=max(layer, 2 * rates.norm_s), expert_prompt=max(slower, 1.0))
 
 
-def _reading(timings: Sequence[Timing], attention_s: float) -> tuple[float, float]:
-    """Seconds a weight, and a layer and number of the width, of reading matrices of one type."""
-    rows = []
+def _reading(kinds: Sequence[str], timings: Sequence[Timing], attention_s: float) -> tuple[list[float], float]:
+    """Seconds a weight of each kind, and a number that a matrix gives, of reading."""
+    left = []
     for each in timings:
         attention = attention_s * each.head_numbers * each.tokens**2 / 2
-        left = max(0.2 * each.read_s, each.read_s - attention)
-        rows.append((each.tokens * each.read_weights, each.tokens * each.outputs, left))
-    weight, row = _plane(rows)
-    least = _LEAST_OF_WEIGHTS * min((seconds / many for many, _, seconds in rows), default=0.0)
-    if weight >= least:
-        return weight, row
-    of_rows = [(few, seconds - many * least) for many, few, seconds in rows]
-    return least, _slope(of_rows)
+        left.append((each, max(0.2 * each.read_s, each.read_s - attention)))
+    points = [
+        (each.kind, each.tokens * each.read_weights, (each.tokens * each.numbers,), seconds) for each, seconds in left
+    ]
+    weights, (row,) = _rates(kinds, points)
+    most = (1 - _LEAST_OF_WEIGHTS) * min((seconds / rows for _, _, (rows,), seconds in points if rows), default=0.0)
+    if row <= most:
+        return weights, row
+    without = [(kind, many, (), seconds - rows * most) for kind, many, (rows,), seconds in points]
+    return _rates(kinds, without)[0], most
 
 
 def _slope(points: Sequence[tuple[float, float]]) -> float:
@@ -124,30 +137,32 @@ def _plane(points: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
     return (x1 / xx if xx else 0.0), 0.0
 
 
-def _writing(kinds: Sequence[str], timings: Sequence[Timing]) -> tuple[list[float], float, float]:
-    """r of each kind, and the p and c that all share, of t = W·r + R·p + L·c, by relative least squares.
+_Point = tuple[str, float, tuple[float, ...], float]  # kind, weights of it, what else there is, seconds
 
-    Of the solutions with and without p and c the nearest one in which nothing is negative.
+
+def _rates(kinds: Sequence[str], points: Sequence[_Point]) -> tuple[list[float], tuple[float, ...]]:
+    """r of each kind, and the x that all share, of t = W·r + others·x, by relative least squares.
+
+    Of the solutions with and without each x the nearest one in which nothing is negative.
     """
     import numpy
 
-    def row(each: Timing) -> list[float]:
-        own = [(each.weights + each.output_weights) * (each.kind == kind) for kind in kinds]
-        return [*own, each.rows, each.layers]
-
-    known = [each for each in timings if each.write_s > 0]
+    known = [each for each in points if each[3] > 0]
+    others = len(points[0][2]) if points else 0
     if not known:
-        return [0.0] * len(kinds), 0.0, 0.0
-    whole = numpy.array([[number / each.write_s for number in row(each)] for each in known]).reshape(len(known), -1)
+        return [0.0] * len(kinds), (0.0,) * others
+    rows = [[*(weights * (kind == each) for each in kinds), *more] for kind, weights, more, _ in known]
+    whole = numpy.array(rows) / numpy.array([[seconds] for *_, seconds in known])
+    shared = range(len(kinds), len(kinds) + others)
     found: list[tuple[float, list[float]]] = []
-    for left_out in ((), (len(kinds),), (len(kinds) + 1,), (len(kinds), len(kinds) + 1)):
-        kept = [column for column in range(len(kinds) + 2) if column not in left_out]
+    for left_out in (set(each) for many in range(others + 1) for each in combinations(shared, many)):
+        kept = [column for column in range(len(kinds) + others) if column not in left_out]
         scale = numpy.abs(whole[:, kept]).max(axis=0, initial=1e-300)  # weights are millions, layers a few
         solution = numpy.linalg.lstsq(whole[:, kept] / scale, numpy.ones(len(known)), rcond=1e-9)[0] / scale
         if (solution >= 0).all():
             far = float(((whole[:, kept] @ solution - 1) ** 2).sum())
-            every = numpy.zeros(len(kinds) + 2)
+            every = numpy.zeros(len(kinds) + others)
             every[kept] = solution
             found.append((far, every.tolist()))
-    rates = min(found)[1]  # without p and c it is a slope for each kind, and that is never negative
-    return rates[:-2], rates[-2], rates[-1]
+    rates = min(found)[1]  # without the others it is a slope for each kind, and that is never negative
+    return rates[: len(kinds)], tuple(rates[len(kinds) :])

@@ -22,6 +22,9 @@ _LIKE = {
     "Q3_K": "Q4_K",
     "Q2_K": "Q4_K",
 }
+# The caches hold a part of a model at most: what they hold of a small one is not known, since the smallest that was
+# measured was larger than they.
+_MOST_KEPT = 0.3
 PCIE_BYTES_S = 16e9  # PCIe 4.0 x8, over which weights on the CPU reach the GPU for long prompts
 
 
@@ -56,32 +59,32 @@ def decode_s(shape: Shape, weights: Weights, calibration: Calibration, split: Sp
     total = 0.0
     for rates, share in _devices(calibration, split.gpu_share):
         on_gpu = rates is not calibration.cpu
-        layers = shape.n_layers * share
-        each = rates.layer_s if not shape.expert_count else rates.expert_layer_s or 2 * rates.layer_s
+        norms = max(weights.norms, 2 * shape.n_layers)  # a layer without any has as many small operations
+        beside = norms * rates.norm_s
+        if shape.expert_count:
+            beside = shape.n_layers * rates.expert_layer_s if rates.expert_layer_s else 2 * beside
         matrices = sum(count * _rate(rates.decode, kind) for kind, count in weights.layer_kinds)
-        total += layers * each + share * weights.rows * rates.row_s
-        total += share * matrices * (1 - moved if on_gpu else 1)
+        read = share * matrices * (1 - moved if on_gpu else 1)
+        read += share * weights.output_kind[1] * _rate(rates.decode, weights.output_kind[0])
+        total += share * (beside + weights.rows * rates.row_s) + read - min(rates.kept_s, _MOST_KEPT * read)
         heads, kv_heads = attention_cells(shape, depth)
         total += share * (heads * rates.attention_decode_s + kv_heads * rates.cache_decode_s)
-        total += share * weights.output_kind[1] * _rate(rates.decode, weights.output_kind[0])
     if moved and split.gpu_share:
         cpu = calibration.cpu
         matrices = sum(count * _rate(cpu.decode, kind) for kind, count in weights.layer_kinds)
-        total += moved * matrices + split.cpu_experts * shape.n_layers * cpu.layer_s
+        total += moved * matrices + split.cpu_experts * 2 * shape.n_layers * cpu.norm_s
     return total
 
 
 def prompt_s(shape: Shape, weights: Weights, calibration: Calibration, split: Split, tokens: int, depth: int) -> float:
     """Seconds to read a prompt of so many tokens, with `depth` in the cache before."""
-    every_weight = max(1, sum(count for _, count in weights.prompt_kinds))
     share_of_experts = weights.expert_weights / max(1, sum(count for _, count in weights.layer_kinds))
     total = 0.0
     # on a GPU also the weights in RAM are multiplied there, once they have come over the bus
     for rates, share in [(calibration.gpu, 1.0)] if split.gpu_share and calibration.gpu else [(calibration.cpu, 1.0)]:
         slower = 1 + share_of_experts * ((rates.expert_prompt or 1.5) - 1) if shape.expert_count else 1.0
         matrices = sum(count * _rate(rates.prompt, kind) for kind, count in weights.prompt_kinds)
-        row = sum(count * _rate(rates.rows, kind) for kind, count in weights.prompt_kinds) / every_weight
-        total += share * tokens * (matrices * slower + weights.prompt_rows * row)
+        total += share * tokens * (matrices * slower + weights.prompt_numbers * rates.number_s)
         total += share * tokens * attention_cells(shape, depth + tokens / 2)[0] * rates.attention_prompt_s
         total += weights.output_kind[1] * _rate(rates.decode, weights.output_kind[0])
     if split.gpu_share and (split.gpu_share < 1 or split.cpu_experts):

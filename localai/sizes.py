@@ -63,6 +63,7 @@ def _weights(embedding: int, output: int, rest: int, shape: Shape, quant: str) -
     total = rest + embedding + output
     vocabulary = (shape.vocab_size or 0) * (shape.embedding_length or 0)
     active = max(0, (shape.active_params or shape.params) - vocabulary * (2 if output else 1))
+    width = shape.embedding_length or 2048
     body = rest * 8 / max(1, shape.params - vocabulary * (2 if output else 1))
     of_prompt = active - round(active * _FEED_FORWARD / max(1, shape.n_layers))  # all but the last feed-forward
     return Weights(
@@ -74,8 +75,9 @@ def _weights(embedding: int, output: int, rest: int, shape: Shape, quant: str) -
         output_kind=("Q8_0" if _digit(quant) == 8 else "F16" if "16" in quant or "32" in quant else "Q6_K", vocabulary),
         expert_weights=active // 2 if shape.expert_count or shape.active_params else 0,
         prompt_kinds=_kinds(quant, of_prompt, body),
-        prompt_rows=round(of_prompt / (_ROW * (shape.embedding_length or 2048))),
-        rows=round(active / (_ROW * (shape.embedding_length or 2048))) + (shape.vocab_size or 0),
+        prompt_numbers=round(of_prompt / (_ROW * width)) + 2 * shape.n_layers * width,
+        rows=round(active / (_ROW * width)) + (shape.vocab_size or 0),
+        norms=2 * shape.n_layers,
     )
 
 

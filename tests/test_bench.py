@@ -206,6 +206,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrating, "SMALLEST_BYTES", 4 * MIB)
     monkeypatch.setattr(calibrating, "LARGEST_BYTES", 4 * MIB)
     monkeypatch.setattr(calibrating, "KINDS", ("Q8_0", "Q4_0"))
+    for name in ("NARROW_KINDS", "LARGE_KINDS"):
+        monkeypatch.setattr(calibrating, name, ("Q8_0",))
     monkeypatch.setattr(calibrating, "EXPERTS_KIND", "Q8_0")
     monkeypatch.setattr(calibrating, "_BEFORE_EXPERTS", 1)
     monkeypatch.setattr(calibrating, "_NARROW", (256, 256, 4, 2, 64))

@@ -134,7 +134,7 @@ def show_calibration(as_json: bool) -> None:
         if rates is not None:
             render.out(f"The {name}, by tensor type:")
             render.out(render.columns(("", "READS GB/S", "PROMPT GFLOP/S"), rate_rows(rates), (1, 2)))
-            layer, row = rates.layer_s * 1e6, rates.row_s * 1e9
+            layer, row = 2 * rates.norm_s * 1e6, rates.row_s * 1e9
             render.out(f"Beside its weights a layer takes {layer:.0f} µs, and each row of a matrix {row:.0f} ns.")
             render.out()
     render.out(f"Calibrated in {seconds:.0f} s. From now on speeds are predicted from this: localai recommend")

@@ -12,18 +12,20 @@ from dataclasses import dataclass
 class DeviceRates:
     """How long a device takes, fitted to timings of synthetic models (`fitting`).
 
-    Writing one token: `decode` seconds a weight by tensor type, `row_s` a row of any matrix, `layer_s` a layer, and for
-    each token of depth `attention_decode_s` for each of the heads' numbers (heads × (key + value length)) and
-    `cache_decode_s` for each of the KV heads'. Reading one: `prompt` seconds a weight and `rows` a row of a matrix,
-    both by tensor type, and `attention_prompt_s` as above. An expert's layer takes `expert_layer_s`, its weights in a
-    prompt `expert_prompt` times as long as others'.
+    Writing one token: `decode` seconds a weight by tensor type, `row_s` a row of any matrix, `norm_s` a normalization
+    with the small operations about it (a plain layer has two), and for each token of depth `attention_decode_s` for
+    each of the heads' numbers (heads × (key + value length)) and `cache_decode_s` for each of the KV heads'; `kept_s`
+    less for what the device's caches still hold of the weights since the last token. Reading one: `prompt` seconds a
+    weight by tensor type, `number_s` a number that a matrix or a norm gives, and `attention_prompt_s` as above. An
+    expert's layer takes `expert_layer_s`, its weights in a prompt `expert_prompt` times as long as others'.
     """
 
     decode: tuple[tuple[str, float], ...]
     prompt: tuple[tuple[str, float], ...]
-    rows: tuple[tuple[str, float], ...]
-    layer_s: float
+    number_s: float
+    norm_s: float
     row_s: float
+    kept_s: float
     attention_decode_s: float
     cache_decode_s: float
     attention_prompt_s: float

@@ -56,5 +56,7 @@ class Weights:
     expert_weights: int = field(default=0, compare=False)  # the part of `layer_kinds` that is routed experts
     # what every token of a prompt is multiplied with: the last layer's feed-forward is computed for the last token only
     prompt_kinds: tuple[tuple[str, int], ...] = field(default=(), compare=False)
-    prompt_rows: int = field(default=0, compare=False)  # rows of those matrices
-    rows: int = field(default=0, compare=False)  # rows of all matrices that a token is multiplied with
+    prompt_numbers: int = field(default=0, compare=False)  # that those matrices, norms and activations give
+    # rows of all matrices that a token is multiplied with, and the numbers that are looked up in a table (GELU)
+    rows: int = field(default=0, compare=False)
+    norms: int = field(default=0, compare=False)  # normalizations of a token in the layers

@@ -62,7 +62,7 @@ def device_rates(found: DeviceRates) -> Json:
             }
             for kind, _ in found.decode
         ],
-        "layer_us": round(found.layer_s * 1e6, 2),
+        "layer_us": round(2 * found.norm_s * 1e6, 2),
         "row_ns": round(found.row_s * 1e9, 2),
         "expert_layer_us": None if found.expert_layer_s is None else round(found.expert_layer_s * 1e6, 2),
     }
