@@ -6,29 +6,33 @@ Connections go to the configured endpoint only; the bytes of models are `transfe
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from localai import naming, settings
 from localai.domain.files import RemoteFile
-from localai.errors import AccessDenied, HashMismatch, NetworkError, NotFound, UsageError
+from localai.domain.units import MIB
+from localai.errors import AccessDenied, HashMismatch, LocalaiError, NetworkError, NotFound, UsageError
 from localai.hub_cache import blob_path, pointer_path, remember_revision
 from localai.hub_client import auth_headers, client, endpoint, require_online, token, within
-from localai.hub_errors import nonsense, retry_after_s, translated, unreachable
+from localai.hub_errors import CUT, broken, nonsense, refusal, retry_after_s, translated, unreachable
 from localai.partial import sync_folder
+from localai.source import BROKEN, Connection, Retryable, Source
 
 LISTING_SECONDS = 12.0  # everything included: name lookup, every address of the host, a Hub that drips
 _CONNECT_SECONDS = 10.0
 _GLANCE_SECONDS = 5.0  # `doctor` only looks
 _LINK_SECONDS = 120.0
 _MOST_FILES = 100_000
+_ANSWER_BYTES = 64 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ def repository(
     naming.check_repo(repo)
     require_online(f"looking up {repo}")
     at = f"/revision/{quote(revision, safe='')}" if revision else ""
-    return _checked(repo, _answered(f"/{repo}{at}", {"blobs": True}, repo, revision, on_retry))
+    return _checked(repo, _answered(f"/{repo}{at}", {"blobs": "true"}, repo, revision, on_retry))
 
 
 def _answered(
@@ -70,27 +74,47 @@ def _answered(
 ) -> Any:
     """The JSON that the Hub's API of models has at `path`, within LISTING_SECONDS; asked again where that may help.
 
-    As HfApi does; but to import that, with all that the Hub offers besides, takes longer than the answer, and its lists
-    ask a Hub that is out of reach six times and say nothing. Raises what the failure means.
+    What HfApi asks; but to import that takes longer than the answer, and it asks a Hub that is out of reach six times
+    and says nothing. By the connections and the rules of our own downloads. Raises what the failure means.
     """
-    hub, url, headers = client(), f"{endpoint()}/api/models{path}", auth_headers()
-
-    def ask() -> Any:
-        answer = hub.get_session().get(url, params=dict(params), headers=headers, timeout=_CONNECT_SECONDS)
-        hub.hf_raise_for_status(answer)
-        return answer.json()
-
+    url = f"{endpoint()}/api/models{path}?{urlencode(params, doseq=True)}"
+    asked = Source(url, auth_headers(), _CONNECT_SECONDS, partial(_refused, what, revision))
     deadline = time.monotonic() + LISTING_SECONDS
     for tried in itertools.count():
         try:
-            return within(deadline - time.monotonic(), ask)
-        except Exception as error:
-            wait_s, meant = retry_after_s(error, tried), translated(error, what, revision)
-            if wait_s is None or time.monotonic() + wait_s > deadline - 1:
-                raise meant from error
-            on_retry(f"{meant}; asking again in {wait_s:.1f} s")
-            time.sleep(wait_s)
+            return within(deadline - time.monotonic(), lambda: _json(asked, what))
+        except Retryable as error:
+            failure: Exception = error
+            meant = refusal(what, error.status, {}) if error.status else unreachable(str(error))
+        except BROKEN as error:
+            if not isinstance(error, CUT):
+                raise broken(error) from error
+            failure, meant = error, broken(error)
+        wait_s = retry_after_s(failure, tried)
+        if time.monotonic() + wait_s > deadline - 1:
+            raise meant from failure
+        on_retry(f"{meant}; asking again in {wait_s:.1f} s")
+        time.sleep(wait_s)
     raise AssertionError("it ends by an answer or an error")
+
+
+def _json(asked: Source, what: str) -> Any:
+    """The answer to one question. Raises Retryable, what is in BROKEN, or the error that the answer means."""
+    with Connection(_CONNECT_SECONDS) as connection:
+        response = asked.open(connection, 0)
+        content = response.read(_ANSWER_BYTES)
+        if response.length and len(content) < _ANSWER_BYTES:
+            raise Retryable("the connection was cut")
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise nonsense(what) from error
+
+
+def _refused(what: str, revision: str | None, status: int, headers: Mapping[str, str]) -> LocalaiError:
+    if headers.get("x-error-code") == "RevisionNotFound":
+        return NotFound(f"{what} has no revision {revision!r}", f"see {endpoint()}/{what}/tree/main")
+    return refusal(what, status, headers)
 
 
 def _checked(repo: str, info: Any) -> Repository:

@@ -17,6 +17,7 @@ from localai.errors import AccessDenied, NetworkError, UsageError
 T = TypeVar("T")
 
 _SLOW_SECONDS = 3.0  # after these a user is told what is being waited for
+_importing = threading.Lock()
 _SWITCHED_OFF = (
     "HF_HUB_DISABLE_TELEMETRY",
     "HF_HUB_DISABLE_UPDATE_CHECK",
@@ -28,13 +29,14 @@ _SWITCHED_OFF = (
 
 def client() -> ModuleType:
     """huggingface_hub, imported with everything switched off that no user asked for, and silent."""
-    for name in _SWITCHED_OFF:
-        os.environ[name] = "1"
-    import huggingface_hub
-    from huggingface_hub.utils import logging
+    with _importing:  # several threads may be the first; half a module is what one of them could get
+        for name in _SWITCHED_OFF:
+            os.environ[name] = "1"
+        import huggingface_hub
+        from huggingface_hub.utils import logging
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it would print to the terminal, the server's own words included
-    _guard_redirects()
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it would print to the terminal, the server's own words included
+        _guard_redirects()
     return huggingface_hub
 
 
@@ -82,6 +84,8 @@ def token() -> str | None:
     """
     if os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in {"1", "ON", "YES", "TRUE"}:
         return None
+    if not _may_have_token():
+        return None
     try:
         found = client().get_token()
     except (OSError, UnicodeDecodeError):  # a token file that cannot be read is no token
@@ -91,6 +95,12 @@ def token() -> str | None:
     if not (found.isascii() and found.isprintable()):
         raise AccessDenied("your token holds characters that no token has", "run: hf auth login (or set HF_TOKEN anew)")
     return found
+
+
+def _may_have_token() -> bool:
+    """Whether the client could find one: to import it, only to hear that there is none, takes longer than an answer."""
+    named = ("HF_TOKEN", "HF_OIDC", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_CO_STAGING")
+    return any(name.startswith(named) for name in os.environ) or os.path.lexists(settings.hf_home() / "token")
 
 
 def auth_headers() -> dict[str, str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import http.client
 import random
 import re
+import ssl
 from collections.abc import Mapping
 
 from localai import settings
 from localai.errors import AccessDenied, LocalaiError, NetworkError, NotFound, UsageError
 from localai.hub_client import endpoint, token
 from localai.partial import disk_error
+from localai.source import reason_of
 
 _LONGEST_RETRY_AFTER = 5.0
 
@@ -90,16 +93,21 @@ def nonsense(repo: str) -> NetworkError:
     return NetworkError(f"{endpoint()} gives no sensible answer about {repo}", "check HF_ENDPOINT, or try again later")
 
 
-def retry_after_s(error: BaseException, tried: int) -> float | None:
-    """Seconds after which to ask again: what the Hub says, else about twice the last; None where it would not help."""
-    import httpx2
+# It was there, and cut: the next attempt may bring more. Others would fail again.
+CUT = (http.client.IncompleteRead, http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
 
-    response = getattr(error, "response", None)
-    status = getattr(response, "status_code", None)
-    wait_s = float(min(0.5 * 2**tried, _LONGEST_RETRY_AFTER) * random.uniform(0.5, 1.5))
-    if isinstance(error, httpx2.RemoteProtocolError | httpx2.ReadError | httpx2.WriteError):  # it was there, and cut
-        return wait_s
-    if response is None or not (status == 429 or (isinstance(status, int) and status >= 500)):
-        return None
-    text = str(response.headers.get("Retry-After", "")).strip()
-    return min(float(text), _LONGEST_RETRY_AFTER) if text.isdecimal() and len(text) < 10 else wait_s
+
+def broken(error: Exception) -> NetworkError:
+    """What a connection to the Hub that failed means; `error` is one of source.BROKEN."""
+    if isinstance(error, TimeoutError):
+        return unreachable("no answer in time")
+    plain = isinstance(error, OSError) and not isinstance(error, (ssl.SSLError, *CUT))
+    return unreachable(str(getattr(error, "strerror", None) or error) if plain else reason_of(error))
+
+
+def retry_after_s(error: Exception, tried: int) -> float:
+    """Seconds after which to ask again: what the Hub says, else about twice the last."""
+    said = getattr(error, "retry_after_s", None)
+    if said is not None:
+        return min(float(said), _LONGEST_RETRY_AFTER)
+    return float(min(0.5 * 2**tried, _LONGEST_RETRY_AFTER) * random.uniform(0.5, 1.5))

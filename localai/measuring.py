@@ -43,9 +43,12 @@ def is_exact(shape: Shape) -> bool:
     )
 
 
-def measure_for(shape: Shape, files: Sequence[HeaderFile]) -> Measure | None:
-    """What `estimate.plan` asks for contexts of this model; None where the closed forms are exact anyway."""
-    return None if is_exact(shape) else _Measured(tuple(files))
+def measure_for(shape: Shape, files: Sequence[HeaderFile], asked: oracle.Oracle | None = None) -> Measure | None:
+    """What `estimate.plan` asks for contexts of this model; None where the closed forms are exact anyway.
+
+    `asked` is who is asked where somebody has been got ready.
+    """
+    return None if is_exact(shape) else _Measured(tuple(files), asked)
 
 
 def header_files(paths: Sequence[Path]) -> tuple[HeaderFile, ...]:
@@ -61,15 +64,16 @@ _LONGEST_CONTEXT = 2**31 - 1  # llama.cpp counts tokens in 32 bits: more would c
 
 
 class _Measured:
-    """Asks once for a context and all the shorter ones that a plan tries; silent once llama.cpp has refused.
+    """Asks for a context and all the shorter ones that a plan tries; silent once llama.cpp has refused.
 
     All that a plan tries where that does not fit (another cache type, a smaller micro-batch) is one more question.
     """
 
-    def __init__(self, files: tuple[HeaderFile, ...]) -> None:
+    def __init__(self, files: tuple[HeaderFile, ...], asked: oracle.Oracle | None) -> None:
         self._files = files
         self._known: dict[tuple[int, str, int], tuple[int, int]] = {}
         self._refused = False
+        self._oracle = asked
 
     def __call__(self, context: int, kv_type: str, ubatch: int) -> tuple[int, int] | None:
         if (context, kv_type, ubatch) not in self._known and not self._refused and context <= _LONGEST_CONTEXT:
@@ -79,9 +83,10 @@ class _Measured:
             wanted = [(each, *how) for how in dict.fromkeys(more) for each in halves(context)]
             wanted = [each for each in wanted if each not in self._known]
             try:
-                found = oracle.measure(self._files, [oracle.Setting(*each) for each in wanted])
+                self._oracle = self._oracle or oracle.Oracle()
+                found = self._oracle.measure(self._files, [oracle.Setting(*each) for each in wanted])
             except LocalaiError:
-                self._refused = True
+                self._refused, self._oracle = True, None
                 return None
             for each, reading in zip(wanted, found, strict=True):
                 self._known[each] = (reading.kv_cache_bytes, reading.compute_bytes)

@@ -59,12 +59,17 @@ class RemoteHeader:
 
 
 def read_model(
-    repo: str, commit: str, files: Sequence[RemoteFile], on_retry: Callable[[str], None] = lambda line: None
+    repo: str,
+    commit: str,
+    files: Sequence[RemoteFile],
+    on_retry: Callable[[str], None] = lambda line: None,
+    on_beginning: Callable[[gguf.Header], None] = lambda beginning: None,
 ) -> RemoteHeader:
     """Read a model's header, all its shards, some at a time, from the Hub or from what an earlier call kept.
 
-    `on_retry` is told why the Hub is asked again, one line each, from any thread. Raises NetworkError, AccessDenied,
-    NotFound, EngineError for what is no sound GGUF, LocalaiError where nothing can be kept on the disk.
+    `on_retry` is told why the Hub is asked again, one line each; `on_beginning` what the first bytes say, while the
+    rest is still to come from the Hub: both from any thread. Raises NetworkError, AccessDenied, NotFound, EngineError
+    for what is no sound GGUF, LocalaiError where nothing can be kept on the disk.
     """
     kept = [_kept_path(repo, commit, file.name) for file in files]
 
@@ -75,7 +80,7 @@ def read_model(
         file, path = files[number], kept[number]
         try:
             if not failures:
-                found[number] = _kept(path, file) or _fetched(repo, commit, file, path, number, on_retry)
+                found[number] = _kept(path, file) or _fetched(repo, commit, file, path, number, on_retry, on_beginning)
         except Exception as error:  # noqa: BLE001 - raised below, where the caller is
             failures[number] = error
 
@@ -228,10 +233,19 @@ def expected_bytes(beginning: bytes | bytearray) -> int:
 
 
 def _fetched(
-    repo: str, commit: str, file: RemoteFile, path: Path, number: int, on_retry: Callable[[str], None]
+    repo: str,
+    commit: str,
+    file: RemoteFile,
+    path: Path,
+    number: int,
+    on_retry: Callable[[str], None],
+    on_beginning: Callable[[gguf.Header], None],
 ) -> gguf.Header:
     windows = (LATER_SHARD_WINDOW, *WINDOWS) if number else WINDOWS
     with HubFile(repo, commit, file, windows, on_retry, LATER_FETCH_LIMIT if number else None) as source:
+        if number == 0:
+            beginning = source.read_at(0, BEGINNING)
+            on_beginning(gguf.parse_beginning(_Kept(source.name, len(beginning), beginning)))
         header = gguf.parse(source)
         source.reach(header.data_offset)  # the padding before the data; or a model without tensors
         content = bytes(memoryview(source.prefix)[: header.data_offset])

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
-from localai import gguf, hub, hub_client, hub_errors, library, naming, quantization, ranges, shapes, sizes
+from localai import gguf, hub, hub_client, hub_errors, library, measuring, naming, quantization, ranges, shapes, sizes
 from localai.domain.files import RemoteFile, Variant
 from localai.domain.shape import Shape, Weights
-from localai.engine.oracle import HeaderFile
-from localai.errors import NotFound
+from localai.engine import oracle
+from localai.errors import LocalaiError, NotFound
 from localai.estimate import Measure
-from localai.measuring import measure_for
 
 _PREFERRED = "Q4_K_M"  # whose header is read where no variant is asked for: nearly every repository has it
 
@@ -55,7 +55,15 @@ def model(wanted: library.Meaning, on_retry: Callable[[str], None] = lambda line
     if found.gated and hub_client.token() is None:
         raise hub_errors.gated(found.repo)
     chosen = _representative(variants)
-    remote = ranges.read_model(found.repo, found.commit, chosen.files, on_retry)
+    asked: list[oracle.Oracle] = []
+
+    def get_ready(beginning: gguf.Header) -> None:
+        """Have llama.cpp ready by the time that the header is here."""
+        with suppress(LocalaiError):
+            if not measuring.is_exact(shapes.shape(beginning)):
+                asked.append(oracle.Oracle())
+
+    remote = ranges.read_model(found.repo, found.commit, chosen.files, on_retry, get_ready)
     shape, weights = shapes.shape(remote.header), shapes.weights(remote.header)
     beside_bytes = sum(remote.header_bytes)
     tied = not weights.output_bytes
@@ -66,14 +74,15 @@ def model(wanted: library.Meaning, on_retry: Callable[[str], None] = lambda line
         read=chosen,
         variants=variants,
         weights=tuple(weights if each is chosen else _by_size(each, beside_bytes, shape, tied) for each in variants),
-        measured=measure_for(
+        measured=measuring.measure_for(
             shape,
             [
-                HeaderFile(path, length, file.size_bytes, None if number else remote.header)
+                oracle.HeaderFile(path, length, file.size_bytes, None if number else remote.header)
                 for number, (path, length, file) in enumerate(
                     zip(remote.kept, remote.header_bytes, remote.files, strict=True)
                 )
             ],
+            asked[0] if asked else None,
         ),
     )
 

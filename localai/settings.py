@@ -73,10 +73,14 @@ def hub_cache(environ: Mapping[str, str] = os.environ) -> Path:
     """The Hugging Face cache, found by huggingface_hub's own rules without importing it."""
     if explicit := environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE"):
         return _expanded(explicit)
+    return hf_home(environ) / "hub"
+
+
+def hf_home(environ: Mapping[str, str] = os.environ) -> Path:
+    """The folder of huggingface_hub's cache, and of its token, by its own rules."""
     if home := environ.get("HF_HOME"):
-        return _expanded(home) / "hub"
-    base = environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return _expanded(base) / "huggingface" / "hub"
+        return _expanded(home)
+    return _expanded(environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
 
 
 def _expanded(text: str) -> Path:

@@ -30,11 +30,12 @@ BROKEN = (http.client.HTTPException, OSError, UnicodeError)
 
 
 class Retryable(Exception):
-    """An attempt failed in a way that the next may not; `retry_after_s` is the server's wish."""
+    """An attempt failed in a way that the next may not; `retry_after_s` is the server's wish, `status` its answer."""
 
-    def __init__(self, reason: str, retry_after_s: float | None = None) -> None:
+    def __init__(self, reason: str, retry_after_s: float | None = None, status: int | None = None) -> None:
         super().__init__(reason)
         self.retry_after_s = retry_after_s
+        self.status = status
 
 
 class Pace:
@@ -225,7 +226,8 @@ class Source:
             return response
         connection.close()
         if status in {408, 425, 429} or status >= 500:
-            raise Retryable(f"the server answered {status}", _retry_after_s(response.headers.get("Retry-After")))
+            wait_s = _retry_after_s(response.headers.get("Retry-After"))
+            raise Retryable(f"the server answered {status}", wait_s, status)
         if origin(url) != origin(self.url):  # a signed address that has expired: the next attempt gets a fresh one
             raise Retryable(f"the storage server answered {status}")
         raise self._refusal(status, {name.lower(): value for name, value in response.headers.items()})

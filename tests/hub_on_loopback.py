@@ -250,6 +250,11 @@ class _Handler(BaseHTTPRequestHandler):
             if fault.drop_at is not None:
                 self.close_connection = True
                 return
+            if fault.end_at is not None:
+                self.start(200, {"Content-Type": "application/json", "Content-Length": "1000"})
+                self.wfile.write(b"{" + b" " * (fault.end_at - 1))
+                self.close_connection = True
+                return
             if fault.location is not None:
                 self.start(307, {"Location": fault.location, "Content-Length": "0"})
                 return

@@ -128,6 +128,41 @@ def test_a_renamed_repository_is_followed_to_its_new_name(server: HubOnLoopback)
         hub.repository("old/b")
 
 
+def test_an_answer_that_is_cut_off_is_asked_for_again(server: HubOnLoopback, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub.time, "sleep", lambda seconds: None)
+    server.listing_faults.append(Fault(end_at=20))
+    told: list[str] = []
+    assert hub.repository("a/b", on_retry=told.append).commit == COMMIT
+    assert "the connection was cut; asking again" in told[0]
+
+
+def test_an_answer_without_end_is_not_read_to_its_end(server: HubOnLoopback, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "_ANSWER_BYTES", 50)
+    with pytest.raises(NetworkError, match="no sensible answer"):
+        hub.repository("a/b")
+
+
+def test_a_listing_imports_no_more_than_it_needs(server: HubOnLoopback) -> None:
+    code = "import sys; from localai import hub; hub.repository('a/b'); print([m for m in sys.modules if 'http' in m])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
+    assert done.stderr == ""
+    assert "http.client" in done.stdout
+    assert "httpx2" not in done.stdout
+
+
+@pytest.mark.parametrize("place", ["HF_TOKEN", "HF_TOKEN_PATH", "HF_HOME"])
+def test_the_token_is_found_wherever_the_client_finds_it(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "token").write_text("hf_here\n")
+    monkeypatch.setenv(
+        place, {"HF_TOKEN": "hf_here", "HF_TOKEN_PATH": str(tmp_path / "token")}.get(place, str(tmp_path))
+    )
+    code = "from localai import hub_client; print(hub_client.token())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
+    assert done.stdout.strip() == "hf_here", done.stderr
+
+
 @pytest.mark.parametrize("location", ["ftp://127.0.0.1/x", "file:///etc/passwd", "http://u:p@127.0.0.1/"])
 def test_a_listing_is_not_followed_to_what_is_no_safe_address(server: HubOnLoopback, location: str) -> None:
     server.listing_faults.append(Fault(location=location))

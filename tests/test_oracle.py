@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -229,10 +229,30 @@ def test_a_cache_that_does_not_go_is_refused(tmp_path: Path) -> None:
 )
 def test_a_child_that_dies_or_babbles(stdout: str, code: int, tmp_path: Path, monkeypatch: Any) -> None:
     path = write_sparse(tmp_path, named("smollm2-135m"))
-    done = subprocess.CompletedProcess([], code, stdout, "")
-    monkeypatch.setattr(oracle.subprocess, "run", lambda *args, **more: done)
-    with pytest.raises(EngineError):
+    says = f"import os, sys; sys.stdin.readline(); print({stdout!r}, flush=True); os._exit({abs(code)})"
+    monkeypatch.setattr(oracle.sys, "executable", python_that(tmp_path, says))
+    with pytest.raises(EngineError, match="cannot tell"):
         oracle.measure([file_of(path)], [Setting(512)])
+
+
+def python_that(folder: Path, says: str) -> str:
+    """A program in Python's place that does something else."""
+    path = folder / "python"
+    path.write_text(f"#!{sys.executable}\n{says}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_one_child_answers_for_one_model_as_often_as_it_is_asked(tmp_path: Path) -> None:
+    files = [file_of(write_sparse(tmp_path, named("smollm2-135m")))]
+    with oracle.Oracle() as asked:
+        first, again = asked.measure(files, [Setting(512)]), asked.measure(files, [Setting(512), Setting(4096)])
+        assert again[0] == first[0]
+        assert again[1].kv_cache_bytes == pytest.approx(8 * again[0].kv_cache_bytes, rel=0.01)
+        with pytest.raises(EngineError, match="cannot tell"):
+            asked.measure(files, [Setting(512, "q4_0", flash=False)])
+    with pytest.raises(EngineError, match="ended with"):
+        asked.measure(files, [Setting(512)])
 
 
 def test_a_child_that_hangs(tmp_path: Path) -> None:
@@ -279,7 +299,7 @@ def test_more_tokens_than_llama_cpp_can_count_are_not_asked_about(tmp_path: Path
     assert measured(512, "f16", 512) is not None
 
 
-def test_two_processes_at_most_answer_for_all_that_a_plan_tries(
+def test_two_questions_at_most_are_asked_for_all_that_a_plan_tries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_sparse(tmp_path, named("qwen3-30b-a3b"))
@@ -287,11 +307,11 @@ def test_two_processes_at_most_answer_for_all_that_a_plan_tries(
     shape, weights = shapes.shape(header), shapes.weights(header)
     asked: list[int] = []
 
-    def measure(files: object, settings: list[Setting]) -> tuple[Reading, ...]:
+    def measure(self: object, files: object, settings: list[Setting]) -> tuple[Reading, ...]:
         asked.append(len(settings))
         return tuple(Reading(each.context, 7, 1) for each in settings)
 
-    monkeypatch.setattr(oracle, "measure", measure)
+    monkeypatch.setattr(oracle.Oracle, "measure", measure)
     files = measuring.header_files([path])
     plan = estimate.plan(shape, weights, hypothetical(64), measured=measuring.measure_for(shape, files))
     assert plan.memory.compute_bytes == 7
@@ -307,11 +327,11 @@ def test_where_llama_cpp_refuses_the_closed_form_stays(tmp_path: Path, monkeypat
     shape, weights = shapes.shape(header), shapes.weights(header)
     asked: list[int] = []
 
-    def refuse(files: object, settings: list[Setting]) -> tuple[Reading, ...]:
+    def refuse(self: object, files: object, settings: list[Setting]) -> tuple[Reading, ...]:
         asked.append(1)
         raise EngineError("no", "no")
 
-    monkeypatch.setattr(oracle, "measure", refuse)
+    monkeypatch.setattr(oracle.Oracle, "measure", refuse)
     measured = measuring.measure_for(shape, measuring.header_files([path]))
     assert estimate.plan(shape, weights, hypothetical(8), measured=measured) == estimate.plan(
         shape, weights, hypothetical(8)

@@ -7,34 +7,27 @@ input and llama.cpp aborts on some: so all of it happens in a child process, wit
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from localai import gguf
-from localai.domain.units import GIB, MIB
+from localai.domain.units import MIB
 from localai.errors import EngineError
-from localai.tensor_types import KV_TYPES
 
 TIMEOUT_S = 20.0
-MEMORY_LIMIT_BYTES = 4 * GIB  # of addresses, Linux: libraries and a vocabulary take under 1 GiB
 ANSWER_LIMIT = MIB
 CHUNK = MIB
-_FLASH_ON, _FLASH_OFF = 1, 0  # enum llama_flash_attn_type
-_ERROR = 4  # enum ggml_log_level
-_NO_MMAP = 0  # enum llama_load_mode: LLAMA_LOAD_MODE_NONE
-
-_COMPUTE = re.compile(r"compute buffer size = +([0-9.]+) MiB")
-_CACHE = re.compile(r": size = +[0-9.]+ MiB \(.*?\), (.*)$", re.MULTILINE)
-_PART = re.compile(r"[A-Z] \([a-z0-9_]+\): +([0-9.]+) MiB")
+_CHILD = "localai.engine.oracle_child"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,43 +69,105 @@ class Reading:
     weights_bytes: int
 
 
+class Oracle:
+    """llama.cpp asked about one model, in a child process that keeps it loaded for the next question.
+
+    The child gets ready meanwhile. `close` ends it, and so does the end of this object.
+    """
+
+    def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
+        """Start the child. Raises EngineError where that is not possible."""
+        self._timeout_s = timeout_s
+        self._loaded = False
+        try:
+            self._child = subprocess.Popen(
+                [sys.executable, "-P", "-m", _CHILD],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+            )
+        except OSError as error:
+            raise _failed(error.strerror or str(error)) from error
+        self.close = weakref.finalize(self, _end, self._child)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def measure(self, files: Sequence[HeaderFile], settings: Sequence[Setting]) -> tuple[Reading, ...]:
+        """What each context would take; `files` are all the shards, in order, the same at each call.
+
+        Takes 0.2 s at first, most of it the child's start, then some 5 ms for each setting. Raises EngineError where
+        llama.cpp refuses the model or a setting, dies of it, or needs too long; and where the disk has no room for a
+        sparse file. It can then be asked no more.
+        """
+        request: dict[str, Any] = {"settings": [asdict(setting) for setting in settings]}
+        try:
+            if self._loaded:
+                return _answer(self._told(request), self._child, len(settings))
+            with tempfile.TemporaryDirectory(prefix="localai-oracle-") as folder:
+                copies = [_sparse_copy(Path(folder), file, at, len(files)) for at, file in enumerate(files)]
+                self._loaded = True
+                return _answer(self._told({**request, "path": str(copies[0])}), self._child, len(settings))
+        except OSError as error:
+            raise _failed(error.strerror or str(error)) from error
+
+    def _told(self, request: Mapping[str, Any]) -> bytes:
+        """The child's answer, b"" where it has died."""
+        asked, answers = self._child.stdin, self._child.stdout
+        assert asked is not None
+        assert answers is not None
+        late = threading.Event()
+
+        def cut() -> None:
+            late.set()
+            self._child.kill()
+
+        watch = threading.Timer(self._timeout_s, cut)
+        watch.daemon = True
+        watch.start()
+        try:
+            asked.write(json.dumps(request).encode() + b"\n")
+            asked.flush()
+            answer = answers.readline(ANSWER_LIMIT)
+        except (BrokenPipeError, ValueError):  # it has died, or was ended
+            answer = b""
+        finally:
+            watch.cancel()
+        if late.is_set():
+            raise _failed(f"it needs more than {self._timeout_s:.0f} s")
+        return answer
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    child.wait()
+    for pipe in (child.stdin, child.stdout):
+        with suppress(OSError):
+            if pipe is not None:
+                pipe.close()
+
+
 def measure(
     files: Sequence[HeaderFile], settings: Sequence[Setting], timeout_s: float = TIMEOUT_S
 ) -> tuple[Reading, ...]:
-    """Ask llama.cpp, in a child process, what each context would take; `files` are all the shards, in order.
+    """`Oracle.measure` of a model that is asked about once."""
+    with Oracle(timeout_s) as asked:
+        return asked.measure(files, settings)
 
-    Takes 0.2 to 0.6 s, most of it the child's start and the vocabulary. Raises EngineError where llama.cpp refuses the
-    model or a setting, dies of it, or needs too long; and where the disk has no room for a sparse file.
-    """
+
+def _answer(line: bytes, child: subprocess.Popen[bytes], count: int) -> tuple[Reading, ...]:
+    """The child's line, checked."""
     try:
-        with tempfile.TemporaryDirectory(prefix="localai-oracle-") as folder:
-            copies = [_sparse_copy(Path(folder), file, at, len(files)) for at, file in enumerate(files)]
-            request = {"path": str(copies[0]), "settings": [asdict(setting) for setting in settings]}
-            done = subprocess.run(
-                [sys.executable, "-P", "-m", __name__],
-                input=json.dumps(request),
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
-                timeout=timeout_s,
-                env={**os.environ, "GGML_NO_BACKTRACE": "1"},
-            )
-    except subprocess.TimeoutExpired:
-        raise _failed(f"it needs more than {timeout_s:.0f} s") from None
-    except OSError as error:
-        raise _failed(error.strerror or str(error)) from error
-    return _answer(done.stdout[-ANSWER_LIMIT:], done.returncode, len(settings))
-
-
-def _answer(text: str, code: int, count: int) -> tuple[Reading, ...]:
-    """The child's last line, checked."""
-    try:
-        answer = json.loads(text.splitlines()[-1])
+        answer = json.loads(line)
         if isinstance(answer, dict):
             raise _failed(str(answer.get("error"))[:300])
         readings = tuple(Reading(int(kv), int(compute), int(weights)) for kv, compute, weights in answer)
-    except (ValueError, TypeError, IndexError):
-        raise _failed(f"its process ended with {code}") from None
+    except (ValueError, TypeError):
+        raise _failed(f"its process ended with {child.poll()}") from None
     if len(readings) != count:
         raise _failed(f"it answered {len(readings)} of {count} questions")
     return readings
@@ -139,86 +194,3 @@ def _sparse_copy(folder: Path, file: HeaderFile, index: int, count: int) -> Path
             left -= len(chunk)
         copy.truncate(file.size_bytes)
     return path
-
-
-# ------------------------------------------------------------------------------------------------ the child process
-
-
-def main() -> None:
-    """Read one question as JSON from stdin, print one line of JSON: bytes, or what went wrong."""
-    _limit_memory()
-    request = json.load(sys.stdin)
-    try:
-        answer: Any = _ask(request["path"], [Setting(**each) for each in request["settings"]])
-    except EngineError as error:
-        answer = {"error": error.message}
-    sys.stdout.write("\n" + json.dumps(answer) + "\n")
-
-
-def _limit_memory() -> None:
-    if sys.platform != "linux":  # elsewhere the limit is not enforced, or counts what is only mapped
-        return
-    import resource
-
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    limit = MEMORY_LIMIT_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_LIMIT_BYTES, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-
-
-def _ask(path: str, settings: Sequence[Setting]) -> list[tuple[int, int, int]]:
-    from localai.engine import library
-
-    api = library.api()
-    lines: list[str] = []
-    errors: list[str] = []
-
-    def collect(level: int, text: bytes | None, _: object) -> None:
-        line = (text or b"").decode("utf-8", "replace")
-        lines.append(line)
-        if level == _ERROR:
-            errors.append(line)
-
-    log = api.llama_log_callback(collect)
-    api.llama_log_set(log, None)
-    parameters = api.llama_model_default_params()
-    nothing = (ctypes.c_void_p * 1)()  # an empty list of GPUs: the question is what it all takes, wherever it goes
-    parameters.devices = ctypes.cast(nothing, ctypes.c_void_p)
-    parameters.n_gpu_layers = 0
-    parameters.no_alloc = True
-    parameters.load_mode = _NO_MMAP
-    model = api.llama_model_load_from_file(os.fsencode(path), parameters)
-    if not model:
-        raise EngineError(library.printable(errors[0] if errors else "it gives no reason"), "")
-    found = []
-    for setting in settings:
-        lines.clear()
-        errors.clear()
-        context = api.llama_init_from_model(model, _context_parameters(api, setting))
-        if not context:
-            raise EngineError(library.printable(errors[0] if errors else "it refuses the context"), "")
-        found.append((*_logged("".join(lines)), int(api.llama_model_size(model))))
-        api.llama_free(context)
-    return found
-
-
-def _context_parameters(api: Any, setting: Setting) -> Any:
-    parameters = api.llama_context_default_params()
-    parameters.n_ctx, parameters.n_ubatch = setting.context, setting.ubatch
-    parameters.n_batch = max(setting.ubatch, 2048)
-    parameters.n_outputs_max, parameters.n_seq_max = setting.outputs, setting.sequences
-    parameters.flash_attn_type = _FLASH_ON if setting.flash else _FLASH_OFF
-    parameters.type_k = parameters.type_v = KV_TYPES[setting.kv_type].number
-    parameters.swa_full = False
-    parameters.kv_unified = setting.unified and setting.sequences > 1
-    return parameters
-
-
-def _logged(text: str) -> tuple[int, int]:
-    """Bytes of the caches and of the compute buffers in a log; K, V and states are given to 10 KiB each."""
-    cache = sum(float(part) for line in _CACHE.findall(text) for part in _PART.findall(line))
-    compute = sum(float(size) for size in _COMPUTE.findall(text))
-    return round(cache * MIB), round(compute * MIB)
-
-
-if __name__ == "__main__":
-    main()
