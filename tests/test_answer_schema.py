@@ -43,6 +43,7 @@ CITY: dict[str, Any] = {
         ({"if": {}, "then": {}}, "if, then"),
         ({"$ref": "https://example.com/s.json"}, "same file"),
         ({"$ref": "#/nowhere"}, "nowhere"),
+        ({"type": "array", "items": {"$id": "b", "$defs": {"x": {}}, "$ref": "#/$defs/x"}, "$defs": {"x": {}}}, "$id"),
         ({"$ref": "#"}, "itself"),
         (
             {"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/b"}]}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"},

@@ -83,6 +83,8 @@ class _Converter:
             return "value"
         if not isinstance(schema, Mapping):
             raise refused(at, "allows nothing" if schema is False else "is no schema")
+        if "$id" in schema and at != "#" and '"$ref"' in as_json(schema):  # which would mean other places from here on
+            raise refused(at, "has an $id, and references inside it, which cannot be honoured")
         keywords = {name for name in schema if name not in ANNOTATIONS and not name.startswith("x-")}
         alternative = next((name for name in ALTERNATIVES if name in keywords), None)
         if alternative in ("const", "enum"):

@@ -16,7 +16,7 @@ ANNOTATIONS = frozenset(
     | {"$comment", "$schema", "$id", "$anchor", "$defs", "definitions", "contentMediaType", "contentEncoding"}
 )
 OBJECT = frozenset({"properties", "required", "additionalProperties"})
-ARRAY = frozenset({"items", "prefixItems", "minItems", "maxItems"})
+ARRAY = frozenset({"items", "prefixItems", "additionalItems", "minItems", "maxItems"})
 STRING = frozenset({"minLength", "maxLength", "format", "pattern"})
 NUMBER = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
 FAMILIES = {"object": OBJECT, "array": ARRAY, "string": STRING, "number": NUMBER, "integer": NUMBER}
