@@ -150,6 +150,14 @@ def test_docx_with_headings_lists_and_footnotes() -> None:
     assert lines == ["# Bail", "", "900 € par mois[1]", "", "1. un", "2. deux", "", "1. hors taxes"]
 
 
+def test_docx_with_a_letterhead_and_a_foot() -> None:
+    city = paragraph("Lyon")  # a text box, in the words of two versions
+    box = f'<w:r xmlns:x="m"><x:Choice>{city}</x:Choice><x:Fallback>{city}</x:Fallback></w:r>'
+    head, foot = paragraph("Rivière &amp; Fils") + paragraph("", after=box), paragraph("SIRET 123")
+    content = docx(paragraph("Facture"), header2=head, header3=head, footer1=foot)
+    assert docx_reader.read(content)[0]["text"] == "Rivière & Fils\nLyon\n\nFacture\n\nSIRET 123"
+
+
 def test_html_keeps_its_structure() -> None:
     page = """<p>un<p>deux<ul><li>a<ul><li>b<li>c</ul><li>d</ul><ol start=3><li>x<li>y</ol><div hidden>no</div>
     <p style="display: none">no</p><pre>  if x:

@@ -1,8 +1,12 @@
-"""The text of DOCX files, by mammoth: paragraphs, headings, lists, tables and notes, as those of an HTML page."""
+"""The text of DOCX files, by mammoth: paragraphs, headings, lists, tables and notes, as those of an HTML page.
+
+What stands at the head and the foot of pages, which mammoth leaves out, is where letters name their sender.
+"""
 
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 import zlib
 from typing import Any
@@ -21,7 +25,31 @@ def read(content: bytes) -> tuple[dict[str, Any], bytes]:
     made = mammoth.convert_to_html(
         io.BytesIO(content), convert_image=mammoth.images.img_element(lambda image: {"src": ""})
     )
-    return {"text": html.text(made.value)}, b""
+    heads, feet = _margins(content, "header"), _margins(content, "footer")
+    return {"text": "\n\n".join(part for part in (*heads, html.text(made.value), *feet) if part)}, b""
+
+
+def _margins(content: bytes, kind: str) -> list[str]:
+    """What stands at the head, or at the foot, of the pages: each text once, a line a paragraph."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        names = [name for name in archive.namelist() if re.fullmatch(rf"word/{kind}[0-9]*\.xml", name)]
+        return list(dict.fromkeys(_lines(archive.read(name)) for name in sorted(names)))
+
+
+def _lines(source: bytes) -> str:
+    from lxml import etree
+
+    text, instead = "", 0
+    part = etree.fromstring(source, etree.XMLParser(resolve_entities=False, remove_comments=True, remove_pis=True))
+    for event, tag in etree.iterwalk(part, events=("start", "end")):
+        name = etree.QName(tag).localname
+        if name == "Fallback":  # the same text box once more, for older programs
+            instead += 1 if event == "start" else -1
+        elif name == "p":
+            text += "\n"
+        elif event == "start" and not instead and name in ("t", "tab", "br"):
+            text += (tag.text or "") if name == "t" else " "
+    return "\n".join(line.strip() for line in text.split("\n") if line.strip())
 
 
 def _check(content: bytes) -> None:
