@@ -24,7 +24,7 @@ _LIKE = {
 }
 # The caches hold a part of a model at most: what they hold of a small one is not known, since the smallest that was
 # measured was larger than they.
-_MOST_KEPT = 0.3
+MOST_KEPT = 0.3
 PCIE_BYTES_S = 16e9  # PCIe 4.0 x8, over which weights on the CPU reach the GPU for long prompts
 
 
@@ -66,7 +66,7 @@ def decode_s(shape: Shape, weights: Weights, calibration: Calibration, split: Sp
         matrices = sum(count * _rate(rates.decode, kind) for kind, count in weights.layer_kinds)
         read = share * matrices * (1 - moved if on_gpu else 1)
         read += share * weights.output_kind[1] * _rate(rates.decode, weights.output_kind[0])
-        total += share * (beside + weights.rows * rates.row_s) + read - min(rates.kept_s, _MOST_KEPT * read)
+        total += share * (beside + weights.rows * rates.row_s) + read - min(rates.kept_s, MOST_KEPT * read)
         heads, kv_heads = attention_cells(shape, depth)
         total += share * (heads * rates.attention_decode_s + kv_heads * rates.cache_decode_s)
     if moved and split.gpu_share:

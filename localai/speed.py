@@ -37,6 +37,7 @@ _CPU_EXPERT_EFFICIENCY = 0.5
 # DDR5-4800 writes 69.6 and 51 tokens per second (RTX 5080; r/LocalLLaMA, 2026-02-25), Qwen3 30B-A3B with those of 36
 # layers on 102 GB/s 36.7 (RTX 2080; llmfit PR 755).
 _CPU_EXPERT_EFFICIENCY_BESIDE_GPU = 0.7
+_CACHES_BYTES = 30e6  # of a model, that the processor's caches may still hold from the token before
 _DEPTH = 1024  # tokens already in the cache that a decode speed is given for
 
 # Prompt speed of a CPU core in FLOP/s: the two models above reach 57 and 216 GFLOP/s a core with AVX-512; laptops with
@@ -147,7 +148,9 @@ def decode_speed(
         arithmetic, more = _decode_arithmetic_s(shape, weights, machine, depth)
         layers = shape.n_layers * per_layer * _CPU_LAYER_S
         on_cpu = (1 - share) * (max(from_ram / rates.ram, arithmetic) + layers + more)
-    found = _range(1 / max(on_gpu + on_cpu, 1e-9), rates.low, rates.high, rates.basis)
+    here = not share and rates.basis.startswith("measured")
+    from_caches = min(roofline.MOST_KEPT, _CACHES_BYTES / max(1, read)) if here else 0.0
+    found = _range(1 / max(on_gpu + on_cpu, 1e-9), rates.low, rates.high / (1 - from_caches), rates.basis)
     return _corrected(found, machine, shape, weights, "decode") if corrected else found
 
 

@@ -323,6 +323,15 @@ def test_a_range_is_narrower_the_better_its_basis() -> None:
     assert width("measured") < width("given") < width("typical of the tier")
 
 
+def test_a_small_model_may_be_quicker_than_memory_since_the_caches_hold_a_part() -> None:
+    machine = replace(LAPTOP, bandwidth=replace(LAPTOP.bandwidth, source="measured"))
+    upwards = []
+    for name in ("smollm2-135m", "qwen3-4b"):
+        found = speed.decode_speed(shape_of(name), sizes.weights_from_catalog(model_of(name), "Q4_K_M"), machine)
+        upwards.append(found.high / found.mid)
+    assert upwards[0] > 1.15 * upwards[1]
+
+
 def test_unknown_bandwidth_takes_the_tiers_typical_value_and_says_so() -> None:
     unknown = replace(LAPTOP, bandwidth=replace(LAPTOP.bandwidth, gbps=None, source="not measured"))
     shape, weights = shape_of("qwen3-4b"), sizes.weights_from_catalog(model_of("qwen3-4b"), "Q4_K_M")
