@@ -27,6 +27,9 @@ class Reader(Protocol):
 
     def read(self) -> str: ...
 
+    def forget_ahead(self) -> None:
+        """Drop the lines that are typed already, as the terminal does with those that it holds at Ctrl-C."""
+
 
 def reader(completions: Completer, meter: Callable[[], str]) -> Reader:
     """The best reader that this terminal allows; `meter` is shown at the right of the line."""
@@ -59,6 +62,9 @@ class PlainReader:
                 text += "\n" + self._line(MORE)
         return unquoted(text)
 
+    def forget_ahead(self) -> None:
+        pass  # the terminal holds them all
+
     def _line(self, prompt: str) -> str:
         line = render.read_line(prompt.strip())
         if line is None:
@@ -79,9 +85,15 @@ class EditorReader:
     def read(self) -> str:
         self._late = False
         text = unquoted(self._session.prompt(PROMPT))
+        terminal.mark_pastes()
         if self._late:
             raise KeyboardInterrupt
         return text
+
+    def forget_ahead(self) -> None:
+        from prompt_toolkit.input.typeahead import clear_typeahead
+
+        clear_typeahead(self._session.input)
 
 
 def editor(completions: Completer, meter: Callable[[], str], pressed_late: Callable[[], None]) -> PromptSession[str]:

@@ -57,6 +57,7 @@ def loop(room: Room, reader: Reader) -> None:
             left = step(room, reader)
         except KeyboardInterrupt:
             with contextlib.suppress(KeyboardInterrupt):
+                reader.forget_ahead()
                 render.note("(stopped)")
 
 
@@ -72,6 +73,7 @@ def step(room: Room, reader: Reader) -> bool:
     if not line.strip():
         return False
     room.typed.add(line)
+    before = room.last
     try:
         if table.is_command(line.strip()):
             with terminal.interruptible():
@@ -83,6 +85,8 @@ def step(room: Room, reader: Reader) -> bool:
         render.error(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), "")
     finally:
         room.typed.keep(room.session)
+    if room.last is not None and room.last is not before and room.last.finish_reason == "interrupted":
+        reader.forget_ahead()
     return False
 
 

@@ -1,5 +1,7 @@
 """The terminal's own modes while a conversation goes on: no echo into an answer, and all as it was at the end.
 
+What is typed into an answer waits for the next line as it came, and a paste as one.
+
 Where there is no terminal, or no termios (Windows), nothing is done.
 """
 
@@ -18,9 +20,11 @@ from localai import interrupt, render
 ENDS = ("SIGTERM", "SIGHUP", "SIGQUIT")
 # What a line editor may have switched on: bracketed paste off, attributes off, cursor shown.
 RESET = "\x1b[?2004l\x1b[0m\x1b[?25h"
+PASTES_MARKED, PASTES_BARE = "\x1b[?2004h", "\x1b[?2004l"
 
 _restore: Callable[[], None] | None = None
 _ending: int | None = None  # the signal that wants the program to end
+_marked = False  # whether the terminal marks pastes while nothing is read
 
 
 class Ended(SystemExit):
@@ -36,7 +40,7 @@ def conversing() -> Iterator[None]:
 
     After it the terminal is as before.
     """
-    global _restore
+    global _restore, _marked
     before = _modes()
     if before is None:
         yield
@@ -45,8 +49,7 @@ def conversing() -> Iterator[None]:
     def put_back() -> None:
         _set(before)
         if not render.plain():
-            with contextlib.suppress(OSError):
-                os.write(sys.stdin.fileno(), RESET.encode())
+            _tell(RESET)
 
     def ended(number: int, frame: FrameType | None) -> None:
         global _ending
@@ -59,20 +62,24 @@ def conversing() -> Iterator[None]:
             raise Ended(128 + number)
 
     def pause(number: int, frame: FrameType | None) -> None:  # Ctrl-Z while an answer comes
-        _set(before)
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-        signal.signal(number, pause)  # we are back
-        _set_echo(False)
+        with _pastes_bare():
+            _set(before)
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            signal.signal(number, pause)  # we are back
+            _set_lines(False)
 
     handlers: dict[str, Any] = {**dict.fromkeys(ENDS, ended), "SIGTSTP": pause, "SIGINT": lambda number, frame: None}
     previous = {name: signal.signal(getattr(signal, name), handler) for name, handler in handlers.items()}
     _restore = put_back
-    _set_echo(False)
+    _set_lines(False)
     try:
         yield
     finally:
         _restore = None
+        if _marked:
+            _marked = False
+            _tell(PASTES_BARE)
         _set(before)
         for name, handler in previous.items():
             signal.signal(getattr(signal, name), handler)
@@ -101,12 +108,41 @@ def cooked() -> Iterator[None]:
     """Within: keys are echoed and Ctrl-C raises KeyboardInterrupt, for a line read plainly or a program started."""
     before = _modes()
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    _set_echo(True)
+    with _pastes_bare():
+        _set_lines(True)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, handler)
+            _set(before)
+
+
+def mark_pastes() -> None:
+    """Have the terminal mark what is pasted until the next line is read: it is one message then, not one a line."""
+    global _marked
+    if _restore is not None:  # at its end it is taken back
+        _marked = True
+        _tell(PASTES_MARKED)
+
+
+@contextlib.contextmanager
+def _pastes_bare() -> Iterator[None]:
+    """Within: pastes are not marked, for what does not know the marks."""
+    if _marked:
+        _tell(PASTES_BARE)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
-        _set(before)
+        if _marked:
+            _tell(PASTES_MARKED)
+
+
+def _tell(sequence: str) -> None:
+    """Send a control sequence past what is buffered, for a signal may come in the middle of that, to a terminal that
+    may be gone.
+    """
+    with contextlib.suppress(OSError):
+        os.write(sys.stdin.fileno(), sequence.encode())
 
 
 @contextlib.contextmanager
@@ -140,11 +176,16 @@ def _set(modes: list[Any] | None) -> None:
         termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, modes)
 
 
-def _set_echo(on: bool) -> None:
+def _set_lines(on: bool) -> None:
+    """Echo keys and let the terminal hold them back until their line is whole, or neither.
+
+    In lines, it would drop what is longer than 4,095 bytes, and take a Ctrl-D that is for the next line.
+    """
     modes = _modes()
     if modes is None:
         return
     import termios
 
-    modes[3] = modes[3] | termios.ECHO if on else modes[3] & ~termios.ECHO
+    lines = termios.ECHO | termios.ICANON
+    modes[3] = modes[3] | lines if on else modes[3] & ~lines
     _set(modes)

@@ -17,6 +17,8 @@ pyte = pytest.importorskip("pyte")
 
 CONTROLS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]|\x1b[=>]|\r")
 
+MARKED_PASTES = 2004 << 5  # as pyte numbers the private modes
+
 CHAT = ("chat", "smollm2-135m", "--temperature", "0")
 
 
@@ -103,8 +105,9 @@ class Terminal:
         return termios.tcgetattr(self.process.child_fd)
 
     def is_sane(self) -> bool:
-        """Whether the program, which has ended, left the terminal as it found it, the cursor shown."""
-        return self.modes_after == self.modes_before and not self.screen().cursor.hidden
+        """Whether the program, which has ended, left the terminal as it found it: cursor shown, pastes not marked."""
+        screen = self.screen()
+        return self.modes_after == self.modes_before and not screen.cursor.hidden and MARKED_PASTES not in screen.mode
 
 
 @pytest.fixture(name="terminal")

@@ -121,6 +121,34 @@ def test_keys_typed_into_an_answer_wait_for_the_next_line(isolated: Path) -> Non
     answers(terminal)
 
 
+def test_what_is_pasted_into_an_answer_is_one_question(isolated: Path) -> None:
+    terminal = Terminal(*CHAT, "--max-tokens", "30")
+    terminal.ready()
+    terminal.type(STORY)
+    terminal.answering()
+    terminal.see(r"[a-z]+ [a-z]+ [a-z]+ ")
+    long = "=" * 5000  # a terminal that collects a line takes 4,095 bytes of it
+    terminal.process.send(f"First:\x1b[200~one\rtwo\r{long}\x1b[201~\r")
+    terminal.see("limit of tokens")
+    terminal.ready()
+    terminal.answering()
+    terminal.ready()
+    assert [each.content for each in sessions.messages(sessions.find("last"))][2::2] == [f"First:one\ntwo\n{long}"]
+    terminal.process.send(f"{STORY}\rNot this one.\rNor that.\r")
+    terminal.answering()
+    terminal.see(r"[a-z]+ [a-z]+ [a-z]+ ")
+    terminal.process.sendintr()  # drops the lines that wait, too
+    terminal.see("stopped")
+    terminal.ready()
+    terminal.type(STORY)
+    terminal.answering()
+    terminal.see(r"[a-z]+ [a-z]+ [a-z]+ ")
+    terminal.process.send("\x04")  # Ctrl-D waits for the next line as well
+    assert terminal.ended() == 0
+    assert terminal.is_sane()
+    assert len(sessions.messages(sessions.find("last"))) == 8
+
+
 def test_a_signal_is_no_exception_in_the_middle_of_c() -> None:
     with Interrupts() as outer, Interrupts() as inner:
         assert interrupt.request()
