@@ -207,6 +207,18 @@ def test_thoughts_that_the_prompt_opened_may_end_first(engine: LlamaEngine, open
     assert thinking.after_thoughts("root ::= x", "prompt") == "root ::= x"
 
 
+def test_a_channel_that_the_prompt_opened_may_end_first(engine: LlamaEngine) -> None:
+    wanted = grammar.gbnf({"const": 1})
+    final = re.escape("<|start|>assistant<|channel|>final<|message|>1")
+    for opened, before in (("<|message|>", ""), ("", re.escape("<|message|>"))):
+        made = thinking.after_thoughts(wanted, f"<|start|>assistant<|channel|>analysis{opened}")
+        request = GenerationRequest((Message("user", "x"),), Sampling(seed=1), 1, grammar=made)
+        assert list(engine.generate(request, lambda: False))  # llama.cpp takes it
+        for seed in range(20):
+            assert re.fullmatch(rf"{before}.*<\|end\|>[ \n]*{final}", Texts(made).draw(seed), re.DOTALL)
+    assert thinking.after_thoughts(wanted, "<|channel|>final<|message|>") == wanted
+
+
 def test_a_model_may_think_first_where_that_is_asked_for(engine: LlamaEngine) -> None:
     tag = thinking.opening("{% if enable_thinking %}...</think>{% endif %}")
     made = thinking.after_thoughts(grammar.gbnf({"const": 1}), "<|im_start|>assistant\n", tag)

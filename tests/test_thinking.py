@@ -64,6 +64,11 @@ CASES = [
     ("<|start|>assistant", "no channel at all", ("", "no channel at all")),
     ("<|start|>assistant", "<|channel|>analysis<|message|>cut of", ("cut of", "")),
     ("<|start|>assistant", "<|channel|>analy", ("", "")),
+    ("<|start|>assistant<|channel|>analysis<|message|>", "cut of", ("cut of", "")),
+    ("<|start|>assistant<|channel|>analysis<|message|>\n", CHANNELS[30:], ("Hm, 2 < 3.", "Yes <|x|>.")),
+    ("<|start|>assistant<|channel|>analysis", CHANNELS[19:], ("Hm, 2 < 3.", "Yes <|x|>.")),
+    ("<|start|>assistant<|channel|>final<|message|>", "Yes.", ("", "Yes.")),
+    ("<|start|>assistant<|channel|>", "analysis<|message|>cut of", ("cut of", "")),
 ]
 
 

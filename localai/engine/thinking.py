@@ -35,6 +35,8 @@ WRAPPERS: tuple[tuple[str, str], ...] = (
     ("<|begin_of_solution|>", "<|end_of_solution|>"),
 )
 START, CHANNEL, MESSAGE, END = "<|start|>", "<|channel|>", "<|message|>", "<|end|>"
+FINAL = "final"  # the channel of the answer
+_OPEN_CHANNEL = re.compile(r"<\|channel\|>([\w ]*)(<\|message\|>)?$")  # at the end of a prompt
 
 # Control tokens that must be seen in the text, where ordinary ones are not shown.
 MARKERS: tuple[str, ...] = (*(tag for pair in TAGS for tag in pair), "<|channel>", START, CHANNEL, MESSAGE, END)
@@ -51,6 +53,8 @@ class Splitter(Protocol):
 def splitter(prompt: str) -> Splitter:
     """The splitter for an answer to the rendered `prompt`, whose end may itself open the thoughts."""
     end = prompt.rstrip()
+    if (opened := _OPEN_CHANNEL.search(end)) is not None:
+        return ChannelSplitter(opened[0])
     if end.endswith(START + "assistant"):
         return ChannelSplitter()
     return TagSplitter(next((close for opening, close in TAGS if end.endswith(opening)), None))
@@ -74,8 +78,15 @@ def after_thoughts(grammar: str, prompt: str, may_open: str = "") -> str:
     closing = next((close for opening, close in TAGS if end.endswith(opening)), None)
     if closing is not None:
         before = _thoughts(closing)
+    elif (channel := _OPEN_CHANNEL.search(end)) is not None:
+        header = "" if channel[2] else f'"{MESSAGE}" '
+        if not channel[1].strip().startswith(FINAL):
+            header += f'{_thoughts(END)} "{START}assistant{CHANNEL}{FINAL}{MESSAGE}"'
+        if not header:
+            return grammar
+        before = header
     elif end.endswith(START + "assistant"):
-        before = f'"{CHANNEL}final{MESSAGE}"'
+        before = f'"{CHANNEL}{FINAL}{MESSAGE}"'
     elif may_open:
         before = f'("{may_open}" {_thoughts(dict(TAGS)[may_open])})?'
     else:
@@ -201,10 +212,13 @@ class TagSplitter:
 
 
 class ChannelSplitter:
-    """gpt-oss: `<|channel|>NAME<|message|>text<|end|>…`; the channel "final" is the answer, any other is thought."""
+    """gpt-oss: `<|channel|>NAME<|message|>text<|end|>…`; the channel "final" is the answer, any other is thought.
 
-    def __init__(self) -> None:
-        self._pending = ""
+    `opened` is the header, or its beginning, that the prompt ends with.
+    """
+
+    def __init__(self, opened: str = "") -> None:
+        self._pending = opened
         self._header = True
         self._final = False
 
@@ -216,7 +230,7 @@ class ChannelSplitter:
                 header, found, rest = self._pending.partition(MESSAGE)
                 if not found:
                     break
-                self._final = header.rpartition(CHANNEL)[2].strip().startswith("final")
+                self._final = header.rpartition(CHANNEL)[2].strip().startswith(FINAL)
                 self._header, self._pending = False, rest
                 if (named := re.search(r"to=functions\.([\w.-]{1,200})", header)) is not None:
                     # a call, wherever its addressee stood: the rest is told with what follows, to be read as one
