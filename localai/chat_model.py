@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from localai import kept_states, library, loading, render, terminal
+from localai import images, kept_states, library, loading, render, terminal
 from localai.commands import model_loading
 from localai.domain.engine import ChatEngine
 from localai.domain.generation import Event, GenerationRequest, Message
@@ -112,5 +112,7 @@ def forget_images(room: Room) -> None:
     pictures = len(room.images) + sum(len(each.images) for each in turns)
     if pictures and loading.projector_of(room.loaded.prepared.found) is None:
         room.images.clear()
-        room.conversation.recall([replace(each, images=()) for each in turns])
-        render.note(f"({room.loaded.name} cannot see: the conversation goes on without its {pictures} images)")
+        room.conversation.recall([images.told(each) for each in turns])
+        render.note(
+            f"({room.loaded.name} cannot see: the conversation goes on without its {render.count(pictures, 'image')})"
+        )

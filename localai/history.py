@@ -82,6 +82,10 @@ class Typed:
         if not self._private:
             self._waiting.append(line)
 
+    def instead(self, text: str) -> None:
+        """What was typed last has become this."""
+        self._waiting[-1:] = [text] if self._waiting else []
+
     def keep(self, session: int | None, leaving: bool = False) -> None:
         """Have it in the history, also without a conversation when `leaving`; a full disk costs nothing but that."""
         with contextlib.suppress(OSError):

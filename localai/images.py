@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 
 from localai import documents, readers
-from localai.domain.generation import Image
+from localai.domain.generation import Image, Message
 from localai.errors import UsageError
 
 
-def with_names(pictures: Iterable[Image], question: str) -> str:
-    """A question as it is kept: its pictures are not, only what they were called."""
-    return "\n".join([*(f"[image: {each.name}]" for each in pictures), question])
+def told(message: Message) -> Message:
+    """A message as it is kept: its pictures are not, only what they were called."""
+    names = (f"[image: {each.name}]" for each in message.images)
+    return Message(message.role, "\n".join([*names, message.content]))
 
 
 def read(path: Path) -> Image:

@@ -13,13 +13,13 @@ from localai.errors import LocalaiError
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """A turn to be written, in place of the last one where it `replaces` that."""
+    """A turn to be written, in place of the last one with the question that it `replaces`."""
 
     model: str
     system: str | None
     question: str
     answer: str
-    replaces: bool
+    replaces: str | None
 
 
 class KeptTurns:
@@ -47,26 +47,26 @@ class KeptTurns:
                 if not sessions.unask(self.session):
                     self.session = None
 
-    def add(self, model: str, system: str | None, question: str, answer: str, replaces: bool = False) -> None:
-        """Keep a turn, in place of the last one where it `replaces` that. Raises LocalaiError; it is then tried again
-        with the next.
+    def add(self, model: str, system: str | None, question: str, answer: str, replaces: str | None = None) -> None:
+        """Keep a turn, in place of the last one where it `replaces` that one's question. Raises LocalaiError; it is
+        then tried again with the next.
         """
         if self._private:
             return
         turn = _Turn(model, system, question, answer, replaces)
-        if replaces and self._waiting:
+        if replaces is not None and self._waiting:
             turn = replace(turn, replaces=self._waiting.pop().replaces)
         self._waiting.append(turn)
         while self._waiting:
             turn = self._waiting[0]
             self.session = sessions.keep(
-                self.session, turn.model, turn.system, turn.question, turn.answer, instead_of=int(turn.replaces)
+                self.session, turn.model, turn.system, turn.question, turn.answer, instead_of=turn.replaces
             )
             del self._waiting[0]
 
-    def take_back(self) -> None:
-        """Forget the last turn. Raises LocalaiError where it stays."""
-        written = not self._waiting or self._waiting[-1].replaces
-        if self.session is not None and written and not sessions.take_back(self.session):
+    def take_back(self, question: str) -> None:
+        """Forget the last turn, which has this question. Raises LocalaiError where it stays."""
+        written = self._waiting[-1].replaces if self._waiting else question
+        if self.session is not None and written is not None and not sessions.take_back(self.session, written):
             self.session = None
         del self._waiting[-1:]

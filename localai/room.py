@@ -154,18 +154,23 @@ class Room:
             return
         before = self.conversation.last
         try:
-            self._respond(turn[0].content if text is None else text, turn[0].images, replaces=True)
+            self._respond(
+                turn[0].content if text is None else text, turn[0].images, replaces=images.told(turn[0]).content
+            )
         finally:
             if self.conversation.last is before:
                 self.conversation.recall(turns)
 
-    def _respond(self, question: str, pictures: tuple[Image, ...], replaces: bool = False) -> None:
-        """Stream the answer, and keep the turn: in place of the last one where it `replaces` that."""
+    def _respond(self, question: str, pictures: tuple[Image, ...], replaces: str | None = None) -> None:
+        """Stream the answer, and keep the turn: in place of the last one where it `replaces` that one's question."""
         held = self.given.schema or (self.preset.schema if self.preset else None)
         self.conversation.grammar = held.grammar if held else None
         view = AnswerView(self.show_thoughts, exact=held is not None)
         end: AnswerEnd | None = None
-        with Interrupts(PATIENCE) as interrupts, self._keeping(images.with_names(pictures, question), replaces):
+        with (
+            Interrupts(PATIENCE) as interrupts,
+            self._keeping(images.told(Message("user", question, pictures)).content, replaces),
+        ):
             try:
                 with contextlib.closing(self._answer(question, pictures, interrupts)) as events:
                     for event in events:
@@ -194,7 +199,7 @@ class Room:
             held.check(end.text, cut=end.finish_reason == "length")
 
     @contextlib.contextmanager
-    def _keeping(self, question: str, replaces: bool) -> Iterator[None]:
+    def _keeping(self, question: str, replaces: str | None) -> Iterator[None]:
         """Within, the question is kept; after it the turn, however much of an answer there was, or neither.
 
         A signal that ends the program leaves the question, as the end that nobody hears of does.
@@ -262,7 +267,7 @@ class Room:
             self.unanswered = None
         elif self.conversation.turns:
             question = self.conversation.turns[-2].content
-            self._kept.take_back()
+            self._kept.take_back(images.told(self.conversation.turns[-2]).content)
             self.conversation.undo()
             self._used = None
         else:

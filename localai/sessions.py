@@ -65,32 +65,54 @@ def database() -> Path:
 
 
 @contextlib.contextmanager
-def _open() -> Iterator[sqlite3.Connection]:
-    """The database, made where there is none, in one transaction. Raises LocalaiError for one that cannot be used."""
+def _open(reading: bool = False) -> Iterator[sqlite3.Connection]:
+    """The database, made where there is none, in one transaction; where it is for `reading`, also on a disk that is
+    full or read-only. Raises LocalaiError for one that cannot be used.
+    """
     path = database()
     try:
-        settings.private_folder(path.parent)
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)  # before SQLite makes it by the umask
         try:
-            if os.name == "posix" and os.fstat(descriptor).st_mode & 0o077:
-                os.fchmod(descriptor, 0o600)
-        finally:
-            os.close(descriptor)
-        connection = sqlite3.connect(path, timeout=10)
-        try:
-            connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;")
-            connection.executescript("PRAGMA secure_delete=ON;" + _TABLES)
-            with contextlib.suppress(sqlite3.OperationalError):  # an SQLite without FTS5: the search is by LIKE
-                connection.executescript(_SEARCH)
-            with connection:
-                yield connection
-        finally:
-            connection.close()
+            connection = _writable_database(path)
+        except (sqlite3.Error, OSError):
+            if not reading or (unwritten := _unwritten_database(path)) is None:
+                raise
+            connection = unwritten
+        with contextlib.closing(connection), connection:
+            yield connection
     except (sqlite3.Error, OSError) as error:
         raise LocalaiError(
             f"cannot use the kept conversations in {path}: {error}",
             "check its disk and permissions; once it is moved away, a new one takes its place",
         ) from error
+
+
+def _writable_database(path: Path) -> sqlite3.Connection:
+    """Raises OSError, sqlite3.Error."""
+    settings.private_folder(path.parent)
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)  # before SQLite makes it by the umask
+    try:
+        if os.name == "posix" and os.fstat(descriptor).st_mode & 0o077:
+            os.fchmod(descriptor, 0o600)
+    finally:
+        os.close(descriptor)
+    connection = sqlite3.connect(path, timeout=10)
+    try:
+        connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;")
+        connection.executescript("PRAGMA secure_delete=ON;" + _TABLES)
+        with contextlib.suppress(sqlite3.OperationalError):  # an SQLite without FTS5: the search is by LIKE
+            connection.executescript(_SEARCH)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _unwritten_database(path: Path) -> sqlite3.Connection | None:
+    """The database as it lies there, nothing written beside it; None where its log has the latest."""
+    log = path.with_name(f"{path.name}-wal")
+    if not path.exists() or (log.exists() and log.stat().st_size):
+        return None
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
 
 
 def ask(session: int | None, model: str, system: str | None, question: str) -> int:
@@ -116,31 +138,32 @@ def unask(session: int) -> bool:
 
 
 def keep(
-    session: int | None, model: str, system: str | None, question: str, answer: str, *, instead_of: int = 0
+    session: int | None, model: str, system: str | None, question: str, answer: str, *, instead_of: str | None = None
 ) -> int:
-    """Keep a finished turn, in place of the last `instead_of` turns; with None, or one that was removed meanwhile,
-    a new session begins. Returns the session's id. Raises LocalaiError.
+    """Keep a finished turn, in place of the last one with the question `instead_of`; with no session, or one that was
+    removed meanwhile, a new one begins. Returns the session's id. Raises LocalaiError.
     """
     with _open() as connection:
         session = _begun(connection, session, model, system, question)
         _forget_unanswered(connection, session)
-        _take_back(connection, session, instead_of)
+        if instead_of is not None:
+            _take_back(connection, session, instead_of)
         turn = ((session, "user", _writable(question)), (session, "assistant", _writable(answer)))
         connection.executemany(_MESSAGE, turn)
-    if instead_of:  # what was said before is in the state
+    if instead_of is not None:  # what was said before is in the state
         with contextlib.suppress(LocalaiError):
             kept_states.remove(session)
     return session
 
 
-def take_back(session: int) -> bool:
-    """Forget the last turn of a kept conversation, and the conversation with its only one; whether there is still one.
+def take_back(session: int, question: str) -> bool:
+    """Forget the last turn with this question, and the conversation with its only one; whether there is still one.
 
-    Raises LocalaiError.
+    Another chat may have gone on with the same conversation meanwhile: its turns stay. Raises LocalaiError.
     """
     with _open() as connection:
         _forget_unanswered(connection, session)
-        _take_back(connection, session, 1)
+        _take_back(connection, session, question)
         left = _is_left(connection, session)
     kept_states.remove(session)
     return left
@@ -183,10 +206,12 @@ def _is_left(connection: sqlite3.Connection, session: int) -> bool:
     return False
 
 
-def _take_back(connection: sqlite3.Connection, session: int, turns: int) -> None:
+def _take_back(connection: sqlite3.Connection, session: int, question: str) -> None:
+    asked = "SELECT max(id) FROM message WHERE session = :session AND role = 'user' AND content = :question"
     connection.execute(
-        "DELETE FROM message WHERE id IN (SELECT id FROM message WHERE session = ? ORDER BY id DESC LIMIT ?)",
-        (session, 2 * turns),
+        "DELETE FROM message WHERE id IN"
+        f" (SELECT id FROM message WHERE session = :session AND id >= ({asked}) ORDER BY id LIMIT 2)",
+        {"session": session, "question": _writable(question)},
     )
 
 
@@ -208,7 +233,7 @@ def every() -> tuple[Session, ...]:
     """All kept conversations, the latest first. Raises LocalaiError."""
     if not database().exists():
         return ()
-    with _open() as connection:
+    with _open(reading=True) as connection:
         rows = connection.execute(f"{_COLUMNS} ORDER BY updated_at DESC, id DESC").fetchall()
     return tuple(Session(*row) for row in rows)
 
@@ -236,7 +261,7 @@ def messages(session: Session) -> tuple[Message, ...]:
 
     Raises LocalaiError.
     """
-    with _open() as connection:
+    with _open(reading=True) as connection:
         query = "SELECT role, content FROM message WHERE session = ? ORDER BY id"
         return tuple(Message(*row) for row in connection.execute(query, (session.id,)))
 
@@ -254,7 +279,7 @@ def search(words: str, limit: int = 50) -> tuple[Hit, ...]:
     wanted = words.replace("\0", " ").split()
     if not wanted or not database().exists():
         return ()
-    with _open() as connection:
+    with _open(reading=True) as connection:
         # Chinese and Japanese have no spaces, so that a sentence is one word of the index
         rows = _matches(connection, wanted, limit) or _containing(connection, wanted, limit)
     by_id = {each.id: each for each in every()}

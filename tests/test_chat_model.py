@@ -149,6 +149,23 @@ def test_an_editor_without_a_place_for_the_message_is_told(monkeypatch: pytest.M
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nosuch"))
     with pytest.raises(LocalaiError, match="cannot hand the message"):
         turns.edited("x")
+    monkeypatch.undo()
+    monkeypatch.setenv("VISUAL", "false")
+    with pytest.raises(LocalaiError, match="exit code 1") as failed:
+        turns.edited("x")
+    assert failed.value.hint.startswith("nothing is asked")
+
+
+def test_a_conversation_that_the_disk_refused_has_no_name(
+    room: Room, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sessions, "ask", refuse)
+    monkeypatch.setattr(sessions, "keep", refuse)
+    room.ask("a")
+    files.save(room, "")
+    assert "nothing is kept, the disk refused it" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="the disk refused it"):
+        files.save(room, "trip")
 
 
 def test_the_system_text_outlives_a_preset(room: Room) -> None:

@@ -21,7 +21,7 @@ def questions(session: str = "last") -> list[str]:
 
 def test_a_whole_conversation(isolated: Path) -> None:
     (isolated / "notes.txt").write_text("The meeting is on Monday.")
-    editor = isolated / "editor"
+    editor = isolated / "my editor"  # as it stands, without quotes
     editor.write_text('#!/bin/sh\nprintf "Name the capital of Spain." > "$1"\n')
     editor.chmod(editor.stat().st_mode | stat.S_IXUSR)
     talk = Terminal(*SHORT_CHAT, cwd=isolated, VISUAL=str(editor))
@@ -171,7 +171,10 @@ def test_a_picture_is_shown_to_a_model_that_sees(isolated: Path) -> None:
     talk.say("/image a photo.png", "40 x 30, goes with the next question")
     talk.say("What is it?")
     talk.say("/image", "none; /image PATH")
-    talk.say("/model smollm2-135m", "goes on without its 1 images")
+    talk.say("/model smollm2-135m", "goes on without its 1 image")
     talk.say("What was it?")
-    talk.leave()
     assert questions()[0] == "[image: a photo.png]\nWhat is it?"
+    talk.say("/undo", "What was it")
+    talk.say("/undo", "What is it")
+    talk.leave()
+    assert sessions.every() == ()

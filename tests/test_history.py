@@ -70,10 +70,15 @@ def test_what_is_typed_waits_for_its_conversation() -> None:
     typed.add("/help")
     typed.keep(None, leaving=True)
     assert history.load() == ["/system Be brief.", "a question", "/help"]
+    typed.add("/edit a draft")
+    typed.instead("a draft, edited")
+    typed.keep(7)
+    assert history.load()[-1] == "a draft, edited"
     history.forget(7)
     assert history.load() == ["/help"]
     private = history.Typed(private=True)
     private.add("secret")
+    private.instead("secret")
     private.keep(None, leaving=True)
     assert history.load() == ["/help"]
 

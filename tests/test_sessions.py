@@ -121,13 +121,18 @@ for number in range(25):
 def test_a_turn_is_answered_again_or_taken_back() -> None:
     kept = sessions.keep(None, "m", None, "first", "1")
     sessions.keep(kept, "m", "New.", "second", "2")
-    assert sessions.keep(kept, "m", "New.", "other", "3", instead_of=1) == kept
+    assert sessions.keep(kept, "m", "New.", "other", "3", instead_of="second") == kept
     found = sessions.find(str(kept))
     assert [each.content for each in sessions.messages(found)] == ["first", "1", "other", "3"]
     assert found.system == "New."
     assert [hit.excerpt for hit in sessions.search("second")] == []
-    sessions.take_back(kept)
-    sessions.take_back(kept)
+    another = sessions.keep(kept, "m", "New.", "first", "of another chat")
+    assert sessions.take_back(kept, "other")
+    assert [each.content for each in sessions.messages(found)] == ["first", "1", "first", "of another chat"]
+    assert sessions.take_back(kept, "not asked")
+    assert sessions.take_back(kept, "first")
+    assert [each.content for each in sessions.messages(found)] == ["first", "1"]
+    assert not sessions.take_back(another, "first")
     assert sessions.every() == ()
     assert sessions.keep(kept, "m", None, "after it was removed", "4") != kept
 
@@ -175,6 +180,41 @@ def test_the_commands(in_process: Cli, isolated: Path) -> None:
     assert history.load() == ["something else"]
     assert "rm" in in_process("sessions").stdout
     assert in_process("chat", "--resume", "1").returncode == 3
+
+
+def test_an_export_goes_into_a_file_that_is_not_there_yet(in_process: Cli, isolated: Path) -> None:
+    sessions.keep(None, "m", None, "Où ?", "Là.")
+    as_json = in_process("sessions", "export", "--json").stdout
+    assert json.loads(as_json)["schema_version"] == 1
+    for name, form, expected in (
+        ("talk.md", (), in_process("sessions", "export").stdout),
+        ("talk.json", (), as_json),
+        ("talk.txt", ("--json",), as_json),
+        ("other.json", ("--format", "markdown"), in_process("sessions", "export").stdout),
+    ):
+        done = in_process("sessions", "export", "last", *form, "--to", name)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", f"written to {name}\n")
+        assert (isolated / name).read_text("utf-8") == expected
+        assert stat.S_IMODE((isolated / name).stat().st_mode) == 0o600
+    (isolated / "talk.md").write_text("mine")
+    refused = in_process("sessions", "export", "--to", "talk.md")
+    assert (refused.returncode, (isolated / "talk.md").read_text()) == (2, "mine")
+    assert "talk.md is there already" in refused.stderr
+    assert in_process("sessions", "export", "--to", "no/such/talk.md").returncode == 1
+    assert in_process("sessions", "export", "--json", "--format", "markdown").returncode == 2
+
+
+def test_a_disk_that_takes_nothing_is_still_read(cli: Cli, bound_by_permissions: list[str]) -> None:
+    sessions.keep(None, "m", None, "Name a river.", "The Loire.")
+    sessions.database().chmod(0o400)
+    sessions.database().parent.chmod(0o500)
+    try:
+        assert "The Loire." in cli("sessions", "show", under=bound_by_permissions).stdout
+        refused = cli("sessions", "rm", "1", "--yes", under=bound_by_permissions)
+    finally:
+        sessions.database().parent.chmod(0o700)
+    assert (refused.returncode, len(sessions.every())) == (1, 1)
+    assert "Permission denied" in refused.stderr
 
 
 def test_the_file_is_what_sqlite_says_is_whole() -> None:

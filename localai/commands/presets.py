@@ -123,10 +123,16 @@ def edit(name: Name) -> None:
 
 
 def editor_set() -> list[str]:
-    """The words of $VISUAL or $EDITOR; [] where neither is set. Raises UsageError for a quote without an end."""
+    """The words of $VISUAL or $EDITOR, which may be a path with spaces; [] where neither is set.
+
+    Raises UsageError for a quote without an end.
+    """
     name = "VISUAL" if os.environ.get("VISUAL") else "EDITOR"
+    value = os.environ.get(name, "")
+    if os.path.isfile(value):
+        return [value]
     try:
-        return shlex.split(os.environ.get(name, ""))
+        return shlex.split(value)
     except ValueError as error:
         raise UsageError(f"{name} cannot be understood: {error}", f"export {name}=nano") from error
 
@@ -136,13 +142,14 @@ def editor_here() -> list[str]:
     return [name for name in EDITORS if shutil.which(name)][:1]
 
 
-def open_editor(command: list[str]) -> None:
+def open_editor(command: list[str], failed: str = "the file is as it left it") -> None:
+    """Wait for the editor. Raises UsageError where it cannot be started, LocalaiError with the hint if it `failed`."""
     try:
         code = subprocess.run(command, check=False).returncode
     except OSError as error:
         raise UsageError(f"cannot start {command[0]}: {error.strerror}", "set EDITOR to one that is there") from error
     if code:
-        raise LocalaiError(f"{Path(command[0]).name} ended with exit code {code}", "the file is as it left it")
+        raise LocalaiError(f"{Path(command[0]).name} ended with exit code {code}", failed)
 
 
 @app.command(name="rm")

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from localai import render
 from localai.commands import options
 from localai.commands.options import JsonFlag, YesFlag
+from localai.errors import LocalaiError, UsageError
+
+if TYPE_CHECKING:
+    from localai.domain.generation import Message
+    from localai.sessions import Session
 
 app = typer.Typer(help="List, search, export and resume kept conversations.", rich_markup_mode=None)
 
@@ -82,11 +90,49 @@ def search(
 @app.command()
 def export(
     session: Id = "last",
-    form: Annotated[str, typer.Option("--format", metavar="FORMAT", help="markdown or json.")] = "markdown",
+    form: Annotated[
+        str | None,
+        typer.Option("--format", metavar="FORMAT", help="markdown or json; markdown unless FILE ends in .json."),
+    ] = None,
+    as_json: JsonFlag = False,
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="FILE", help="Write it into FILE, which must not be there yet.")
+    ] = None,
 ) -> None:
-    """Write a conversation to stdout, exactly, as Markdown or JSON."""
-    options.check_choice("--format", form, FORMATS)
-    show(session, as_json=form == "json")
+    """Write a conversation as Markdown or JSON, to stdout or a file."""
+    from localai import sessions
+
+    if form is not None:
+        options.check_choice("--format", form, FORMATS)
+    if as_json and form == "markdown":
+        raise UsageError("--json and --format markdown exclude each other", "localai sessions export --help")
+    form = "json" if as_json else form
+    if to is None:
+        show(session, as_json=form == "json")
+        return
+    found = sessions.find(session)
+    if os.path.lexists(to):
+        raise UsageError(f"{to} is there already", "give --to another name; nothing is written over")
+    write_file(to, found, sessions.messages(found), form, "give --to another path")
+    render.note(f"written to {to}")
+
+
+def write_file(path: Path, session: Session, said: Sequence[Message], form: str | None, hint: str) -> None:
+    """Write a conversation as JSON or Markdown, as the name tells where no form is given; for this user only.
+
+    Raises LocalaiError with the hint.
+    """
+    from localai import sessions, settings
+
+    if (path.suffix.lower() == ".json") if form is None else (form == "json"):
+        text = render.json_line(sessions.as_json(session, said), indent=2, encoding="utf-8")
+    else:
+        text = sessions.markdown(session, said)
+    try:
+        settings.write_atomically(path, text.encode("utf-8", "replace"))
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", error)
+        raise LocalaiError(f"cannot write {path}: {why}", hint) from error
 
 
 @app.command()

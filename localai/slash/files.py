@@ -10,10 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from localai import chat_model, documents, presets, render, sessions, settings, terminal
+from localai import chat_model, documents, presets, render, sessions, terminal
 from localai.commands import question
+from localai.commands.sessions import write_file
 from localai.domain.generation import Message
-from localai.errors import LocalaiError, UsageError
+from localai.errors import UsageError
 from localai.slash.command import Command, given_paths, paths
 
 if TYPE_CHECKING:
@@ -144,15 +145,19 @@ def save(room: Room, argument: str) -> None:
     if not room.conversation.turns:
         render.note("(nothing has been said yet)")
     elif not argument:
-        kept = "(nothing is kept: this is private; /save FILE.md writes a file)"
-        render.note(kept if room.private else f"(kept as conversation {room.session}; /save NAME names it)")
+        kept = f"(kept as conversation {room.session}; /save NAME names it)"
+        render.note(kept if room.session is not None else f"({unkept(room)}; /save FILE.md writes a file)")
     elif is_path(argument):
         export(room, given_paths(argument)[0])
-    elif room.private or room.session is None:
-        raise UsageError("a private conversation has no name", "/save FILE.md writes it to a file")
+    elif room.session is None:
+        raise UsageError(f"it has no name: {unkept(room)}", "/save FILE.md writes it to a file")
     else:
         sessions.rename(room.session, argument)
         render.note(f"(conversation {room.session} is called {argument!r}: /load {argument} goes on with it)")
+
+
+def unkept(room: Room) -> str:
+    return "nothing is kept, this is private" if room.private else "nothing is kept, the disk refused it"
 
 
 def is_path(text: str) -> bool:
@@ -171,15 +176,7 @@ def export(room: Room, path: Path) -> None:
             if not render.confirmed(f"{path} is there already. Write over it?", default=False):
                 return
     session, said = kept_or_not(room)
-    if path.suffix.lower() == ".json":
-        text = render.json_line(sessions.as_json(session, said), indent=2)
-    else:
-        text = sessions.markdown(session, said)
-    try:
-        settings.write_atomically(path, text.encode("utf-8", "replace"))
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", error)
-        raise LocalaiError(f"cannot write {path}: {why}", "/save takes another path") from error
+    write_file(path, session, said, None, "/save takes another path")
     render.note(f"(written to {path})")
 
 
@@ -197,7 +194,10 @@ def kept_or_not(room: Room) -> tuple[sessions.Session, tuple[Message, ...]]:
 
 def load(room: Room, argument: str) -> None:
     if not argument:
-        rows = [(str(each.id), each.updated_at[:16], each.model, each.title) for each in sessions.every()[:LISTED]]
+        rows = [
+            (str(each.id), render.local_time(each.updated_at), each.model, each.title)
+            for each in sessions.every()[:LISTED]
+        ]
         if rows:
             render.note(render.columns(("ID", "LAST USED", "MODEL", "TITLE"), rows, right=(0,)))
         render.note("/load ID goes on with one" if rows else "(no conversations are kept)")

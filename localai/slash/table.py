@@ -87,6 +87,7 @@ def complete(room: Room, before: str) -> tuple[int, Iterable[str]]:
     if not before.startswith("/"):
         return 0, ()
     name, space, argument = before[1:].partition(" ")
+    name = name.lower()
     if not space:
         return len(before), [f"/{each}" for each in (*COMMANDS, "exit") if each.startswith(name)]
     command = COMMANDS.get(name)

@@ -166,7 +166,14 @@ def model(room: Room, argument: str) -> None:
 
 
 COMMANDS = (
-    Command("set", "[NAME VALUE]", "show or change temperature, seed, max_tokens, context, ...", set_value, set_words),
+    Command(
+        "set",
+        "[NAME VALUE]",
+        "show or change temperature, seed, max_tokens, context, ...",
+        set_value,
+        set_words,
+        "/set takes another value; alone it shows what is set",
+    ),
     Command(
         "think",
         "[on|off|auto|show|hide]",

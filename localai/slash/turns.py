@@ -49,6 +49,7 @@ def edit(room: Room, argument: str) -> None:
         render.note(f"(asked instead: {_shortened(after)})")
         room.ask_instead(after)
     else:
+        room.typed.instead(after)  # so that the arrow keys bring it back, and /undo knows it
         render.note(f"(asked: {_shortened(after)})")
         room.ask(after)
 
@@ -63,7 +64,7 @@ def edited(text: str) -> str:
             path = Path(folder) / "message.md"
             path.write_text(text, "utf-8", "replace")
             with terminal.cooked():
-                open_editor([*command, str(path)])
+                open_editor([*command, str(path)], "nothing is asked; /edit tries again")
             try:
                 return path.read_text("utf-8", "replace").strip("\n")
             except FileNotFoundError:
