@@ -86,7 +86,7 @@ def _change(machine: Machine, change: Callable[[dict[str, Any]], None]) -> bool:
     path = _file()
     try:
         settings.private_folder(path.parent)
-        with FileLock(path.with_suffix(".lock"), timeout=10):
+        with FileLock(path.with_suffix(".lock"), timeout=10, mode=0o600):
             content = _read()
             name = _identity(machine)
             own = _of(machine, content)

@@ -106,7 +106,7 @@ def _append(line: bytes) -> None:
     path = file()
     settings.private_folder(path.parent)
     try:
-        with FileLock(path.with_suffix(".lock"), timeout=1):
+        with FileLock(path.with_suffix(".lock"), timeout=1, mode=0o600):
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             try:
                 os.write(descriptor, line)

@@ -106,7 +106,7 @@ def _number(kind: Callable[[str], Any], low: float, high: float) -> Callable[[st
         except ValueError:
             raise ValueError(f"expected {'a whole number' if kind is int else 'a number'}") from None
         if not low <= value <= high:
-            raise ValueError(f"expected {low:g} to {high:g}")
+            raise ValueError(f"expected {low:,.15g} to {high:,.15g}")
         return value
 
     return parse
@@ -252,7 +252,7 @@ def store(name: str, text: str | None) -> Path:
         raise UsageError(f"{each.name}: {error}, not {text!r}", f"{each.name}: {each.help}") from error
     try:
         private_folder(path.parent)
-        with FileLock(path.with_suffix(".lock")):
+        with FileLock(path.with_suffix(".lock"), mode=0o600):
             document = tomlkit.parse(path.read_text("utf-8")) if path.exists() else tomlkit.document()
             if value is None:
                 document.pop(each.name, None)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 
 import pytest
@@ -110,3 +111,12 @@ def test_json_drives_no_terminal_and_says_the_same(text: str) -> None:
 
 def test_durations() -> None:
     assert [render.duration(s) for s in (5, 200, 7500)] == ["5 s", "3 min 20 s", "2 h 5 min"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows' terminal has no TERM")
+def test_a_terminal_without_a_name_is_written_to_in_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = {}
+    for name in ("dumb", "", "xterm"):
+        monkeypatch.setenv("TERM", name)
+        shown[name] = render.plain()
+    assert shown == {"dumb": True, "": True, "xterm": False}

@@ -41,7 +41,7 @@ def be_plain() -> None:
 
 def plain() -> bool:
     """Whether the terminal is only to be written to line by line: it can do no more, or it is read aloud."""
-    return _plain or os.environ.get("TERM", "dumb" if os.name == "posix" else "") == "dumb"
+    return _plain or (os.environ.get("TERM") or ("dumb" if os.name == "posix" else "")) == "dumb"
 
 
 def colour_wanted(stream: IO[str]) -> bool:
