@@ -10,7 +10,7 @@ from localai import gguf, hub, hub_client, hub_errors, library, measuring, namin
 from localai.domain.files import RemoteFile, Variant
 from localai.domain.shape import Shape, Weights
 from localai.engine import oracle
-from localai.errors import LocalaiError, NotFound
+from localai.errors import LocalaiError, NetworkError, NotFound
 from localai.estimate import Measure
 
 _PREFERRED = "Q4_K_M"  # whose header is read where no variant is asked for: nearly every repository has it
@@ -50,7 +50,7 @@ def model(wanted: library.Meaning, on_retry: Callable[[str], None] = lambda line
     """
     if wanted.repo is None:
         raise library.unknown(wanted.name)
-    found = hub.repository(wanted.repo, wanted.revision, on_retry)
+    found = _repository(wanted, on_retry)
     variants = _selected(naming.variants(found.files), wanted, found.repo)
     if found.gated and hub_client.token() is None:
         raise hub_errors.gated(found.repo)
@@ -85,6 +85,19 @@ def model(wanted: library.Meaning, on_retry: Callable[[str], None] = lambda line
             asked[0] if asked else None,
         ),
     )
+
+
+def _repository(wanted: library.Meaning, on_retry: Callable[[str], None]) -> hub.Repository:
+    """What the repository holds. Of a name of the catalog nobody has said that it is there: a Hub without it is as good
+    as none.
+    """
+    assert wanted.repo is not None
+    try:
+        return hub.repository(wanted.repo, wanted.revision, on_retry)
+    except NotFound as error:
+        if wanted.by_name and wanted.revision is None:
+            raise NetworkError(error.message, error.hint) from error
+        raise
 
 
 def _by_size(variant: Variant, header_bytes: int, shape: Shape, tied: bool) -> Weights:

@@ -355,6 +355,18 @@ def test_a_catalog_model_is_read_where_the_hub_is_there(loopback: HubOnLoopback)
     assert card.license == "Apache-2.0"
 
 
+def test_a_catalog_model_that_the_hub_does_not_have_is_told_from_the_catalog(loopback: HubOnLoopback) -> None:
+    """A Hub of one's own has some models; what is known of the others is known all the same."""
+    card = cards.card("qwen3-4b", 8192)
+    assert card.basis == "catalog"
+    assert card.warning is not None
+    assert "does not exist" in card.warning
+    assert card.plan is not None
+    for asked_for in ("Qwen/Qwen3-4B-GGUF", "qwen3-4b@v9"):
+        with pytest.raises(NotFound):
+            cards.card(asked_for)
+
+
 def test_a_catalog_model_without_the_hub_is_told_from_the_catalog() -> None:
     card = cards.card("qwen3-4b")
     assert card.basis == "catalog"
