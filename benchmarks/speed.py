@@ -9,7 +9,7 @@ Each row is measured in llama.cpp itself (bare `llama_decode` calls); beside it 
 machine, the range without calibration, and what two naive rules give: memory bandwidth over file size + 20 %, and over
 parameters × bits; for prompts the measured matrix product over 2 × parameters. The memory of a virtual machine is as
 quick as its neighbours let it be, nearly twice as quick in one quarter of an hour as in another: so each file is
-measured before and after a calibration of its own, and the best of two rounds of two counts, as in the calibration.
+measured before and after a calibration of its own, and the best of these rounds counts, as in the calibration.
 Models are made once, in --cache (a temporary folder), and removed again unless --keep. On a machine that others use
 too, --busy takes one thread and the processor's own time of it, for calibration and measurement alike.
 """

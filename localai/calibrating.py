@@ -37,7 +37,7 @@ NARROW_KINDS = ("Q4_K", "Q8_0")  # a layer takes as long whatever its type: twic
 # What the caches keep of the weights from token to token shows where there are four times as many: twice, as above.
 LARGE_KINDS = ("Q4_K", "Q8_0")
 _LARGE = 4
-DEEP_KINDS = ("Q4_K", "Q8_0")  # the cache is the same whatever the weights: twice, since it is little
+DEEP_KINDS = ("Q8_0",)  # the cache is the same whatever the weights
 # Few wide layers and many narrow ones, with the heads of Llama 3.2 1B and Qwen3 0.6B: width, feed-forward, heads, KV
 # heads, numbers of a head.
 _SHAPES = ((2048, 6144, 32, 8, 64), (1024, 3072, 16, 8, 128))
@@ -47,7 +47,8 @@ _TOKENS, _WRITTEN = 256, 16
 _CONTEXT = 2048  # where `_TOKENS` are read behind four times as many
 _LONGEST_READ_S = 0.6  # fewer tokens are read at a time where it would take longer
 _LONGEST_MODEL_S = 5.0  # after which there is no further repetition
-_ROUNDS, _REPETITIONS = 2, 2  # the rounds some time apart: other programs, and other virtual machines, come and go
+_ROUNDS = 3  # some time apart: other programs, and other virtual machines, come and go
+_WRITES = 2  # in a round, since they are short
 _LEAST_GBPS = 5.0  # of any machine that runs models (a Raspberry Pi 4 has 6)
 _TO_SPARE = 200 * MIB  # of memory, beside a model and its file
 _BEFORE_EXPERTS = 3  # kinds that are measured before a mixture of experts is
@@ -145,7 +146,7 @@ def _subjects(size: int, large: bool) -> Iterator[_Subject]:
             for each in OUTPUT_KINDS:
                 yield _Subject(_output(each, size), _WRITING)
             for each in NARROW_KINDS:
-                yield _Subject(_layers(each, _NARROW, size), _DEEP)
+                yield _Subject(_layers(each, _NARROW, size), _DEEP if each in DEEP_KINDS else _BOTH)
             for each in LARGE_KINDS if large else ():
                 yield _Subject(_layers(each, _SHAPES[0], _LARGE * size), _WRITING)
         for shape in _SHAPES:
@@ -197,9 +198,8 @@ def _timed(
 
 
 def _timing(watch: Stopwatch, subject: _Subject, clock: Callable[[], float]) -> Timing:
-    """The quickest of some repetitions: other programs only ever make it slower.
-
-    There are fewer, and of fewer tokens, where a model would take longer than `_LONGEST_MODEL_S`.
+    """One round; fewer tokens are read where they would take longer than `_LONGEST_READ_S`, and nothing at depth where
+    the rest took longer than `_LONGEST_MODEL_S`.
     """
     model = subject.model
     until = clock() + _LONGEST_MODEL_S
@@ -208,29 +208,22 @@ def _timing(watch: Stopwatch, subject: _Subject, clock: Callable[[], float]) -> 
     tokens = _TOKENS
     while tokens > 32 and warm * tokens > _LONGEST_READ_S:
         tokens //= 2
-    reads, writes = [], []
-    for number in range(_REPETITIONS):
-        if number and clock() > until:
-            break
+    read_s, writes = 0.0, []
+    for _ in range(_WRITES):
         watch.clear()
         writes.append(watch.write(_WRITTEN) / _WRITTEN)
-        if subject.told != _WRITING:
-            watch.clear()
-            reads.append(watch.read(tokens))
+    if subject.told != _WRITING:
+        watch.clear()
+        read_s = watch.read(tokens)
     at_depth = None
     depth = 4 * tokens
     if subject.told == _DEEP and clock() < until:
-        deep_reads, deep_writes = [], []
-        watch.clear()
-        watch.read(depth)
-        for number in range(_REPETITIONS):
-            if number and clock() > until:
-                break
+        deep_writes = []
+        watch.read(depth - tokens)
+        for _ in range(_WRITES):
             deep_writes.append(watch.write(_WRITTEN) / _WRITTEN)
             watch.back_to(depth)
-            deep_reads.append(watch.read(tokens))
-            watch.back_to(depth)
-        at_depth = (depth, min(deep_writes), min(deep_reads))
+        at_depth = (depth, min(deep_writes), watch.read(tokens))
     used = model.used / model.experts if model.experts else 1.0
     matrices = {name: dimensions for name, kind, dimensions in model.tensors() if kind == model.kind}
     counted = {
@@ -254,7 +247,7 @@ def _timing(watch: Stopwatch, subject: _Subject, clock: Callable[[], float]) -> 
         output_weights=model.width * model.vocabulary,
         tokens=tokens,
         write_s=min(writes),
-        read_s=min(reads, default=0.0),
+        read_s=read_s,
         deep=at_depth,
     )
 
