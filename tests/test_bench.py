@@ -304,3 +304,14 @@ def test_what_cannot_be_kept_is_said(
     shown = capsys.readouterr()
     assert "cannot be kept" in shown.err
     assert "From now on" not in shown.out
+
+
+@pytest.mark.parametrize(("load", "warned"), [([False, False], False), ([True, False], True), ([False, True], True)])
+def test_tuning_beside_other_programs_is_warned_of(
+    load: list[bool], warned: bool, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = Tuned(Setting(True, True, 1, 512, "f16"), 1.0, 0.0, 1.0, 0.0)
+    monkeypatch.setattr(benching, "tune", lambda *_: (Tuning("llama", "F16", 1, False, (base,)), ()))
+    monkeypatch.setattr(past_runs, "busy", lambda _: load.pop(0))
+    assert boundary.run(["bench", "--tune", str(tiny)]) == 0
+    assert ("other programs have the processor" in capsys.readouterr().err) == warned

@@ -110,13 +110,15 @@ def show_calibration(as_json: bool) -> None:
     from localai import calibrating, experience, hardware, past_runs, speed
 
     machine = hardware.detect()
-    busy = past_runs.busy(speed.cores(machine))
+    cores = speed.cores(machine)
+    busy = past_runs.busy(cores)
     status, started = render.Status(), perf_counter()
     try:
         with Interrupts() as interrupts:
             found = calibrating.calibrate(machine, status.show, interrupts.requested)
     finally:
         status.clear()
+    busy = busy or past_runs.busy(cores)
     if busy and not calibrating.plausible(found, machine):
         raise LocalaiError(
             "other programs left too little of the processor: the calibration is not kept",
@@ -152,10 +154,11 @@ def rate_rows(rates: DeviceRates) -> list[tuple[str, ...]]:
 
 def tune_model(model: str | None, gpu_layers: int | None, as_json: bool) -> None:
     """`bench --tune MODEL`."""
-    from localai import benching, library
+    from localai import benching, library, past_runs
     from localai.commands import model_loading
 
     prepared = benching.prepare(named(library.find(model)), model_loading.load_options(None, gpu_layers, None, None))
+    busy = past_runs.busy(prepared.plan.threads)
     status = render.Status()
     try:
         with Interrupts() as interrupts:
@@ -163,6 +166,8 @@ def tune_model(model: str | None, gpu_layers: int | None, as_json: bool) -> None
     finally:
         status.clear()
     kept = benching.keep(prepared, found)
+    if busy or past_runs.busy(prepared.plan.threads):
+        render.note("warning: other programs have the processor, too: tune again when the machine is quiet")
     if not kept:
         render.note("warning: it cannot be kept: the data folder cannot be written")
     if as_json:
