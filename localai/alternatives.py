@@ -36,7 +36,8 @@ class Alternatives:
             f"--kv-type {self.kv_type} fits with that context" if self.kv_type else None,
             f"--context {self.context} fits" if self.context else None,
             f"{base}:{self.quantization.lower()} fits" if self.quantization else None,
-            self.model and (f"{self.model} fits and is installed" if self.installed else f"localai pull {self.model}"),
+            self.model
+            and f"{self.model} fits" + (" and is installed" if self.installed else f": localai pull {self.model}"),
         ]
         return "; or: ".join(way for way in ways if way) or "no model of the catalog fits: close other programs"
 
@@ -70,8 +71,10 @@ def find(
     free = again(gpu_layers=None).gpu_layers if gpu_layers else None
     smaller = refused.kv_type in ("f32", "f16", "bf16") and estimate.can_shrink_cache(shape)
     model, installed = another_model(machine, context, known.id if known else None)
+    if model is None and context is not None:  # no model has so many: one that is there at all says more than none
+        model, installed = another_model(machine, None, known.id if known else None)
     return Alternatives(
-        context=_longest_context(nearly, fits, refused.context, shape.context_length),
+        context=longest_context(nearly, fits, refused.context, shape.context_length),
         kv_type=estimate.SMALL_KV_TYPE if smaller and fits(kv_type=estimate.SMALL_KV_TYPE) else None,
         gpu_layers=free if free is not None and fits(gpu_layers=free) else None,
         quantization=_other_quantization(fits, known, quant, weights),
@@ -80,12 +83,11 @@ def find(
     )
 
 
-def _longest_context(
+def longest_context(
     nearly: Callable[..., bool], fits: Callable[..., bool], refused: int, own: int | None
 ) -> int | None:
-    """The most tokens under `refused` that fit, in whole steps of 256, found by halving; None where 512 do not.
-
-    Where only `nearly` says so, a sixteenth less is tried.
+    """The most tokens under `refused` and within the model's `own` that fit, in whole steps of 256, found by halving;
+    None where 512 do not. Where only `nearly` says so, a sixteenth less is tried.
     """
     least = SMALLEST_USEFUL // CONTEXT_STEP
     low, high = least, min(refused - 1, own or refused) // CONTEXT_STEP
@@ -95,6 +97,15 @@ def _longest_context(
     while high >= least and not fits(context=high * CONTEXT_STEP):
         high = min(high - 1, high * 15 // 16)
     return high * CONTEXT_STEP if high >= least else None
+
+
+def most_at_once(again: Callable[..., Plan], refused: int) -> int | None:
+    """The most sequences under `refused` that fit; None where not even one alone does."""
+    low, high = 0, refused - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if again(sequences=middle).fits else (low, middle - 1)
+    return low or None
 
 
 def _other_quantization(
@@ -111,15 +122,18 @@ def _other_quantization(
     return max(fitting)[1] if fitting else None
 
 
-def another_model(machine: Machine, context: int | None = None, but: str | None = None) -> tuple[str | None, bool]:
+def another_model(
+    machine: Machine, context: int | None = None, but: str | None = None, task: str | None = None
+) -> tuple[str | None, bool]:
     """The best model of the catalog for this machine, or an installed one nearly as good; and whether it is here.
 
-    It holds `context` tokens, where so many are asked for, and is not the model `but`.
+    It holds `context` tokens, where so many are asked for, and is not the model `but`. `task` as `recommend.rank` has
+    it.
     """
     from localai import recommend
 
     models = [model for model in catalog.load() if model.id != but]
-    rows = recommend.rank(machine, models, context=context, limit=1000)
+    rows = recommend.rank(machine, models, task=task, context=context, limit=1000)
     here = {model.model for model in library.installed()}
     if not rows:
         return None, False

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from localai import catalog, estimate, gguf, hardware, library, loading, shapes
 from localai.domain.embedding import Pooling
 from localai.domain.files import InstalledModel
+from localai.domain.machine import Machine
 from localai.domain.plan import MemoryNeed, Plan
 from localai.domain.units import GIB
 from localai.errors import DoesNotFit, LocalaiError, NotFound
@@ -74,8 +75,8 @@ def prepare(found: library.Found, options: LoadOptions) -> Prepared:
     header = gguf.read_model(found.paths)
     shape, weights, pooling = shapes.shape(header), shapes.weights(header), shapes.pooling(header)
     estimate.check_kv_type(shape, options.kv_type)
-    context = options.context or min(shape.context_length or LONGEST, LONGEST)
-    while True:
+
+    def planned(context: int) -> Plan:
         plan = estimate.plan(
             shape,
             weights,
@@ -87,18 +88,36 @@ def prepare(found: library.Found, options: LoadOptions) -> Prepared:
         )
         batch = pooling.batch(context)
         need = estimate.memory(shape, weights, context, plan.kv_type, batch, outputs=batch)
-        plan = _with_batches(plan, context, batch, need)
-        if plan.fits or options.context is not None or context <= SHORTEST:
-            break
+        return _with_batches(plan, context, batch, need)
+
+    context = options.context or min(shape.context_length or LONGEST, LONGEST)
+    plan = planned(context)
+    while not plan.fits and options.context is None and context > SHORTEST:
         context = max(SHORTEST, context // 2)
+        plan = planned(context)
     if not plan.fits:
-        total = plan.memory.total_bytes + plan.memory.overhead_bytes
-        raise DoesNotFit(
-            f"{found.name} needs {total / GIB:.1f} GiB of memory for texts of {context} tokens,"
-            f" and {plan.available_bytes / GIB:.1f} GiB are free",
-            "close other programs, ask for less (--context), or take a smaller model",
-        )
+        raise _refusal(found, plan, machine, planned, shape.context_length)
     return Prepared(found, plan, pooling)
+
+
+def _refusal(
+    found: library.Found, plan: Plan, machine: Machine, planned: Callable[[int], Plan], own: int | None
+) -> DoesNotFit:
+    """Why the model is not loaded, and what would fit instead: shorter texts, or another model."""
+    from localai import alternatives
+
+    def fits(context: int) -> bool:
+        return planned(context).fits
+
+    shorter = alternatives.longest_context(fits, fits, plan.context, own)
+    known = catalog.resolve_name(found.model.model) if found.model else None
+    model, here = alternatives.another_model(machine, None, known.id if known else None, task="embedding")
+    total, free = plan.memory.total_bytes + plan.memory.overhead_bytes, plan.available_bytes
+    return DoesNotFit(
+        f"{found.name} needs {total / GIB:.1f} GiB of memory for texts of {plan.context} tokens,"
+        f" and {free / GIB:.1f} GiB are free",
+        alternatives.Alternatives(context=shorter, model=model, installed=here).sentence(found.name),
+    )
 
 
 def _with_batches(plan: Plan, context: int, batch: int, need: MemoryNeed) -> Plan:

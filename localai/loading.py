@@ -127,15 +127,24 @@ def prepare(
         projector_bytes=pictures,
         work=work,
     )
-    plan = (
-        planned(sequences=sequences)
-        if sequences is not None
-        else parallelism.best(lambda count: planned(sequences=count), most_sequences)
-    )
-    if not plan.fits and pictures and (blind := planned(sequences=sequences or 1, projector_bytes=0)).fits:
+
+    def chosen(measured: estimate.Measure | None = None) -> Plan:
+        if sequences is not None:
+            return planned(sequences=sequences, measured=measured)
+        return parallelism.best(lambda count: planned(sequences=count, measured=measured), most_sequences)
+
+    plan, measured = chosen(), None
+    if _is_in_doubt(plan) and (measured := _measured(found, shape)) is not None:
+        plan = chosen(measured)
+    if (
+        not plan.fits
+        and pictures
+        and (blind := planned(sequences=sequences or 1, projector_bytes=0, measured=measured)).fits
+    ):
         plan = replace(blind, warnings=(*blind.warnings, "memory leaves no room for its projector: it cannot see now"))
     if not plan.fits:
-        raise _refusal(found, Facts(machine, shape, weights), plan, options, partial(planned, sequences=plan.sequences))
+        again = partial(planned, sequences=plan.sequences)
+        raise _refusal(found, Facts(machine, shape, weights), plan, options, again, measured)
     plan = arranged(replace(plan, workers=options.workers), Facts(machine, shape, weights))
     draft = None
     if options.speculate and sequences == 1 and not options.workers:
@@ -143,6 +152,19 @@ def prepare(
         draft = speculating.draft(library.find(options.draft), plan, machine) if options.draft is not None else None
     facts = Facts(machine, shape, weights)
     return Prepared(found, plan, shape.params, shape.context_length, facts, draft, thinks=may_think)
+
+
+def _is_in_doubt(plan: Plan) -> bool:
+    """Whether it fits, or does not, by so little that closed forms which are only near could be wrong about it."""
+    need = plan.memory.total_bytes + plan.memory.overhead_bytes
+    return 2 / 3 * plan.available_bytes < need < 3 / 2 * plan.available_bytes
+
+
+def _measured(found: library.Found, shape: Shape) -> estimate.Measure | None:
+    """What llama.cpp itself says of a model whose closed forms are only near. A cold start is spared that otherwise."""
+    from localai import measuring
+
+    return None if measuring.is_exact(shape) else measuring.measure_for(shape, measuring.header_files(found.paths))
 
 
 def thinks(found: library.Found) -> bool:
@@ -239,7 +261,12 @@ def check_threads(options: LoadOptions, machine: Machine) -> None:
 
 
 def _refusal(
-    found: library.Found, facts: Facts, plan: Plan, options: LoadOptions, again: Callable[..., Plan]
+    found: library.Found,
+    facts: Facts,
+    plan: Plan,
+    options: LoadOptions,
+    again: Callable[..., Plan],
+    measured: estimate.Measure | None,
 ) -> DoesNotFit:
     """Why the model is not loaded, and what would fit instead; `again` plans the same job with something else."""
     from localai import alternatives, catalog
@@ -251,8 +278,6 @@ def _refusal(
         + (f" for each of {plan.sequences} at once" if plan.sequences > 1 else "")
         + f", and {free / GIB:.1f} GiB are free"
     )
-    if options.context is not None and own is not None and options.context > own:
-        return DoesNotFit(message, f"the model is made for {own} tokens: ask for no more (--context)")
     instead = alternatives.find(
         again,
         plan,
@@ -263,9 +288,14 @@ def _refusal(
         quant=found.model.quantization if found.model else None,
         context=options.context,
         gpu_layers=options.gpu_layers,
+        measured=measured,
     )
-    fewer = "--parallel with fewer at once; or: " if plan.sequences > 1 else ""
-    return DoesNotFit(message, fewer + instead.sentence(found.name))
+    beyond = options.context is not None and own is not None and options.context > own
+    hint = f"the model is made for {own} tokens; " if beyond else ""
+    exactly = partial(again, measured=measured)
+    if plan.sequences > 1 and (fewer := alternatives.most_at_once(exactly, plan.sequences)) is not None:
+        hint += f"--parallel {fewer} fits; or: "
+    return DoesNotFit(message, hint + instead.sentence(found.name))
 
 
 def load(

@@ -59,6 +59,25 @@ def test_a_smaller_cache_is_named_where_it_is_enough(llama: tuple[Shape, Weights
     assert instead_of(llama, machine, context=131072, kv_type="f16").kv_type is None
 
 
+def test_as_many_at_once_as_fit_are_named(llama: tuple[Shape, Weights]) -> None:
+    shape, weights = llama
+    again = partial(estimate.plan, shape, weights=weights, machine=with_free(14), context=8192, kv_type="f16")
+    assert not again(sequences=8).fits
+    most = alternatives.most_at_once(again, 8)
+    assert most is not None
+    assert again(sequences=most).fits
+    assert not again(sequences=most + 1).fits
+    assert alternatives.most_at_once(partial(again, machine=with_free(4)), 8) is None
+
+
+def test_a_context_that_no_model_has_does_not_keep_a_smaller_model_from_being_named(
+    llama: tuple[Shape, Weights],
+) -> None:
+    found = instead_of(llama, with_free(4), context=4_000_000)
+    assert found.context is None
+    assert found.model is not None
+
+
 def hungry(context: int, kv_type: str, ubatch: int) -> tuple[int, int]:
     """As if llama.cpp itself took a GiB more than the closed forms say."""
     return 131072 * context, 2 * GIB
@@ -144,4 +163,4 @@ def test_the_command_says_what_would_fit(tmp_path: Path, cli: Any) -> None:
     assert shown["instead"]["model"] in done.stderr
     text = cli("show", str(path), "--check")
     assert text.returncode == 4
-    assert "Instead: localai pull" in text.stdout
+    assert f"Instead: {shown['instead']['model']} fits: localai pull" in text.stdout

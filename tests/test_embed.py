@@ -205,6 +205,7 @@ def test_the_command(cli: Cli, folder: Path, isolated: Path) -> None:
         (("--on-overflow", "skip"), "a", 2, "--on-overflow"),
         ((), "cat " * 600, 7, "602 tokens"),
         (("--context", "0"), "a", 2, "--context"),
+        (("--context", "100000000"), "a", 4, "--context 512 fits"),
     ],
 )
 def test_what_cannot_be_embedded_is_told(

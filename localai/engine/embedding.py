@@ -143,6 +143,7 @@ class Embedder:
         capacity = EMBEDDING_STEP
         while capacity < longest:
             capacity *= 2
+        capacity = max(EMBEDDING_STEP, min(capacity, self.context))  # no more than was planned for
         api, pooling = self._api, self._pooling
         parameters = api.llama_context_default_params()
         parameters.n_ctx = capacity
