@@ -19,12 +19,12 @@ from fake_engine import FakeEngine
 from real_model import model_file, plan
 
 from localai import aliases, library, loading, render
-from localai.commands import answer
+from localai.commands import answer, model_loading
 from localai.commands.answer import write_answer
 from localai.commands.question import Question
 from localai.commands.run import hint_at_model, with_room_for
 from localai.domain.generation import AnswerEnd, Event, GenerationRequest, ThinkingText, Timings, Usage
-from localai.errors import EngineError
+from localai.errors import DoesNotFit, EngineError
 from localai.interrupt import Interrupts
 from localai.loading import Loaded
 
@@ -185,7 +185,8 @@ def test_an_input_longer_than_the_context_exits_7_with_both_counts(cli: Cli) -> 
 def test_a_context_beyond_the_memory_exits_4(cli: Cli) -> None:
     result = cli("run", *MODEL, "--context", "2000000000", "hi")
     assert result.returncode == 4
-    assert "made for 8192 tokens" in result.stderr
+    assert "made for 8192 tokens; --context " in result.stderr
+    assert "close other programs" not in result.stderr
 
 
 def test_more_threads_than_the_machine_has_are_refused(cli: Cli) -> None:
@@ -230,23 +231,38 @@ def test_thoughts_without_an_answer_are_told_of() -> None:
     assert answer.warning(replace(end, finish_reason="interrupted"), loaded) == ""
 
 
-def test_a_context_that_leaves_no_room_for_the_answer_is_made_larger(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fits", [True, False], ids=["fits", "does not fit"])
+def test_a_context_that_leaves_no_room_for_the_answer_is_made_larger(
+    fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the memory of the present one is free again; where there is no room for more it comes back as it was."""
     planned = loading.prepare(library.find("smollm2-135m"), loading.LoadOptions(), 512)
-    loaded = Loaded(planned, None, FakeEngine(context=512))
+    larger = replace(planned, plan=replace(planned.plan, context=1024))
+    engine = FakeEngine(context=512)
+    loaded = Loaded(planned, None, engine)
     wanted: list[int] = []
 
     def prepare(found: library.Found, options: loading.LoadOptions, want_context: int, **_: object) -> loading.Prepared:
+        assert engine.closed
         wanted.append(want_context)
-        return planned
+        if not fits:
+            raise DoesNotFit("there is no room", "")
+        return larger
+
+    def load(prepared: loading.Prepared, _: Interrupts) -> Loaded:
+        return Loaded(prepared, None, FakeEngine(context=prepared.plan.context))
 
     monkeypatch.setattr(loading, "prepare", prepare)
-    for words, more in ((100, []), (500, [501 + 164])):
-        wanted.clear()
-        question = Question(None, "", "a " * words, "")
-        with_room_for(loaded, question, 100, loading.LoadOptions(), None, Interrupts())
-        assert wanted == more
+    monkeypatch.setattr(model_loading, "load_prepared", load)
+    short = Question(None, "", "a " * 100, "")
+    assert with_room_for(loaded, short, 100, loading.LoadOptions(), None, Interrupts()) is loaded
+    assert not engine.closed
+    long = Question(None, "", "a " * 500, "")
+    found = with_room_for(loaded, long, 100, loading.LoadOptions(), None, Interrupts())
+    assert wanted == [501 + 164]
+    assert found.engine.context == (1024 if fits else 512)
     warm = replace(loaded, prepared=replace(planned, warm=loaded.engine))
-    with_room_for(warm, question, 100, loading.LoadOptions(), None, Interrupts())
+    with_room_for(warm, long, 100, loading.LoadOptions(), None, Interrupts())
     assert len(wanted) == 1
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from localai import loading, recording, render, warm
 from localai.batch import Asking
 from localai.commands import model_loading
@@ -30,6 +32,7 @@ class BatchEngines:
     ) -> None:
         self._prepared, self._load_options, self._asking, self._interrupts = prepared, load_options, asking, interrupts
         self._loaded: LoadedBatch | None = None
+        self._is_largest = False  # memory leaves no room for a larger context
         # as many as the first engine has: a larger context leaves room for fewer, and these may wait
         sequences = prepared.plan.sequences
         self.at_once = sequences + AHEAD
@@ -60,19 +63,19 @@ class BatchEngines:
         return engine
 
     def grow(self, needed: int) -> BatchEngine | None:
-        """The model with room for a prompt of so many tokens and its answer; None where there is no more."""
+        """The model with room for a prompt of so many tokens and its answer, or as it was where memory has no more room
+        for it; None where that is known, or nothing else is wanted.
+        """
         planned, made_for = self._prepared.plan, self._prepared.context_length or 0
-        if self._load_options.context is not None or planned.context >= made_for:
+        if self._load_options.context is not None or planned.context >= made_for or self._is_largest:
             return None
         want = min(needed + needed // 4 + self._asking.max_tokens, made_for)
-        try:
+        self.close()  # first: two may not fit, nor be planned beside each other
+        with contextlib.suppress(DoesNotFit):
             larger = loading.prepare(self._prepared.found, self._load_options, want, None, planned.sequences)
-        except DoesNotFit:
-            return None
-        if larger.plan.context <= planned.context:
-            return None
-        self.close()
-        self._prepared = larger
+            if larger.plan.context > planned.context:
+                self._prepared = larger
+        self._is_largest = self._prepared.plan is planned
         return self.load()
 
     def close(self) -> None:

@@ -45,7 +45,7 @@ from localai.commands.options import (
 from localai.commands.question import Question
 from localai.domain.generation import GenerationRequest
 from localai.domain.rates import Job
-from localai.errors import ExitCode, LocalaiError
+from localai.errors import DoesNotFit, ExitCode, LocalaiError
 from localai.interrupt import Interrupts
 from localai.loading import Loaded, LoadOptions
 
@@ -178,16 +178,19 @@ def with_room_for(
     least = 1 if loaded.prepared.warm is not None else limit or ROOM_TO_ANSWER // 2
     if needed + least <= context:
         return loaded
-    prepared = loading.prepare(
-        loaded.prepared.found,
-        load_options,
-        needed + room,
-        work=Job(needed, room),
-        thoughts=room_for_thoughts(limit, think),
-    )
-    if prepared.plan.context <= context:
-        return loaded
-    loaded.engine.close()
+    if loaded.prepared.warm is None:
+        loaded.engine.close()  # two may not fit, nor be planned beside each other
+    prepared = loaded.prepared
+    with contextlib.suppress(DoesNotFit):  # how long the question is, and what there is room for, is then told
+        larger = loading.prepare(
+            prepared.found,
+            load_options,
+            needed + room,
+            work=Job(needed, room),
+            thoughts=room_for_thoughts(limit, think),
+        )
+        if larger.plan.context > context:
+            prepared = larger
     return model_loading.load_prepared(prepared, interrupts)
 
 
