@@ -89,25 +89,22 @@ _HYBRID_BY_HEADS = frozenset(
 )
 # Hybrids with attention in every nth layer, and that n where the header has none.
 _HYBRID_BY_INTERVAL = {"minimax-01": 8, "qwen35": 4, "qwen35moe": 4, "qwen3next": 4, "qwen4exp": 4}
-# Encoders and diffusion models: llama.cpp makes no cache for them (create_memory).
-WITHOUT_CACHE = frozenset(
+# Encoders: llama.cpp makes no cache for them, and they give no logits.
+ENCODERS = frozenset(
     {
         "bert",
-        "dream",
         "eurobert",
         "gemma-embedding",
         "jina-bert-v2",
         "jina-bert-v3",
-        "llada",
-        "llada-moe",
         "modern-bert",
         "neo-bert",
         "nomic-bert",
         "nomic-bert-moe",
-        "rnd1",
-        "wavtokenizer-dec",
     }
 )
+# All that have no cache: those, and diffusion models (create_memory).
+WITHOUT_CACHE = ENCODERS | {"dream", "llada", "llada-moe", "rnd1", "wavtokenizer-dec"}
 _GEMMA3N_OWN_KV_LAYERS = 20  # src/models/gemma3n.cpp
 
 _LAYER = re.compile(r"blk\.(\d{1,4})\.")
@@ -211,6 +208,7 @@ class HeaderReading:
             active_params=round(active) if self.expert_count else None,
             expert_feed_forward_length=max(self.per_layer("expert_feed_forward_length", 0)) or None,
             per_layer_embedding_length=self.integer("embedding_length_per_layer_input") or None,
+            indexer_length=self.integer("attention.indexer.key_length"),
         )
 
     def vocabulary(self) -> int | None:
@@ -256,6 +254,9 @@ class HeaderReading:
             own = min(own, _GEMMA3N_OWN_KV_LAYERS)
         if shared := self.integer("attention.shared_kv_layers"):
             own = min(own, max(self.n_layers - shared, 0))
+        if self.architecture.startswith("nemotron_h"):  # a layer that is a feed-forward is nothing else
+            wide = self.per_layer("feed_forward_length", 0)
+            counts = tuple(0 if length else count for count, length in zip(counts, wide, strict=True))
         both = self.architecture == "falcon-h1"  # attention and a state in every layer
         return tuple(
             count if layer < own and (both or not recurrent[layer]) else 0 for layer, count in enumerate(counts)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from localai.architectures import ENCODERS, WITHOUT_CACHE
 from localai.domain.shape import Shape
 from localai.tensor_types import KV_TYPES
 
@@ -51,7 +52,7 @@ def kv_layers(shape: Shape, context: int, kv_type: str, ubatch: int, sequences: 
 
 def _row_bytes(shape: Shape, heads: int, key: int, value: int, block: int) -> int:
     values = 0 if shape.latent_kv else math.ceil(heads * value * block / 32)
-    return math.ceil(heads * key * block / 32) + values
+    return math.ceil(heads * key * block / 32) + values + math.ceil(shape.indexer_length * block / 32)
 
 
 def padded(tokens: int) -> int:
@@ -69,18 +70,22 @@ def compute_bytes(shape: Shape, context: int, ubatch: int = UBATCH, outputs: int
     masks, 2u·n_kv each; attention without flash attention 4u(n_kv(H + 1) + 3d + 2·H·hd + 2·Hkv·hd). Exact for dense
     models (8B at 8,192: 124.0 MiB); with experts (k used, f wide) 4u(3kf + 5d), narrow ones 4u(k(d + 3f) + 5d), which
     like the rest is fitted to llama.cpp's own figures: see docs/estimation.md for how near each architecture comes.
+    Without a cache a token sees no more than the micro-batch, and encoders give no logits.
     """
-    n_kv = padded(context)
     u = max(1, min(ubatch, context))
+    n_kv = u if shape.architecture in WITHOUT_CACHE else padded(context)
     d = shape.embedding_length or typical_width(shape)
     attends = any(shape.kv_heads) or not shape.recurrent_state_bytes
     masks = 2 * u * n_kv if attends else 0
     if any(shape.sliding_layers):
         masks += 2 * u * padded(min(n_kv, (shape.sliding_window or 0) + ubatch))
-    logits = 4 * (outputs * (shape.vocab_size or 0) + 2 * u * d)
+    if shape.indexer_length:  # its scores (F32), and which of them count (F16)
+        masks += 6 * u * n_kv
+    rows = 0 if shape.architecture in ENCODERS else outputs
+    logits = 4 * (rows * (shape.vocab_size or 0) + 2 * u * d)
     every_layer = shape.n_layers * (shape.per_layer_embedding_length or 0)
     feed_forward = 4 * u * (_feed_forward_width(shape, d) + every_layer) + masks
-    if flash or not attends:
+    if not attends or (flash and shape.architecture not in _WITHOUT_FLASH):
         return max(logits, feed_forward)
     heads = shape.head_count or max(1, d // max(shape.key_length, 1))
     kv = max(shape.kv_heads, default=0) * shape.key_length
@@ -90,9 +95,13 @@ def compute_bytes(shape: Shape, context: int, ubatch: int = UBATCH, outputs: int
 
 # Rows of the embedding's width that are alive beside the feed-forward's own three; fused projections need one less, and
 # Qwen3-VL takes three more inputs as wide (deepstack), which two phases hold.
-_LIVE_ROWS = {"lfm2": 3, "phi3": 3, "qwen35": 3, "qwen3vl": 10}
+_LIVE_ROWS = {"bert": 3, "lfm2": 3, "phi3": 3, "qwen35": 3, "qwen3vl": 10}
 # Numbers of a feed-forward's width that are alive where it has no gate, instead of three.
-_UNGATED = ("arcee", "bloom", "codeshell", "falcon", "gpt2", "gptneox", "jais", "mpt", "nemotron", "phi2", "starcoder")
+_UNGATED = (
+    *("apertus", "arcee", "bert", "bloom", "codeshell", "falcon", "gpt2", "gptneox", "jina-bert-v3", "mpt", "nemotron"),
+    *("nomic-bert-moe", "phi2", "starcoder"),
+)
+_WITHOUT_FLASH = ("grok",)  # llama_init_from_model forces it off
 _WIDTHS = {"nemotron_h": 2, "starcoder2": 1} | dict.fromkeys(_UNGATED, 1)
 
 
@@ -107,7 +116,8 @@ def _feed_forward_width(shape: Shape, d: int) -> int:
     else:  # what comes back from narrow experts is wider than the room that their inside leaves
         of_experts = (3 * used * width if 2 * width >= d else used * (d + 3 * width)) + 5 * d
     if shape.latent_kv:  # its first layers have no experts; in the others ff is that of a dense layer that is not there
-        of_experts = max(of_experts, 3 * dense + 4 * d)
+        of_attention = (4 if shape.indexer_length else 3) * (shape.head_count or 0) * shape.key_length
+        of_experts = max(of_experts, 3 * dense + 4 * d, of_attention)
     return of_experts
 
 

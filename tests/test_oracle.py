@@ -14,9 +14,11 @@ from model_headers import (
     MODELS,
     Model,
     attention,
+    deepseek2_layer,
     dense,
     llama_layer,
     metadata,
+    mixtral_layer,
     named,
     qwen3_layer,
     tensors,
@@ -26,6 +28,7 @@ from real_model import model_file
 from remote_models import vocabulary
 
 from localai import buffers, estimate, gguf, measuring, shapes
+from localai.domain.shape import Shape
 from localai.domain.units import MIB
 from localai.engine import oracle
 from localai.engine.oracle import HeaderFile, Reading, Setting
@@ -46,6 +49,39 @@ def arcee_layer(m: Model, i: int) -> Iterable[tuple[str, tuple[int, ...]]]:
     yield "ffn_down.weight", (ff, d)
 
 
+def deepseek32_layer(m: Model, i: int) -> Iterable[tuple[str, tuple[int, ...]]]:
+    """Latent attention to what an indexer chooses."""
+    d, heads, size, rank = m.dim("embedding_length"), *(m.dim(f"attention.{key}") for key in INDEXER)
+    yield from deepseek2_layer(m, i)
+    yield "indexer.k_norm.weight", (size,)
+    yield "indexer.k_norm.bias", (size,)
+    yield "indexer.proj.weight", (d, heads)
+    yield "indexer.attn_k.weight", (d, size)
+    yield "indexer.attn_q_b.weight", (rank, heads * size)
+
+
+def grok_layer(m: Model, i: int) -> Iterable[tuple[str, tuple[int, ...]]]:
+    d = m.dim("embedding_length")
+    yield from mixtral_layer(m, i)
+    yield "attn_output_norm.weight", (d,)
+    yield "post_ffw_norm.weight", (d,)
+
+
+DEEPSEEK32 = Model(
+    "deepseek-v3.2-like",
+    "deepseek32",
+    dense(12, 5120, 12288, 64, 1, 576)
+    | {"expert_count": 64, "expert_used_count": 8, "expert_feed_forward_length": 1536, "expert_shared_count": 1}
+    | {"leading_dense_block_count": 3, "expert_weights_scale": 2.5, "expert_weights_norm": True}
+    | {"expert_gating_func": 2, "attention.q_lora_rank": 1536, "attention.kv_lora_rank": 512}
+    | {"attention.value_length": 512, "attention.key_length_mla": 192, "attention.value_length_mla": 128}
+    | {"rope.dimension_count": 64, "attention.indexer.head_count": 64, "attention.indexer.key_length": 128}
+    | {"attention.indexer.top_k": 2048},
+    deepseek32_layer,
+    129280,
+)
+INDEXER = ("indexer.head_count", "indexer.key_length", "q_lora_rank")
+
 # What the table of docs/accuracy.md has nothing like.
 ODD = (
     Model("one-kv-head-of-80", "llama", dense(19, 1152, 3001, 7, 1, 80), llama_layer, 32003),
@@ -56,6 +92,14 @@ ODD = (
         dense(36, 4096, 12288, 32, 8, 128) | {"rope.dimension_sections": (24, 20, 20, 0), "n_deepstack_layers": 3},
         qwen3_layer,
         151936,
+    ),
+    Model(
+        "grok-like",
+        "grok",
+        dense(8, 6144, 32768, 48, 8, 128) | {"expert_count": 8, "expert_used_count": 2},
+        grok_layer,
+        131072,
+        tied=True,
     ),
 )
 
@@ -97,6 +141,26 @@ def test_without_flash_attention_and_with_more_outputs(tmp_path: Path) -> None:
     plain, wide = oracle.measure([file_of(path)], [Setting(32768, flash=False), Setting(8192, outputs=512)])
     assert buffers.compute_bytes(shape, 32768, flash=False) == pytest.approx(plain.compute_bytes, rel=0.01)
     assert buffers.compute_bytes(shape, 8192, outputs=512) == pytest.approx(wide.compute_bytes, rel=0.01)
+
+
+def test_an_indexer_keeps_keys_of_its_own(tmp_path: Path) -> None:
+    path = write_sparse(tmp_path, DEEPSEEK32)
+    shape = shapes.shape(gguf.read_header(path))
+    settings = [Setting(4096), Setting(4096, "q8_0"), Setting(4096, ubatch=128), Setting(131072)]
+    for setting, truth in zip(settings, oracle.measure([file_of(path)], settings), strict=True):
+        cache = buffers.kv_cache_bytes(shape, setting.context, setting.kv_type, setting.ubatch)
+        assert cache == pytest.approx(truth.kv_cache_bytes, abs=0.05 * MIB)
+        if setting.kv_type == "f16":
+            compute = buffers.compute_bytes(shape, setting.context, setting.ubatch)
+            assert compute == pytest.approx(truth.compute_bytes, rel=0.25)
+
+
+def test_an_encoder_has_no_logits_and_sees_one_batch() -> None:
+    """bge-m3, a batch of 8,192 tokens with a row each: llama.cpp reserves 352.09 MiB, and not 8 GB for a vocabulary."""
+    width, layers = 1024, 24
+    shape = Shape("bert", 567_000_000, layers, width, 250002, (0,) * layers, 64, 64, 8192, 4096, 16)
+    assert buffers.compute_bytes(shape, 8192, 8192, outputs=8192) == pytest.approx(352.09 * MIB, rel=0.01)
+    assert buffers.compute_bytes(shape, 8192, 512) == pytest.approx(14.51 * MIB, rel=0.01)
 
 
 def test_several_sequences(tmp_path: Path) -> None:

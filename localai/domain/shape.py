@@ -37,6 +37,7 @@ class Shape:
     basis: str = "header"
     expert_feed_forward_length: int | None = None
     per_layer_embedding_length: int | None = None  # Gemma 3n and 4: a second embedding, of every layer
+    indexer_length: int = 0  # sparse attention (DeepSeek 3.2): each layer keeps the keys of its indexer, too
 
 
 @dataclass(frozen=True, slots=True)
