@@ -119,8 +119,11 @@ class _Probes:
             name: threading.Thread(target=self._run, args=(name, probe), name=f"probe {name}", daemon=True)
             for name, probe in probes.items()
         }
-        for thread in self._threads.values():
-            thread.start()
+        for name, thread in self._threads.items():
+            try:
+                thread.start()
+            except RuntimeError:  # memory is too short for its stack: then one after the other, here
+                self._run(name, probes[name])
 
     def _run(self, name: str, probe: Callable[[], object]) -> None:
         try:
@@ -131,7 +134,8 @@ class _Probes:
     def results(self, seconds: float) -> tuple[dict[str, object], tuple[str, ...]]:
         """What was found by probe, and a line for each that failed or has not answered `seconds` after the start."""
         for thread in self._threads.values():
-            thread.join(max(self._began + seconds - time.monotonic(), 0))
+            if thread.ident is not None:
+                thread.join(max(self._began + seconds - time.monotonic(), 0))
         found, failed = dict(self._found), dict(self._failed)
         lines = []
         for name in self._threads:

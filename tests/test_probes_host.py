@@ -102,6 +102,19 @@ def test_a_limit_that_is_looser_than_the_free_memory_is_still_named(tmp_path: Pa
     assert found == SystemMemory(64 * GIB, GIB, 32 * GIB, 0, "/proc/meminfo, within the control group's limit")
 
 
+def test_what_ulimit_leaves_of_the_addresses_counts(tmp_path: Path) -> None:
+    source, _ = captured("container-v2", tmp_path)
+    (tmp_path / "proc/self/limits").write_text(
+        "Limit                     Soft Limit           Hard Limit           Units     \n"
+        f"Max address space         {GIB:<20} unlimited            bytes     \n"
+    )
+    (tmp_path / "proc/self/status").write_text("VmPeak:\t  300000 kB\nVmSize:\t  262144 kB\n")
+    total = 65829888 * KIB
+    assert memory.memory(source) == SystemMemory(total, GIB * 3 // 4, GIB, 0, "ulimit -v")
+    (tmp_path / "proc/self/limits").write_text("Max address space         unlimited            unlimited    bytes\n")
+    assert memory.memory(source) == SystemMemory(total, 1280 * KIB**2, 2 * GIB, 0, "/sys/fs/cgroup/memory.max")
+
+
 def test_a_group_over_its_limit_leaves_nothing(tmp_path: Path) -> None:
     source, _ = captured("container-v2", tmp_path)
     (tmp_path / "sys/fs/cgroup/memory.current").write_text(str(9 * GIB))

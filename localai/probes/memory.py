@@ -1,7 +1,8 @@
 """RAM that is really there: the system's figures, and under Linux what the control groups allow of them.
 
 Available = min(MemAvailable, limit − usage) over the process's control group and all its parents, v1 and v2; file cache
-that can be dropped (`inactive_file`) does not count as usage, as in `docker stats` and the kubelet's working set.
+that can be dropped (`inactive_file`) does not count as usage, as in `docker stats` and the kubelet's working set. And
+over what `ulimit -v` leaves: a process that has no more addresses dies, or is refused its memory, all the same.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def _linux(source: Source) -> SystemMemory | None:
 
 @dataclass(frozen=True, slots=True)
 class _Level:
-    """One control group with a limit."""
+    """One control group, or this process itself, with a limit."""
 
     path: str
     limit: int
@@ -74,10 +75,21 @@ class _Level:
 
 
 def _levels(source: Source) -> Iterator[_Level]:
-    """Every limited control group from this process's own up to the root, of both versions."""
+    """What `ulimit -v` leaves, and every limited control group from the own one up to the root, of both versions."""
+    if level := _addresses(source):
+        yield level
     for version, folder in cgroups.folders(source, "memory"):
         if level := (_level_v2 if version == 2 else _level_v1)(source, folder):
             yield level
+
+
+def _addresses(source: Source) -> _Level | None:
+    limit = re.search(r"^Max address space +(\d{1,19}) ", source.text("/proc/self/limits") or "", re.M)
+    used = re.search(r"^VmSize:\s+(\d{1,15}) kB$", source.text("/proc/self/status") or "", re.M)
+    if not limit:
+        return None
+    total = int(limit.group(1))
+    return _Level("ulimit -v", total, max(total - (int(used.group(1)) * KIB if used else 0), 0))
 
 
 def _level_v2(source: Source, folder: str) -> _Level | None:
