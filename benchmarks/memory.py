@@ -2,6 +2,7 @@
 
     python benchmarks/memory.py               prints the table
     python benchmarks/memory.py --write       puts it into docs/accuracy.md
+    python benchmarks/memory.py --json FILE   writes the figures
     python benchmarks/memory.py --random 30   as many shapes that nobody has: those of the list, with other dimensions
 
 Each model is a sparse file with the header of a real model's shape: nothing is downloaded. The truth is llama.cpp's own
@@ -11,12 +12,13 @@ Each model is a sparse file with the header of a real model's shape: nothing is 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,22 @@ class Row:
         )
         parts = all(abs(found - true) <= max(0.05 * true, 32 * MIB) for found, true in pairs)
         return parts and abs(self.closed.total_bytes - self.true_total) <= max(0.02 * self.true_total, 100 * MIB)
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """The row as JSON has it: bytes, and errors of the total in percent."""
+        errors = {
+            "closed": self.closed.total_bytes,
+            "planned": self.planned.total_bytes,
+            "of_size": self.of_size,
+            "of_params": self.of_params,
+        }
+        return {
+            **asdict(self),
+            "true_total_bytes": self.true_total,
+            "error_percent": {way: round(self.error(total), 3) for way, total in errors.items()},
+            "reached": self.reached,
+        }
 
 
 def variations(count: int, seed: int) -> Iterator[model_headers.Model]:
@@ -176,6 +194,7 @@ def main() -> int:
     """Print the table, or put it into the page; 1 if a row misses the target."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="put the table into docs/accuracy.md")
+    parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--random", type=int, metavar="N", help="N shapes that nobody has instead")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
@@ -191,6 +210,9 @@ def main() -> int:
         heading = "## Memory\n\nMade by `python benchmarks/memory.py --write`; how it is reckoned is in estimation.md."
         PAGE.write_text(f"{before}{BEGIN}\n{heading}\n\n{text}\n{END}{after}", "utf-8")
     print(text if not options.write else "\n".join(summary(found)))
+    if options.json:
+        content = {"schema_version": 1, "memory": [row.figures for row in found]}
+        options.json.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     return int(not all(row.reached for row in found))
 
 
