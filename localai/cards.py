@@ -247,7 +247,7 @@ def from_header(found: library.Found, context: int | None, kv_type: str | None, 
 
     header = gguf.read_model(found.paths)
     facts, shape, weights = shapes.card(header), shapes.shape(header), shapes.weights(header)
-    measured = None if measuring.is_exact(shape) else measuring.measure_for(shape, measuring.header_files(found.paths))
+    measured = measuring.measure_here(shape, found.paths)
     machine, pictures = hardware.detect(), projector_bytes(loading.projector_of(found))
     planned = partial(_planned, shape, machine, pictures, context=context, kv_type=kv_type)
     known = catalog.resolve_name(found.name)

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING
 from localai import catalog, estimate, gguf, hardware, library, loading, shapes
 from localai.domain.embedding import Pooling
 from localai.domain.files import InstalledModel
-from localai.domain.machine import Machine
 from localai.domain.plan import MemoryNeed, Plan
-from localai.domain.units import GIB
-from localai.errors import DoesNotFit, LocalaiError, NotFound
+from localai.errors import LocalaiError, NotFound
 from localai.loading import LoadOptions
 
 if TYPE_CHECKING:
@@ -96,28 +94,10 @@ def prepare(found: library.Found, options: LoadOptions) -> Prepared:
         context = max(SHORTEST, context // 2)
         plan = planned(context)
     if not plan.fits:
-        raise _refusal(found, plan, machine, planned, shape.context_length)
+        from localai import refusing
+
+        raise refusing.of_texts(found, plan, shape.context_length, planned)
     return Prepared(found, plan, pooling)
-
-
-def _refusal(
-    found: library.Found, plan: Plan, machine: Machine, planned: Callable[[int], Plan], own: int | None
-) -> DoesNotFit:
-    """Why the model is not loaded, and what would fit instead: shorter texts, or another model."""
-    from localai import alternatives
-
-    def fits(context: int) -> bool:
-        return planned(context).fits
-
-    shorter = alternatives.longest_context(fits, fits, plan.context, own)
-    known = catalog.resolve_name(found.model.model) if found.model else None
-    model, here = alternatives.another_model(machine, None, known.id if known else None, task="embedding")
-    total, free = plan.memory.total_bytes + plan.memory.overhead_bytes, plan.available_bytes
-    return DoesNotFit(
-        f"{found.name} needs {total / GIB:.1f} GiB of memory for texts of {plan.context} tokens,"
-        f" and {free / GIB:.1f} GiB are free",
-        alternatives.Alternatives(context=shorter, model=model, installed=here).sentence(found.name),
-    )
 
 
 def _with_batches(plan: Plan, context: int, batch: int, need: MemoryNeed) -> Plan:

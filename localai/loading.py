@@ -15,9 +15,8 @@ from localai.domain.machine import Machine
 from localai.domain.plan import Placement, Plan
 from localai.domain.rates import Job
 from localai.domain.shape import Shape, Weights
-from localai.domain.units import GIB
 from localai.engine import thinking
-from localai.errors import DoesNotFit, EngineError, LocalaiError, UsageError
+from localai.errors import EngineError, LocalaiError, UsageError
 from localai.past_runs import kind_of
 
 
@@ -134,8 +133,11 @@ def prepare(
         return parallelism.best(lambda count: planned(sequences=count, measured=measured), most_sequences)
 
     plan, measured = chosen(), None
-    if _is_in_doubt(plan) and (measured := _measured(found, shape)) is not None:
-        plan = chosen(measured)
+    if _is_in_doubt(plan):
+        from localai import measuring
+
+        if (measured := measuring.measure_here(shape, found.paths)) is not None:
+            plan = chosen(measured)
     if (
         not plan.fits
         and pictures
@@ -143,8 +145,10 @@ def prepare(
     ):
         plan = replace(blind, warnings=(*blind.warnings, "memory leaves no room for its projector: it cannot see now"))
     if not plan.fits:
+        from localai import refusing
+
         again = partial(planned, sequences=plan.sequences)
-        raise _refusal(found, Facts(machine, shape, weights), plan, options, again, measured)
+        raise refusing.of_plan(found, Facts(machine, shape, weights), plan, options, again, measured)
     plan = arranged(replace(plan, workers=options.workers), Facts(machine, shape, weights))
     draft = None
     if options.speculate and sequences == 1 and not options.workers:
@@ -155,16 +159,12 @@ def prepare(
 
 
 def _is_in_doubt(plan: Plan) -> bool:
-    """Whether it fits, or does not, by so little that closed forms which are only near could be wrong about it."""
+    """Whether it fits, or does not, by so little that closed forms which are only near could be wrong about it.
+
+    Elsewhere a cold start is spared the question.
+    """
     need = plan.memory.total_bytes + plan.memory.overhead_bytes
     return 2 / 3 * plan.available_bytes < need < 3 / 2 * plan.available_bytes
-
-
-def _measured(found: library.Found, shape: Shape) -> estimate.Measure | None:
-    """What llama.cpp itself says of a model whose closed forms are only near. A cold start is spared that otherwise."""
-    from localai import measuring
-
-    return None if measuring.is_exact(shape) else measuring.measure_for(shape, measuring.header_files(found.paths))
 
 
 def thinks(found: library.Found) -> bool:
@@ -229,10 +229,9 @@ def refuse_blind(prepared: Prepared) -> None:
     if prepared.plan.workers:
         raise UsageError(f"{name} cannot look at images with --rpc: workers take none", "leave out --rpc, or --image")
     if not prepared.plan.memory.projector_bytes:
-        raise DoesNotFit(
-            f"{name} cannot look at images now: memory leaves no room for its projector",
-            "close other programs, ask for less (--context), or take a smaller model that sees",
-        )
+        from localai import refusing
+
+        raise refusing.of_pictures(prepared.found)
     from localai.engine import trial
 
     gguf.read_header(path)  # our own reader bounds what a hostile file can do
@@ -258,44 +257,6 @@ def check_threads(options: LoadOptions, machine: Machine) -> None:
             f"{options.threads} threads are more than the {machine.cpu.logical_cores} of this machine",
             "leave --threads out: the plan takes one a physical core",
         )
-
-
-def _refusal(
-    found: library.Found,
-    facts: Facts,
-    plan: Plan,
-    options: LoadOptions,
-    again: Callable[..., Plan],
-    measured: estimate.Measure | None,
-) -> DoesNotFit:
-    """Why the model is not loaded, and what would fit instead; `again` plans the same job with something else."""
-    from localai import alternatives, catalog
-
-    need, free = plan.memory.total_bytes + plan.memory.overhead_bytes, plan.available_bytes
-    own = facts.shape.context_length
-    message = (
-        f"{found.name} needs {need / GIB:.1f} GiB of memory with {plan.context} tokens of context"
-        + (f" for each of {plan.sequences} at once" if plan.sequences > 1 else "")
-        + f", and {free / GIB:.1f} GiB are free"
-    )
-    instead = alternatives.find(
-        again,
-        plan,
-        facts.shape,
-        facts.weights,
-        facts.machine,
-        known=catalog.resolve_name(found.model.model) if found.model else None,
-        quant=found.model.quantization if found.model else None,
-        context=options.context,
-        gpu_layers=options.gpu_layers,
-        measured=measured,
-    )
-    beyond = options.context is not None and own is not None and options.context > own
-    hint = f"the model is made for {own} tokens; " if beyond else ""
-    exactly = partial(again, measured=measured)
-    if plan.sequences > 1 and (fewer := alternatives.most_at_once(exactly, plan.sequences)) is not None:
-        hint += f"--parallel {fewer} fits; or: "
-    return DoesNotFit(message, hint + instead.sentence(found.name))
 
 
 def load(

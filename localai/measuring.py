@@ -51,6 +51,11 @@ def measure_for(shape: Shape, files: Sequence[HeaderFile], asked: oracle.Oracle 
     return None if is_exact(shape) else _Measured(tuple(files), asked)
 
 
+def measure_here(shape: Shape, paths: Sequence[Path]) -> Measure | None:
+    """`measure_for` of a model whose files are here. Raises NotFound or EngineError."""
+    return None if is_exact(shape) else measure_for(shape, header_files(paths))
+
+
 def header_files(paths: Sequence[Path]) -> tuple[HeaderFile, ...]:
     """The files of a model that is here, as the oracle takes them. Raises NotFound or EngineError."""
     headers = [gguf.read_header(path) for path in paths]

@@ -60,6 +60,7 @@ LAYERS = {
         "recommend",
         "library",
         "references",
+        "refusing",
         "inventory",
         "discovering",
         "importing",
