@@ -259,7 +259,7 @@ def from_header(found: library.Found, context: int | None, kv_type: str | None, 
         variants += _installed_beside(found.model, planned)
         there = from_catalog(known, None, context, kv_type, machine).variants if known else ()
         if beside is not None:
-            there = tuple(_on_hub(beside, planned, header.data_offset, tied=not weights.output_bytes))
+            there = tuple(_on_hub(beside, planned, header.data_offset, (weights, quant)))
         here = {each.quantization for each in variants}
         variants += [each for each in there if each.quantization not in here]
     return Card(
@@ -309,8 +309,13 @@ def _installed_beside(model: InstalledModel, planned: partial[Plan]) -> Iterator
         yield CardVariant(other.quantization, other.path.name, size, True, plan)
 
 
-def _on_hub(wanted: library.Meaning, planned: partial[Plan], header_bytes: int, tied: bool) -> Iterator[CardVariant]:
-    """The quantizations of a repository by their sizes; none where the Hub does not answer soon."""
+def _on_hub(
+    wanted: library.Meaning, planned: partial[Plan], header_bytes: int, read: tuple[Weights, str]
+) -> Iterator[CardVariant]:
+    """The quantizations of a repository by their sizes and by what was `read` here: weights and their quantization.
+
+    None where the Hub does not answer soon.
+    """
     from localai import hub, hub_client
 
     repo = wanted.repo or ""
@@ -320,7 +325,7 @@ def _on_hub(wanted: library.Meaning, planned: partial[Plan], header_bytes: int, 
         return
     for variant in naming.variants(found.files):
         size, quant = max(1, variant.size_bytes - header_bytes), variant.quantization
-        plan = planned(weights=sizes.weights_from_size(size, planned.args[0], quant, tied), quant=quant)
+        plan = planned(weights=sizes.weights_like(*read, planned.args[0], size, quant), quant=quant)
         yield CardVariant(quant, variant.files[0].name, variant.size_bytes, False, plan)
 
 

@@ -66,14 +66,18 @@ def model(wanted: library.Meaning, on_retry: Callable[[str], None] = lambda line
     remote = ranges.read_model(found.repo, found.commit, chosen.files, on_retry, get_ready)
     shape, weights = shapes.shape(remote.header), shapes.weights(remote.header)
     beside_bytes = sum(remote.header_bytes)
-    tied = not weights.output_bytes
+
+    def like(other: Variant) -> Weights:
+        size_bytes = max(1, other.size_bytes - beside_bytes)
+        return sizes.weights_like(weights, chosen.quantization, shape, size_bytes, other.quantization)
+
     return RemoteModel(
         repository=found,
         header=remote.header,
         shape=shape,
         read=chosen,
         variants=variants,
-        weights=tuple(weights if each is chosen else _by_size(each, beside_bytes, shape, tied) for each in variants),
+        weights=tuple(weights if each is chosen else like(each) for each in variants),
         measured=measuring.measure_for(
             shape,
             [
@@ -98,11 +102,6 @@ def _repository(wanted: library.Meaning, on_retry: Callable[[str], None]) -> hub
         if wanted.by_name and wanted.revision is None:
             raise NetworkError(error.message, error.hint) from error
         raise
-
-
-def _by_size(variant: Variant, header_bytes: int, shape: Shape, tied: bool) -> Weights:
-    size_bytes = max(1, variant.size_bytes - header_bytes)
-    return sizes.weights_from_size(size_bytes, shape, variant.quantization, tied)
 
 
 def _selected(variants: tuple[Variant, ...], wanted: library.Meaning, repo: str) -> tuple[Variant, ...]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from localai import quantization
 from localai.catalog import CatalogModel
 from localai.domain.shape import Shape, Weights
+from localai.tensor_types import BY_NAME
 
 
 def shape_from_catalog(model: CatalogModel) -> Shape:
@@ -41,6 +42,46 @@ def weights_from_size(size_bytes: int, shape: Shape, quant: str, tied: bool | No
     return _weights(embedding, output, size_bytes - embedding - output, shape, quant)
 
 
+def weights_like(read: Weights, read_quant: str, shape: Shape, size_bytes: int, quant: str) -> Weights:
+    """Weights of another quantization of a model one of whose headers was read: all of its bytes.
+
+    Embedding and output have the types that go with it; the rest is in the proportions of what was read.
+    """
+    tied = not read.output_bytes
+    before, after = (
+        _parts(shape.params, shape, each if quantization.bits(each) else "Q8_0", tied) for each in (read_quant, quant)
+    )
+    embedding = min(round(read.embedding_bytes * after[0] / max(1, before[0])), size_bytes // 2)
+    output = min(round(read.output_bytes * after[1] / max(1, before[1])), size_bytes // 4)
+    tied_bytes = min(round(read.tied_bytes * after[0] / max(1, before[0])), embedding)
+    body = read.total_bytes - read.embedding_bytes - read.output_bytes
+    share = (size_bytes - embedding - output) / max(1, body)
+    elements, of_prompt = (sum(count for _, count in kinds) for kinds in (read.layer_kinds, read.prompt_kinds))
+    bits = sum(count * _bits_of(kind) for kind, count in read.layer_kinds) / max(1, elements) * share
+
+    def scaled(count: int) -> int:
+        return round(count * share)
+
+    of_layers = read.read_per_token_bytes - (read.output_bytes or read.tied_bytes)
+    return replace(
+        read,
+        total_bytes=size_bytes,
+        read_per_token_bytes=scaled(of_layers) + (output or tied_bytes),
+        embedding_bytes=embedding,
+        output_bytes=output,
+        tied_bytes=tied_bytes,
+        layer_bytes=tuple(map(scaled, read.layer_bytes)),
+        expert_bytes=tuple(map(scaled, read.expert_bytes)),
+        layer_kinds=_kinds(quant, elements, bits),
+        output_kind=(_output_type(quant), read.output_kind[1]),
+        prompt_kinds=_kinds(quant, of_prompt, bits),
+    )
+
+
+def _bits_of(kind: str) -> float:
+    return BY_NAME[kind].size_bytes * 8 / BY_NAME[kind].block
+
+
 # Weights of a usual vision encoder with its projector: Gemma 3 4B's in F16 has 851,251,104 bytes, Qwen3-VL 2B's in Q8_0
 # 445 MB (as published), both 0.42 billion; models of less than a billion have encoders of about 0.1 (SmolVLM2 500M).
 _VISION_PARAMS, _SMALL_VISION_PARAMS = 0.42e9, 0.1e9
@@ -72,13 +113,17 @@ def _weights(embedding: int, output: int, rest: int, shape: Shape, quant: str) -
         embedding,
         output,
         layer_kinds=_kinds(quant, active, body),
-        output_kind=("Q8_0" if _digit(quant) == 8 else "F16" if "16" in quant or "32" in quant else "Q6_K", vocabulary),
+        output_kind=(_output_type(quant), vocabulary),
         expert_weights=active // 2 if shape.expert_count or shape.active_params else 0,
         prompt_kinds=_kinds(quant, of_prompt, body),
         prompt_numbers=round(of_prompt / (_ROW * width)) + 2 * shape.n_layers * width,
         rows=round(active / (_ROW * width)) + (shape.vocab_size or 0),
         norms=2 * shape.n_layers,
     )
+
+
+def _output_type(quant: str) -> str:
+    return "Q8_0" if _digit(quant) == 8 else "F16" if "16" in quant or "32" in quant else "Q6_K"
 
 
 def _kinds(quant: str, weights: int, bits: float) -> tuple[tuple[str, int], ...]:
