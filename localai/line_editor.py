@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from localai import history, render, terminal
+from localai.errors import LocalaiError
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
+    from prompt_toolkit.buffer import Buffer
 
 QUOTES = '"""'
 PROMPT, MORE = ">>> ", "... "
@@ -102,7 +104,7 @@ def editor(completions: Completer, meter: Callable[[], str], pressed_late: Calla
     `pressed_late` hears of a Ctrl-C after Enter while the editor is still putting the terminal in order.
     """
     from prompt_toolkit import PromptSession
-    from prompt_toolkit.application import get_app
+    from prompt_toolkit.application import get_app, run_in_terminal
     from prompt_toolkit.completion import Completer as ToolkitCompleter
     from prompt_toolkit.completion import Completion
     from prompt_toolkit.filters import Condition
@@ -140,6 +142,10 @@ def editor(completions: Completer, meter: Callable[[], str], pressed_late: Calla
         else:
             event.app.exit(exception=KeyboardInterrupt(), style="class:aborting")
 
+    @keys.add("c-x", "c-e")  # prompt_toolkit's own takes any editor where $EDITOR fails
+    def _(event: Any) -> None:
+        run_in_terminal(lambda: written_in_editor(event.current_buffer))
+
     return PromptSession(
         history=Kept(),
         completer=Completions(),
@@ -147,9 +153,21 @@ def editor(completions: Completer, meter: Callable[[], str], pressed_late: Calla
         key_bindings=keys,
         rprompt=lambda: "" if get_app().is_done else [("fg:ansibrightblack", meter())],
         prompt_continuation=lambda width, line, wraps: "" if wraps else MORE,
-        enable_open_in_editor=True,
-        tempfile_suffix=".md",
         enable_suspend=True,
         output=create_output(stdout=sys.stderr),
         color_depth=ColorDepth.DEPTH_1_BIT if os.environ.get("NO_COLOR") else None,
     )
+
+
+def written_in_editor(buffer: Buffer) -> None:
+    """Put the message into the user's editor and back; it stays as it is where that goes wrong."""
+    from prompt_toolkit.document import Document
+
+    from localai.slash import turns
+
+    try:
+        buffer.document = Document(turns.edited(buffer.text))
+    except LocalaiError as error:
+        render.error(error.message, error.hint)
+    except KeyboardInterrupt:
+        render.note("(stopped)")

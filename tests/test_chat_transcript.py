@@ -34,6 +34,11 @@ def test_a_whole_conversation(isolated: Path) -> None:
     assert questions() == ["Name the capital of France."]
     talk.say("/edit", "Spain")
     assert questions() == ["Name the capital of Spain."]
+    talk.process.send("a draft\x18\x05")  # Ctrl-X Ctrl-E
+    talk.see("Name the capital of Spain")
+    talk.process.send("\x03")
+    talk.see("leaves")
+    talk.ready()
     talk.say("/file notes.txt", "goes with the next question")
     talk.say("When is the meeting?")
     assert questions()[1] == "--- notes.txt ---\nThe meeting is on Monday.\n\nWhen is the meeting?"

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localai import history, sessions
+from localai.commands import chat
 from localai.domain.generation import Message
 from localai.errors import LocalaiError, NotFound, UsageError
 
@@ -135,6 +136,13 @@ def test_a_turn_is_answered_again_or_taken_back() -> None:
     assert not sessions.take_back(another, "first")
     assert sessions.every() == ()
     assert sessions.keep(kept, "m", None, "after it was removed", "4") != kept
+
+
+def test_a_conversation_whose_model_is_gone_may_go_on_with_another(isolated: Path) -> None:
+    kept = sessions.keep(None, str(isolated / "gone.gguf"), None, "first", "1")
+    with pytest.raises(NotFound) as missing:
+        chat.check_there(sessions.find(str(kept)))
+    assert f"localai chat MODEL --resume {kept}" in missing.value.hint
 
 
 def test_a_conversation_has_a_name() -> None:

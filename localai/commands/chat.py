@@ -43,7 +43,7 @@ from localai.commands.options import (
     VariableOption,
 )
 from localai.commands.run import run
-from localai.errors import UsageError
+from localai.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
     from localai.room import Given
@@ -118,6 +118,8 @@ def chat(
     if plain or options.setting("plain", None):
         render.be_plain()
     load_options = model_loading.load_options(context, gpu_layers, threads, kv_type, rpc, speculate, draft)
+    if kept and name == kept.model:
+        check_there(kept)
     repl.talk(name or welcome.offered_model(), given, load_options, private, kept)
 
 
@@ -126,6 +128,17 @@ def resumed(number: str) -> Session:
     from localai import sessions
 
     return sessions.find(number)
+
+
+def check_there(kept: Session) -> None:
+    """Raise NotFound, with a way to go on, where the model of a kept conversation is gone."""
+    from localai import library
+
+    try:
+        library.find(kept.model)
+    except NotFound as error:
+        another = f"localai chat MODEL --resume {kept.id} goes on with another model"
+        raise NotFound(error.message, f"{error.hint}; {another}") from error
 
 
 def given_beforehand(
