@@ -79,10 +79,11 @@ def _answered(
     """
     url = f"{endpoint()}/api/models{path}?{urlencode(params, doseq=True)}"
     asked = Source(url, auth_headers(), _CONNECT_SECONDS, partial(_refused, what, revision))
+    slow = f"{endpoint()} has not answered yet; it is waited for, {LISTING_SECONDS:.0f} s in all"
     deadline = time.monotonic() + LISTING_SECONDS
     for tried in itertools.count():
         try:
-            return within(deadline - time.monotonic(), lambda: _json(asked, what))
+            return within(deadline - time.monotonic(), lambda: _json(asked, what), lambda: on_retry(slow))
         except Retryable as error:
             failure: Exception = error
             meant = refusal(what, error.status, {}) if error.status else unreachable(str(error))

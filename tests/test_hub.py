@@ -188,9 +188,12 @@ def test_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_hub_that_never_answers_is_given_up(server: HubOnLoopback, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "LISTING_SECONDS", 0.3)
     server.listing_faults.append(Fault(hang_at=0))
+    told: list[str] = []
     with pytest.raises(NetworkError, match="no answer in time"):
-        hub.repository("a/b")
+        hub.repository("a/b", on_retry=told.append)
     assert hub.LISTING_SECONDS < 15
+    assert len(told) == 1
+    assert "has not answered yet" in told[0]
 
 
 def test_a_server_that_is_no_hub(server: HubOnLoopback, monkeypatch: pytest.MonkeyPatch) -> None:
