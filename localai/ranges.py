@@ -24,14 +24,19 @@ from localai.errors import EngineError, LocalaiError, NetworkError
 from localai.source import BROKEN, Connection, Pace, Retryable, Source, reason_of
 
 # Bytes asked for at once. What a vocabulary takes is not known beforehand, and what is fetched beyond it is lost; but
-# how many tokens it has stands before it, and tells about how much. Headers of 150,000 tokens have 6 MB (2 requests),
-# of 260,000 up to 16.
+# how many tokens and merges it has stands before them, and tells about how much. Headers of 150,000 tokens have 6 MB
+# (2 requests), of 260,000 up to 16.
 WINDOWS = (1 * MIB, 2 * MIB, 4 * MIB)
 _TOKENIZER = b"tokenizer.ggml.model" + struct.pack("<I", gguf_reader.STRING)
-_TOKENS = b"tokenizer.ggml.tokens" + struct.pack("<II", gguf_reader.ARRAY, gguf_reader.STRING)
+_TOKENS, _MERGES = (
+    key + struct.pack("<II", gguf_reader.ARRAY, gguf_reader.STRING)
+    for key in (b"tokenizer.ggml.tokens", b"tokenizer.ggml.merges")
+)
 # Bytes of a header for each of its tokens: with merges 39 in Qwen3's and 61 in Llama 3's, with scores 24 in Gemma 3's.
 _BYTES_PER_TOKEN = {b"gpt2": 41, b"llama": 25}
-_MOST_EXPECTED = 12 * MIB
+_BYTES_PER_MERGE = 18  # 17 in Llama 3's, 18.5 in Qwen3's
+_MOST_EXPECTED = 16 * MIB
+_BEYOND = MIB  # what is asked for at once where that was not all
 BEGINNING = 128 * 1024  # the model's dimensions stand before its vocabulary, within the first 4 to 20 kB
 LATER_SHARD_WINDOW = MIB // 4  # shards after the first have a tensor table and no vocabulary
 FETCH_LIMIT = 64 * MIB  # no header is as long; a hostile one gets no further
@@ -134,7 +139,6 @@ class HubFile:
         self.size = file.size_bytes
         self.prefix = bytearray()
         self._windows = list(windows)
-        self._expects = True
         self._on_retry = on_retry
         self._limit = limit or FETCH_LIMIT
         self._connection = Connection(_TIMEOUT_S)
@@ -165,10 +169,8 @@ class HubFile:
     def _next(self) -> int:
         """Where the next request should end: where the header is expected to, else a window further."""
         here = len(self.prefix)
-        if here and self._expects:
-            self._expects = False
-            if (expected := expected_bytes(self.prefix)) > here:
-                return expected
+        if expected := expected_bytes(self.prefix):
+            return expected if expected > here else here + _BEYOND
         return here + (self._windows.pop(0) if len(self._windows) > 1 else self._windows[0])
 
     def _grow(self, end: int) -> None:
@@ -223,13 +225,15 @@ class HubFile:
 
 def expected_bytes(beginning: bytes | bytearray) -> int:
     """About how long a header is that begins like this; 0 where its vocabulary does not tell."""
-    tokens, model = beginning.find(_TOKENS), beginning.find(_TOKENIZER)
-    if tokens < 0 or model < 0 or tokens + len(_TOKENS) + 8 > len(beginning):
-        return 0
-    (count,) = struct.unpack_from("<Q", beginning, tokens + len(_TOKENS))
-    name = bytes(beginning[model + len(_TOKENIZER) + 8 :][:16])
+    model = beginning.find(_TOKENIZER) + len(_TOKENIZER) + 8
+    name = bytes(beginning[model : model + 16])
     each = next((size for kind, size in _BYTES_PER_TOKEN.items() if name.startswith(kind)), 0)
-    return min(tokens + each * int(count), _MOST_EXPECTED) if each else 0
+    for key, size in ((_MERGES, _BYTES_PER_MERGE), (_TOKENS, each)):
+        at = beginning.find(key)
+        if size and at >= 0 and at + len(key) + 8 <= len(beginning):
+            (count,) = struct.unpack_from("<Q", beginning, at + len(key))
+            return int(min(at + size * count, _MOST_EXPECTED))
+    return 0
 
 
 def _fetched(

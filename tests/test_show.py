@@ -307,7 +307,10 @@ def test_how_long_a_header_will_be_is_seen_from_its_vocabulary(kind: str, each: 
     assert ranges.expected_bytes(content[: at + 30]) == 0, "the count is cut off"
     assert ranges.expected_bytes(gguf_bytes({**facts, "tokenizer.ggml.model": "new"})[:1000]) == 0
     absurd = Typed(9, (8).to_bytes(4, "little") + b"\xff" * 8)
-    assert ranges.expected_bytes(gguf_bytes({**facts, "tokenizer.ggml.tokens": absurd})) <= 12 * MIB
+    assert ranges.expected_bytes(gguf_bytes({**facts, "tokenizer.ggml.tokens": absurd})) <= 16 * MIB
+    merges = gguf_bytes({**facts, "tokenizer.ggml.merges": vocabulary(50_000)})
+    at = merges.index(b"tokenizer.ggml.merges")
+    assert ranges.expected_bytes(merges[: at + 1000]) == at + 18 * 50_000, "the last of them tell best"
 
 
 def test_a_hostile_header_costs_little(loopback: HubOnLoopback, monkeypatch: pytest.MonkeyPatch) -> None:
