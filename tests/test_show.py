@@ -428,6 +428,7 @@ def test_the_command(loopback: HubOnLoopback, in_process: Any) -> None:
     refused = in_process("show", "somebody/Huge-GGUF", "--check")
     assert (refused.returncode, "Instead: " in refused.stdout) == (4, True)
     text = in_process("show", REPO).stdout
+    assert f"Speeds are predicted ({narrow['decode_tps']['basis']})." in text
     assert "Q8_0" in text
     assert f"localai pull {REPO}\n" in text
     assert f"localai pull {REPO}:q8_0\n" in in_process("show", f"{REPO}:q8_0").stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -255,9 +256,8 @@ def show_recommendations(
         render.out(render.paragraph(f"! {ranks}: {warning}", indent="  "))
     if not any(row.at_ease for row in rows):
         render.out("! none of these runs at ease there" if elsewhere else "! none of these runs at ease here")
-    if (shown := rows[0].prompt_tps if reads else rows[0].decode_tps) is not None:
-        what = "Tokens that are read per second" if reads else "Speeds"
-        render.out(f"{what} are predicted ({shown.basis}).")
+    if said := predicted_by([rows[0].prompt_tps if reads else rows[0].decode_tps], reads):
+        render.out(said)
         if not (elsewhere or machine.experience.calibration):
             render.out("localai bench --calibrate narrows them.")
     render.out(f"Next{', on that machine' if elsewhere else ''}: localai pull {rows[0].model}")
@@ -313,6 +313,13 @@ def explain_rows(rows: tuple[Recommendation, ...]) -> None:
         render.out(f"{row.rank} {row.model} {row.quantization}: {row.score.total:.3f}")
         table = [(each.name, f"{each.value:.3f}", each.why) for each in row.score.factors]
         render.out(render.columns(("  FACTOR", "VALUE", "WHY"), [("  " + a, b, c) for a, b, c in table], fold=True))
+
+
+def predicted_by(speeds: Iterable[SpeedRange | None], reads: bool = False) -> str:
+    """What the speeds of a table are predicted by, in a sentence; "" where there are none."""
+    bases = dict.fromkeys(speed.basis for speed in speeds if speed is not None)
+    what = "Tokens that are read per second" if reads else "Speeds"
+    return f"{what} are predicted ({' / '.join(bases)})." if bases else ""
 
 
 def speed_text(speed: SpeedRange | None) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from localai import render, schema
-from localai.commands.machine import speed_text
+from localai.commands.machine import predicted_by, speed_text
 from localai.commands.options import (
     MODEL_HELP,
     JsonFlag,
@@ -143,6 +143,9 @@ def show_card(card: Card, name: str) -> None:
         render.out(f"! {warning}")
     if card.instead:
         render.out(f"It does not fit here. Instead: {card.instead.sentence(card.model)}")
+    plans = [each.plan for each in card.variants if each.plan]
+    if said := predicted_by([each.prompt_tps if card.embeds else each.decode_tps for each in plans], card.embeds):
+        render.out(said)
     if card.basis == "catalog":
         render.out("Not installed: sizes, memory and speed are reckoned from published facts.")
     if card.path is None and not card.instead:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from localai import render, schema
-from localai.commands.machine import speed_text
+from localai.commands.machine import predicted_by, speed_text
 from localai.commands.models import params
 from localai.commands.options import JsonFlag
 from localai.errors import NotFound
@@ -38,6 +38,8 @@ def search(
         show(each)
     if any(each.best for each in found):
         render.out("* the quantization that pull takes here")
+    if said := predicted_by(variant.plan.decode_tps for each in found for variant in each.variants):
+        render.out(said)
     if pullable := next((each for each in found if fits(each) and not (each.gated or each.failure)), None):
         render.out(f"Next: localai pull {pullable.model}")
 

@@ -137,6 +137,8 @@ def downloads(machine: Machine) -> list[Offer]:
         if row.rank != 1 and not row.starter:
             continue
         kind = "the best for this machine" if row.rank == 1 else "a light one to start with"
+        if row.rank == 1 and row.starter:
+            kind += ", and a light one"
         name = f"{row.model}:{row.quantization}"
         cells = (f"{row.model} ({row.quantization})", render.size(row.download_bytes), speed_text(row.decode_tps), kind)
         offers.append(Offer(name, False, False, cells))
