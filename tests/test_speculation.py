@@ -28,13 +28,15 @@ from localai.errors import DoesNotFit, UsageError
 
 TEXT = (
     "The committee met on Tuesday to discuss the annual budget for the library. Members agreed that the reading room"
-    " needs new lamps and that the roof has to be repaired before winter."
+    " needs new lamps and that the roof has to be repaired before winter. Mrs. Keller proposed to ask the city for"
+    " help."
 )
-REPEAT = Message("user", f"Repeat the following text exactly:\n\n{TEXT}")
+REPEAT = Message("user", f"Copy this text:\n\n{TEXT}")
 TALK = Message("user", "Tell me about dragons.")
 GREEDY = Sampling(temperature=0)
 Q8_0 = 7  # enum llama_ftype
 SPECULATING = replace(plan(1024), outputs=ROWS)
+CORES = replace(SPECULATING, threads=2)  # for which guesses are worth more than for the one that the tests compute with
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,7 @@ def exact_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pair(exact_file: Path) -> Iterator[tuple[LlamaEngine, LlamaEngine]]:
     """The model that guesses, and the one that does not."""
     engines = load(exact_file, SPECULATING), load(exact_file, plan(1024))
+    engines[0]._speculation = Speculation(engines[0]._cache, CORES, engines[0]._drafts)
     yield engines
     for engine in engines:
         engine.close()
@@ -96,7 +99,7 @@ def test_a_repeated_text_takes_few_evaluations_and_is_the_same(
     assert TEXT[:70] in end.text
     assert (end.text, end.usage, end.finish_reason) == (reference.text, reference.usage, reference.finish_reason)
     assert reference.usage.guessed_tokens == 0
-    # it begins with two tokens at a time, since on a CPU the first ones hardly pay
+    # it begins once the text has been seen to repeat itself, since on a CPU short guesses hardly pay
     assert 0.2 * end.usage.completion_tokens < end.usage.guessed_tokens < end.usage.completion_tokens
     assert max(sizes) > 4
     assert len(sizes) < 0.8 * end.usage.completion_tokens
@@ -236,11 +239,11 @@ def test_lookup_goes_on_after_a_word_that_was_replaced() -> None:
     st.sampled_from([Lookup.prior, DraftModel.prior]),
 )
 def test_what_wrong_guesses_cost_is_bounded_whatever_happens(
-    rights: list[tuple[int, bool | None]], price: Price, cost: float, prior: tuple[float, float]
+    rights: list[tuple[int, bool | None]], price: Price, cost: float, prior: tuple[float, float] | None
 ) -> None:
     pace = Pace(price, 15)
     pace.begin(cost, prior)
-    first = max(Pace.CREDIT, price.of(Pace.SIZES[0]) + Pace.SIZES[0] * cost)
+    risk = max(Pace.RISK, price.of(Pace.SIZES[0]) + Pace.SIZES[0] * cost)
     said = spent = seen = 0.0
     for right, foreseen in rights:
         if foreseen is not None:
@@ -254,18 +257,24 @@ def test_what_wrong_guesses_cost_is_bounded_whatever_happens(
         pace.tried(size, min(right, size), cost)
         said += min(right, size) + 1
         spent += 1 + price.of(size) + size * cost
-    assert spent <= said * (1 + Pace.LOSS) + seen * Pace.FORESEEN + first + 1e-6
+    assert spent <= said * (1 + Pace.LOSS) + seen * Pace.FORESEEN + risk + 1e-6
 
 
 def test_a_text_that_begins_to_repeat_is_guessed_at_even_after_wrong_guesses() -> None:
     pace = Pace(ON_CPU, 15)
-    for _ in range(4):
-        pace.tried(2, 0, 0.0)
+    for _ in range(10):
+        pace.foreseen(True)
+    assert pace.size(0.0) == 3
+    pace.tried(3, 0, 0.0)
     assert not pace.size(0.0)
     for _ in range(30):
         pace.foreseen(True)
         pace.plain()
-    assert pace.size(0.0) >= 4
+    sizes = []
+    for _ in range(4):
+        sizes.append(pace.size(0.0))
+        pace.tried(sizes[-1], sizes[-1], 0.0)
+    assert sizes == [3, 7, 15, 15], "right ones pay for more"
 
 
 def test_a_text_that_only_seems_to_repeat_is_not_guessed_at() -> None:
@@ -280,11 +289,22 @@ def test_a_gpu_takes_more_guesses(exact_file: Path) -> None:
     engine = load(exact_file, replace(SPECULATING, placement=Placement.GPU))
     sizes = []
     for where in (Placement.CPU, Placement.GPU):
-        pace = Speculation(engine._cache, replace(SPECULATING, placement=where), Lookup())._pace
+        pace = Speculation(engine._cache, replace(CORES, placement=where), Lookup())._pace
         for _ in range(8):
             pace.foreseen(True)
         sizes.append(pace.size(0.0))
     assert 0 < sizes[0] < sizes[1]
+    engine.close()
+
+
+def test_one_core_alone_does_not_guess(exact_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = load(exact_file, SPECULATING)
+    sizes = evaluations(engine, monkeypatch)
+    ask(engine)
+    assert not sizes, "several tokens together take it as long as one after the other"
+    engine._speculation = Speculation(engine._cache, CORES, engine._drafts)
+    ask(engine)
+    assert sizes
     engine.close()
 
 

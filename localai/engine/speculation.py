@@ -20,7 +20,8 @@ SLOW_S = 0.15  # an evaluation of guesses that takes longer can be broken off in
 
 # Measured on two cores, of models from 0.1B to 1B in Q4_K_M, Q8_0, Q4_0 and Q4_1: two tokens cost 1.7 to 2.2 times as
 # much as one (other code computes them), 4 cost 2.7 to 3, 8 cost 3.4 to 4.5, 16 cost 4.4 to 7.5. More cores and GPUs
-# have more to spare beside reading the weights. No clock decides: it would make the same question be evaluated, and so
+# have more to spare beside reading the weights; one core alone has little (4 cost 3.6 to 4, 8 cost 5.5 to 6.7), so that
+# three guesses, all of them right, gain nothing. No clock decides: it would make the same question be evaluated, and so
 # answered, one way now and another way then.
 ON_CPU, ON_GPU = Price(0.9, 0.7), Price(0.06, 1.0)
 
@@ -30,8 +31,11 @@ class Speculation:
 
     def __init__(self, cache: SequenceCache, plan: Plan, drafts: Drafts | None) -> None:
         self._cache = cache
-        self._drafts = drafts if cache.can_try else None
-        self._price = ON_GPU if plan.placement is Placement.GPU else ON_CPU
+        gpu = plan.placement is Placement.GPU
+        # what has a draft model is large, which leaves even one core something to spare
+        spare = gpu or plan.threads > 1 or (drafts is not None and drafts.prior is not None)
+        self._drafts = drafts if cache.can_try and spare else None
+        self._price = ON_GPU if gpu else ON_CPU
         self._pace = Pace(self._price, cache.rows - 1)
         self._guesses: list[int] = []
         self._right = 0
@@ -62,8 +66,10 @@ class Speculation:
         if self._drafts is None:
             self._cache.decode(token)
             return -1
-        if self._right == len(self._guesses) and (expected := self._drafts.expected()) is not None:
-            self._pace.foreseen(expected == token)
+        if self._right == len(self._guesses):
+            self.settle()
+            if (expected := self._drafts.expected()) is not None:
+                self._pace.foreseen(expected == token)
         self._drafts.say(token)
         if self._right < len(self._guesses) and self._guesses[self._right] == token:
             self._right += 1
