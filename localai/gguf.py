@@ -14,7 +14,18 @@ from pathlib import Path
 from types import MappingProxyType
 
 from localai.errors import EngineError, NotFound
-from localai.gguf_reader import ARRAY, STRING, STRINGS_LIMIT, ByteSource, FileSource, Reader, Skipped, Value, shown
+from localai.gguf_reader import (
+    ARRAY,
+    HINT,
+    STRING,
+    STRINGS_LIMIT,
+    ByteSource,
+    FileSource,
+    Reader,
+    Skipped,
+    Value,
+    shown,
+)
 from localai.tensor_types import TENSOR_TYPES
 
 KEYS_LIMIT = 16_384
@@ -79,7 +90,23 @@ def read_model(paths: Sequence[Path], keep: Container[str] = ()) -> Header:
     """
     if not paths:
         raise NotFound("no model file was given", "localai list shows the installed models")
-    return join([path.name for path in paths], [read_header(path, keep) for path in paths])
+    headers: list[Header] = []
+    for path in paths:
+        headers.append(read_header(path, keep) if not headers else as_later_shard(read_header(path)))
+        check_count(path.name, headers)
+    return join([path.name for path in paths], headers)
+
+
+def as_later_shard(header: Header) -> Header:
+    """What is kept of a shard that is not the first: its tensors and which one it is. Its metadata may be hostile."""
+    kept = {key: value for key, value in header.metadata.items() if key in ("split.no", "split.count")}
+    return replace(header, metadata=MappingProxyType(kept))
+
+
+def check_count(name: str, headers: Sequence[Header]) -> None:
+    """Raise EngineError where shards together have more tensors than any model has; `name` is the last's."""
+    if (count := sum(len(header.tensors) for header in headers)) > TENSORS_LIMIT:
+        raise EngineError(f"{name} and the shards before it announce {count} tensors, more than any model has", HINT)
 
 
 def join(names: Sequence[str], headers: Sequence[Header]) -> Header:

@@ -40,8 +40,8 @@ _BEYOND = MIB  # what is asked for at once where that was not all
 BEGINNING = 128 * 1024  # the model's dimensions stand before its vocabulary, within the first 4 to 20 kB
 LATER_SHARD_WINDOW = MIB // 4  # shards after the first have a tensor table and no vocabulary
 FETCH_LIMIT = 64 * MIB  # no header is as long; a hostile one gets no further
-LATER_FETCH_LIMIT = 24 * MIB
-_AT_ONCE = 3  # shards; what hostile ones take of the memory together is under 128 MiB
+LATER_FETCH_LIMIT = 8 * MIB
+_AT_ONCE = 3  # shards: few enough that hostile ones do not fill the memory
 CACHE_LIMIT = 256 * MIB
 _TRIES = 3
 _TIMEOUT_S = 15.0
@@ -85,7 +85,9 @@ def read_model(
         file, path = files[number], kept[number]
         try:
             if not failures:
-                found[number] = _kept(path, file) or _fetched(repo, commit, file, path, number, on_retry, on_beginning)
+                header = _kept(path, file) or _fetched(repo, commit, file, path, number, on_retry, on_beginning)
+                found[number] = gguf.as_later_shard(header) if number else header
+                gguf.check_count(file.name, tuple(found.values()))
         except Exception as error:  # noqa: BLE001 - raised below, where the caller is
             failures[number] = error
 

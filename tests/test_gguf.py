@@ -144,6 +144,16 @@ def test_shards_are_one_model(tmp_path: Path) -> None:
     assert header.file_size == sum(path.stat().st_size for path in paths)
 
 
+def test_shards_together_are_bounded_as_one_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [shard(tmp_path, 0, 2, "a"), shard(tmp_path, 1, 2, "b")]
+    more = [gguf.read_header(path) for path in paths]
+    assert set(gguf.as_later_shard(more[1]).metadata) == {"split.no", "split.count"}
+    monkeypatch.setattr(gguf, "TENSORS_LIMIT", 1)
+    assert gguf.read_header(paths[0]).tensors
+    with pytest.raises(EngineError, match="2 tensors, more than any model has"):
+        gguf.read_model(paths)
+
+
 def test_shards_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     first, second = shard(tmp_path, 0, 2, "a"), shard(tmp_path, 1, 2, "b")
     for paths, words in (
