@@ -105,15 +105,21 @@ def restore() -> None:
 
 @contextlib.contextmanager
 def cooked() -> Iterator[None]:
-    """Within: keys are echoed and Ctrl-C raises KeyboardInterrupt, for a line read plainly or a program started."""
+    """Within: keys are echoed, Ctrl-C raises KeyboardInterrupt and Ctrl-Z stops us with these modes, for a line read
+    plainly or a program started.
+    """
     before = _modes()
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    meanwhile: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}
+    if before is not None:
+        meanwhile[signal.SIGTSTP] = signal.SIG_DFL
+    handlers = {number: signal.signal(number, handler) for number, handler in meanwhile.items()}
     with _pastes_bare():
         _set_lines(True)
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
             _set(before)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 from real_model import model_file
@@ -97,6 +98,10 @@ def test_a_dumb_terminal_is_enough(isolated: Path) -> None:
     session.process.sendline("Name the capital of France.")
     shown = session.see("Paris")
     assert "\x1b" not in shown
+    session.see(">>>")
+    session.process.kill(signal.SIGTSTP)  # as Ctrl-Z; no shell is there to stop it for, so it goes on at once
+    session.process.sendline("/stax\x7fts")
+    session.see("answer tokens")
     session.see(">>>")
     session.process.sendline("/exit")
     assert session.ended() == 0
