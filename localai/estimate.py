@@ -74,15 +74,14 @@ def memory(
     found = (
         measured(padded(context), kv_type, ubatch) if measured is not None and (outputs, flash) == (1, True) else None
     )
+
+    def compute(rows: int) -> int:
+        return compute_bytes(shape, context, ubatch, rows, flash, kv_type)
+
     if found is None:
-        found = kv_cache_bytes(shape, context, kv_type, ubatch), compute_bytes(shape, context, ubatch, outputs, flash)
+        found = kv_cache_bytes(shape, context, kv_type, ubatch), compute(outputs)
     cache, buffers = found
-    more_rows = 0
-    if sequences > 1:
-        rows = outputs + sequences - 1
-        more_rows = compute_bytes(shape, context, ubatch, rows, flash) - compute_bytes(
-            shape, context, ubatch, outputs, flash
-        )
+    more_rows = compute(outputs + sequences - 1) - compute(outputs) if sequences > 1 else 0
     return MemoryNeed(weights.total_bytes, cache * sequences, buffers + more_rows, PROCESS_BYTES, projector_bytes)
 
 

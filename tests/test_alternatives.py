@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from dataclasses import replace
@@ -14,11 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from model_headers import named, write_sparse
 
-from localai import alternatives, estimate, gguf, shapes, sizes
+from localai import alternatives, estimate, gguf, hardware, library, loading, measuring, shapes, sizes
 from localai.catalog import resolve_name
 from localai.domain.machine import Machine
 from localai.domain.shape import Shape, Weights
 from localai.domain.units import GIB
+from localai.errors import DoesNotFit
 from localai.machines import hypothetical
 
 
@@ -152,6 +154,21 @@ def test_where_nothing_fits_that_is_said(llama: tuple[Shape, Weights]) -> None:
     found = instead_of(llama, with_free(0.05))
     assert found == alternatives.Alternatives()
     assert "close other programs" in found.sentence("x")
+
+
+def test_llama_cpp_is_asked_where_forms_that_are_only_near_decide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither where there is room enough, nor where there is far too little: a cold start would wait for it."""
+    found = library.find(str(write_sparse(tmp_path, named("qwen3-30b-a3b"))))
+    asked: list[tuple[Path, ...]] = []
+    monkeypatch.setattr(measuring, "measure_here", lambda shape, paths: asked.append(paths))
+    for gib, fits, count in ((100, True, 0), (21, True, 1), (16, False, 2), (4, False, 2)):
+        machine = with_free(gib)
+        monkeypatch.setattr(hardware, "detect", lambda machine=machine: machine)
+        with contextlib.nullcontext() if fits else pytest.raises(DoesNotFit):
+            loading.prepare(found, loading.LoadOptions())
+        assert len(asked) == count, gib
 
 
 def test_the_command_says_what_would_fit(tmp_path: Path, cli: Any) -> None:
