@@ -20,6 +20,7 @@ from localai.past_runs import kind_of
 CLEAR_WIN = 1.05  # in the median of the pairs
 _SCREENED = 1.03  # what two pairs must show for a setting to be looked at more closely
 _SCREENING_PAIRS, PAIRS = 2, 5
+MOST_PAIRS = 12  # where five differ among themselves by more than they win: other programs come and go
 DEPTH = 1024
 
 # Kinds of work that a setting is shown for; those that are no deeper than what is measured decide.
@@ -124,6 +125,9 @@ def _try(default: Setting, setting: Setting, pair: MeasurePair, tell: Callable[[
     pairs = [pair(setting, default) for _ in range(_SCREENING_PAIRS)]
     if max(median(_ratios(pairs, job)) for job in jobs) >= _SCREENED:
         pairs += [pair(setting, default) for _ in range(PAIRS - _SCREENING_PAIRS)]
+        wins = [each for each in (_ratios(pairs, job) for job in jobs) if _clear(each)]
+        if wins and not any(map(_steady, wins)):
+            pairs += [pair(setting, default) for _ in range(MOST_PAIRS - PAIRS)]
     read, read_deep, write, write_deep = (
         median(_ratios(pairs, job)) if _touches(default, setting, job) else 1.0
         for job in (_READ, _READ_DEEP, _WRITE, _WRITE_DEEP)
@@ -132,7 +136,7 @@ def _try(default: Setting, setting: Setting, pair: MeasurePair, tell: Callable[[
     base = typical([default for _, default in pairs])
     found = scaled(base, setting, gains)
     ratios = tuple((name, _over(base.job_s(job), found.job_s(job))) for name, job in JOBS.items())
-    adopted = len(pairs) == PAIRS and any(_clear(_ratios(pairs, job)) for job in jobs)
+    adopted = len(pairs) >= PAIRS and any(_clear(_ratios(pairs, job)) for job in jobs)
     return Tried(setting, gains, ratios, len(pairs), adopted)
 
 
@@ -152,6 +156,11 @@ def _over(one: float, other: float) -> float:
 def _clear(ratios: Sequence[float]) -> bool:
     """Whether a setting wins by 5 % in the median, and in all pairs but one: noise does not do that."""
     return median(ratios) >= CLEAR_WIN and sorted(ratios)[1] > 1.0
+
+
+def _steady(ratios: Sequence[float]) -> bool:
+    """Whether the pairs differ by less than they win."""
+    return max(ratios) <= min(ratios) * median(ratios)
 
 
 def typical(found: Sequence[Tuned]) -> Tuned:

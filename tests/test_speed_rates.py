@@ -304,6 +304,13 @@ def test_where_the_defaults_are_best_noise_changes_nothing(seed: int) -> None:
     assert len(tune(0.04, {DEFAULT: FIGURES[DEFAULT]}, seed).settings) == 1
 
 
+@pytest.mark.parametrize("noise", [0.1, 0.3, 1, 3, 10])
+def test_beside_other_programs_a_setting_hardly_ever_wins_by_chance(noise: float) -> None:
+    """Of five pairs one in six settings would win four by chance; where they differ so much there are twelve."""
+    alike = {DEFAULT: FIGURES[DEFAULT]}
+    assert sum(len(tune(noise, alike, seed).settings) > 1 for seed in range(40)) <= 6
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_setting_that_wins_at_depth_is_found_in_noise(seed: int) -> None:
     gains = dict(tuning.ranked(tune(0.1, FIGURES, seed), tuning.JOBS["answer at depth 3,072"]))
