@@ -50,6 +50,7 @@ _LONGEST_MODEL_S = 5.0  # after which there is no further repetition
 _ROUNDS = 3  # some time apart: other programs, and other virtual machines, come and go
 _WRITES = 2  # in a round, since they are short
 _LEAST_GBPS = 5.0  # of any machine that runs models (a Raspberry Pi 4 has 6)
+_MOST_APART = 8.0  # the bytes a second of one kind over another's: 2 on a machine that nobody else uses
 _TO_SPARE = 200 * MIB  # of memory, beside a model and its file
 _BEFORE_EXPERTS = 3  # kinds that are measured before a mixture of experts is
 
@@ -281,9 +282,12 @@ def _plan(machine: Machine, model: Synthetic, gpu: bool) -> Plan:
 
 
 def plausible(found: Calibration, machine: Machine) -> bool:
-    """Whether weights were read with a tenth of the memory's bandwidth at least: less is what others left of it."""
+    """Whether weights were read with a tenth of the memory's bandwidth at least, less being what others left of it, and
+    of every kind about as many bytes: others come and go.
+    """
     memory = machine.bandwidth.gbps or _LEAST_GBPS
-    return max(bandwidth_gbps(found.cpu, kind) or 0.0 for kind, _ in found.cpu.decode) >= 0.1 * memory
+    read = [bandwidth_gbps(found.cpu, kind) or 0.0 for kind, _ in found.cpu.decode]
+    return max(read) >= 0.1 * memory and min(read) >= max(read) / _MOST_APART
 
 
 def bandwidth_gbps(rates: DeviceRates, kind: str) -> float | None:

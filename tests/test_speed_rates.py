@@ -141,6 +141,8 @@ def test_what_others_left_of_the_processor_is_no_calibration() -> None:
     slow = replace(TRUE, decode=tuple((kind, 100 * rate) for kind, rate in TRUE.decode))
     assert calibrating.plausible(Calibration(TRUE, None, 1), hypothetical(16, 0, 50))
     assert not calibrating.plausible(Calibration(slow, None, 1), hypothetical(16, 0, 50))
+    while_others_came = replace(TRUE, decode=(*TRUE.decode[:-1], ("Q8_0", 10 * TRUE.decode[-1][1])))
+    assert not calibrating.plausible(Calibration(while_others_came, None, 1), hypothetical(16, 0, 50))
 
 
 # ------------------------------------------------------------------------------------------------ predictions
