@@ -69,11 +69,11 @@ def compute_bytes(
     """Bytes of the graph's temporary tensors: the largest of logits, feed-forward and attention.
 
     With u = ubatch, V the vocabulary, d the embedding: logits 4(outputs·V + 2ud); feed-forward 4u(3·ff + 4d) and the
-    masks, 2u·n_kv each; attention without flash attention 4u(n_kv(H + 1) + 3d + 2·H·hd + 2·Hkv·hd). Exact for dense
-    models (8B at 8,192: 124.0 MiB); with experts (k used, f wide) 4u(3kf + 5d), narrow ones 4u(k(d + 3f) + 5d), which
-    like the rest is fitted to llama.cpp's own figures: see docs/estimation.md for how near each architecture comes.
-    Without a cache a token sees no more than the micro-batch, and encoders give no logits. Flash attention converts a
-    layer's F32 cache to F16: 2·n_kv numbers of its row, beside 4u(3d + 2·H·hd).
+    masks, 2u·n_kv each; attention 4u(3d + 2·H·hd) and the masks, without flash attention 4u(n_kv(H + 1) + 3d + 2·H·hd +
+    2·Hkv·hd). Exact for dense models (8B at 8,192: 124.0 MiB); with experts (k used, f wide) 4u(3kf + 5d), narrow ones
+    4u(k(d + 3f) + 5d), which like the rest is fitted to llama.cpp's own figures: see docs/estimation.md for how near
+    each architecture comes. Without a cache a token sees no more than the micro-batch, and encoders give no logits.
+    Flash attention converts a layer's F32 cache to F16: 2·n_kv numbers of its row more.
     """
     u = max(1, min(ubatch, context))
     n_kv = u if shape.architecture in WITHOUT_CACHE else padded(context)
@@ -92,12 +92,12 @@ def compute_bytes(
         return max(logits, feed_forward)
     heads = shape.head_count or max(1, d // max(shape.key_length, 1))
     kv = max(shape.kv_heads, default=0)
+    width = 3 * d + 2 * heads * shape.key_length
     if flash and shape.architecture not in _WITHOUT_FLASH:
         row = kv * (shape.key_length + (0 if shape.latent_kv else shape.value_length)) if kv_type == "f32" else 0
-        attention = 2 * n_kv * row + 4 * u * (3 * d + 2 * heads * shape.key_length) + masks if row else 0
+        attention = 4 * u * width + 2 * n_kv * row + masks
     else:
-        width = 3 * d + 2 * heads * shape.key_length + 2 * kv * shape.key_length
-        attention = 4 * u * (n_kv * (heads + 1) + width)
+        attention = 4 * u * (n_kv * (heads + 1) + width + 2 * kv * shape.key_length)
     return max(logits, feed_forward, attention)
 
 

@@ -31,12 +31,16 @@ _CLOSED_FORM = frozenset(
         "starcoder2",
     }
 )
+# Which of a layer's rows share their room in llama.cpp depends on more than the closed form knows; up to this width two
+# of the embedding's are 32 MiB at most.
+_WIDEST = 8192
 
 
 def is_exact(shape: Shape) -> bool:
     """Whether the closed forms are enough: a dense transformer of a kind that they were held against llama.cpp for."""
     return (
         shape.architecture in _CLOSED_FORM
+        and (shape.embedding_length or 0) <= _WIDEST
         and not shape.expert_count
         and not shape.latent_kv
         and not shape.recurrent_state_bytes

@@ -86,6 +86,7 @@ INDEXER = ("indexer.head_count", "indexer.key_length", "q_lora_rank")
 # What the table of docs/accuracy.md has nothing like.
 ODD = (
     Model("one-kv-head-of-80", "llama", dense(19, 1152, 3001, 7, 1, 80), llama_layer, 32003),
+    Model("wide-heads", "qwen3", dense(7, 768, 1536, 64, 1, 256), qwen3_layer, 32000),
     Model("afm-4.5b", "arcee", dense(36, 2560, 18432, 20, 4, 128), arcee_layer, 128004),
     Model(
         "qwen3-vl-8b",
