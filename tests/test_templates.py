@@ -17,7 +17,8 @@ from real_model import plan
 
 from localai.domain.generation import Message, Tool, ToolCall
 from localai.engine import model
-from localai.engine.templates import ChatTemplate, Renderer, TemplateEndless, TemplateFailed, merge_system, plain
+from localai.engine.rendering import Renderer, TemplateEndless, TemplateFailed
+from localai.engine.templates import ChatTemplate, merge_system, plain
 from localai.engine.tools import GRANITE, HERMES, LFM, Form
 
 SYSTEM, HELLO = Message("system", "Be brief."), Message("user", "Hello")
@@ -278,16 +279,18 @@ def test_a_template_without_end_is_killed(source: str) -> None:
 
 
 class Busy(Renderer):
-    """Takes too long where the list says so."""
+    """Takes too long where the list says so, and fails where that has None."""
 
-    def __init__(self, late: list[bool]) -> None:
+    def __init__(self, late: list[bool | None]) -> None:
         self._late = iter(late)
         self.asked = 0
 
     def render(self, template: str, variables: dict[str, Any], limit: int) -> str:
         self.asked += 1
-        if next(self._late):
+        if late := next(self._late):
             raise TemplateEndless("it takes more than 5 s")
+        if late is None:
+            raise TemplateFailed("it cannot")
         return "Hello"
 
 
@@ -313,6 +316,15 @@ def test_a_template_that_stalls_is_waited_for_once_a_request() -> None:
     assert renderer.asked == 1
     template.next_request()
     assert template.render([HELLO]).text == template.without_opening([HELLO]) == "Hello"
+
+
+def test_a_template_that_fails_with_some_variables_and_stalls_without_them_is_given_up_too() -> None:
+    renderer = Busy([None, True, None, True])
+    template = ChatTemplate("x", renderer)
+    for _ in range(4):
+        assert template.render(TALK) == plain(TALK, chatml=False)
+        template.next_request()
+    assert renderer.asked == 4
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no alarm")

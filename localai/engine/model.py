@@ -15,9 +15,9 @@ from localai.engine.answer import Answer
 from localai.engine.cache import Cancelled, SequenceCache
 from localai.engine.drafting import Drafts, Lookup
 from localai.engine.prompts import Prompt, Prompts
+from localai.engine.rendering import Renderer
 from localai.engine.sampling import NOTHING, Sampler
 from localai.engine.speculation import Speculation
-from localai.engine.templates import Renderer
 from localai.engine.transcript import Transcript
 from localai.engine.weights import open_for_text
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from localai.domain.generation import ANSWER_RESERVE, GenerationRequest, Message, Tool
 from localai.engine import thinking, tool_turns
 from localai.engine import tools as tool_calls
-from localai.engine.templates import CHATML_END, ChatTemplate, Renderer
+from localai.engine.rendering import Renderer
+from localai.engine.templates import CHATML_END, ChatTemplate
 from localai.engine.vocabulary import Vocabulary, unused_character
 from localai.errors import ContextOverflow, EngineError
 

@@ -24,9 +24,9 @@ from localai.engine.drawing import Drawers
 from localai.engine.job import Drawn, Job
 from localai.engine.prefill import STEP, Prefill
 from localai.engine.prompts import Prompts
+from localai.engine.rendering import Renderer
 from localai.engine.sequences import WORTH_COPYING, Sequences, common_length
 from localai.engine.slots import Slots
-from localai.engine.templates import Renderer
 from localai.engine.weights import open_for_text
 from localai.errors import EngineClosed, EngineError, LocalaiError, QueueFull, unexpected
 

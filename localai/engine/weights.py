@@ -11,7 +11,7 @@ from typing import Any
 
 from localai.domain.plan import Plan
 from localai.engine import library
-from localai.engine.templates import Renderer
+from localai.engine.rendering import Renderer
 from localai.errors import DoesNotFit, EngineError
 
 _MMAP, _NO_MMAP = 1, 0  # enum llama_load_mode
