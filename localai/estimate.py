@@ -111,7 +111,7 @@ def plan(
     `work` is what is to be done, for the settings that `bench --tune` has found.
     """
     job = _Job(shape, weights, machine, gpu_layers, measured, projector_bytes, sequences)
-    contexts = _contexts(shape, want_context) if context is None else [padded(max(context, 1))]
+    contexts = _contexts(shape, want_context) if context is None else [max(context, 1)]
     kv_types = [kv_type] if kv_type is not None else ["f16", *([SMALL_KV_TYPE] if can_shrink_cache(shape) else [])]
     ubatches = [ubatch] if ubatch is not None else [UBATCH, SMALL_UBATCH]
     best = _best(job, contexts, kv_types, ubatches)
@@ -265,7 +265,7 @@ def _placed(job: _Job, context: int, kv_type: str, ubatch: int, flash: bool = Tr
 def _warnings(placed: Plan, shape: Shape, quant: str | None, wanted: int, shrunk: bool) -> Iterator[str]:
     if quant is not None and quantization.is_low_bit(quant):
         yield f"{quant} is under 4 bits: expect more made-up answers"
-    if shape.context_length is not None and placed.context > padded(shape.context_length):
+    if shape.context_length is not None and placed.context > shape.context_length:
         yield f"a context of {placed.context} tokens is beyond the {shape.context_length} that the model was made for"
     elif placed.context < min(wanted, shape.context_length or wanted):
         yield f"memory leaves room for a context of {placed.context} tokens only"

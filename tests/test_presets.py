@@ -154,6 +154,7 @@ def test_the_commands(in_process: Cli) -> None:
     shown = json.loads(in_process("presets", "show", "mine", "--json", "--language", "en").stdout)
     assert (shown["source"], shown["required"]) == ("user", ["language"])
     assert "{language}" in shown["system"]
+    assert in_process("presets", "edit", "nobodys", env={"EDITOR": "", "VISUAL": ""}).returncode == 3
     edited = in_process("presets", "edit", "mine", env={"EDITOR": "", "VISUAL": ""})
     assert edited.returncode == 2
     assert "terminal" in edited.stderr

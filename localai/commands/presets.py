@@ -107,6 +107,7 @@ def new(
 @app.command()
 def edit(name: Name) -> None:
     """Open a preset in $VISUAL or $EDITOR. Of a built-in one a copy of your own is made."""
+    text = presets.source_text(name) if presets.own(name) is None else ""
     command = editor_set()  # which may be a script, and need no terminal
     if not command and not (render.is_terminal(sys.stdin) and render.is_terminal(sys.stdout)):
         raise UsageError("cannot open an editor: there is no terminal", f"localai presets show {name}")
@@ -115,7 +116,7 @@ def edit(name: Name) -> None:
         raise UsageError("no editor is set", "export EDITOR=nano")
     path = presets.own(name)
     if path is None:
-        path = presets.create(name, presets.source_text(name))
+        path = presets.create(name, text)
         render.note(f"a copy of the built-in preset: {path}")
     open_editor([*command, str(path)])
     presets.find(name)  # raises what is wrong with it now

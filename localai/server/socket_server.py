@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from localai import __version__, library, loading, warm, wire
-from localai.buffers import padded
 from localai.domain.engine import Delivery
 from localai.domain.generation import AnswerEnd
 from localai.errors import LocalaiError, UsageError
@@ -163,7 +162,7 @@ class SocketServer:
         wanted = {"gpu_layers": plan.gpu_layers, "threads": plan.threads, "kv_type": plan.kv_type}
         differs = any(asked.get(key) not in (None, value) for key, value in wanted.items())
         exact = asked.get("exact_context")
-        if differs or (exact is not None and padded(exact) != plan.context):
+        if differs or exact not in (None, plan.context):
             return {"held": False}
         return {
             "held": True,
