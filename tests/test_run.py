@@ -174,11 +174,11 @@ def test_a_broken_file_exits_6(cli: Cli, isolated: Path, kind: str) -> None:
 
 
 def test_an_input_longer_than_the_context_exits_7_with_both_counts(cli: Cli) -> None:
-    result = cli("run", *MODEL, "--context", "256", input="word " * 2000)
+    result = cli("run", *MODEL, "--context", "100", input="word " * 2000)
     assert result.returncode == 7
     assert result.stdout == ""
-    assert "256" in result.stderr
-    as_json = cli("run", *MODEL, "--context", "256", "-o", "json", input="word " * 2000)
+    assert "the context has 100" in result.stderr
+    as_json = cli("run", *MODEL, "--context", "100", "-o", "json", input="word " * 2000)
     assert json.loads(as_json.stdout)["error"]["exit_code"] == 7
 
 
