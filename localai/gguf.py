@@ -118,7 +118,7 @@ def join(names: Sequence[str], headers: Sequence[Header]) -> Header:
     count = first.metadata.get("split.count", 1)
     if count != len(headers) and not (count == 0 and len(headers) == 1):
         here = f"{len(headers)} {'is' if len(headers) == 1 else 'are'} here"
-        raise EngineError(f"{names[0]} is one of {count!s:.20} shards, but {here}", "pull the model again")
+        raise EngineError(f"{names[0]} is one of {shown(count)} shards, but {here}", "pull the model again")
     if len(headers) == 1:
         return first
     seen: set[str] = set()

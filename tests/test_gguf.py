@@ -144,6 +144,13 @@ def test_shards_are_one_model(tmp_path: Path) -> None:
     assert header.file_size == sum(path.stat().st_size for path in paths)
 
 
+def test_a_count_of_shards_that_is_a_text_is_shown_and_not_obeyed(tmp_path: Path) -> None:
+    path = write(tmp_path, gguf_bytes({"general.architecture": "llama", "split.count": "\x1b[2J" * 9}))
+    with pytest.raises(EngineError) as caught:
+        gguf.read_model([path])
+    assert caught.value.message.isprintable()
+
+
 def test_shards_together_are_bounded_as_one_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [shard(tmp_path, 0, 2, "a"), shard(tmp_path, 1, 2, "b")]
     more = [gguf.read_header(path) for path in paths]
