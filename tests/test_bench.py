@@ -87,7 +87,8 @@ def test_a_run_is_kept_without_its_text(cli: Cli) -> None:
     assert b"elican" not in past_runs.file().read_bytes()
 
 
-def test_the_shortest_run_is_kept_but_teaches_nothing(cli: Cli) -> None:
+def test_the_shortest_run_is_kept_but_teaches_nothing(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCALAI_THREADS")  # else that is a setting somebody asked for
     done = cli("run", "-m", str(model_file()), "--max-tokens", "3", "--temperature", "0", "--system", "", "Hi")
     assert done.returncode == 0, done.stderr
     (run,) = json.loads(cli("bench", "--history", "--json").stdout)["runs"]

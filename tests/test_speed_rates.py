@@ -14,6 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from localai import calibrating, estimate, experience, fitting, gguf, past_runs, roofline, shapes, speed, tuning
+from localai.commands.bench import mark
 from localai.domain.machine import Machine
 from localai.domain.rates import Calibration, DeviceRates, Experience, Job, Setting, Tuned, Tuning
 from localai.domain.shape import Shape, Weights
@@ -385,6 +386,21 @@ def run(measured: float, said: float = 100.0, **more: object) -> Run:
         "usual": True, "guessed_tokens": 0, "together": False, **more,
     }  # fmt: skip
     return Run(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ({}, ""),
+        ({"busy": True, "usual": False}, "busy"),
+        ({"together": True}, "shared"),
+        ({"usual": False, "answer_tokens": 3}, "other"),
+        ({"guessed_tokens": 90, "answer_tokens": 100, "measured_prompt_tps": None}, "guessed"),
+        ({"answer_tokens": 3, "measured_prompt_tps": None}, "short"),
+    ],
+)
+def test_a_run_that_corrects_nothing_says_why(what: dict[str, object], says: str) -> None:
+    assert mark(run(50.0, **what)) == says
 
 
 def test_past_runs_correct_the_next_prediction(
