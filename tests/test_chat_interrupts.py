@@ -105,12 +105,18 @@ def test_in_a_slash_command(isolated: Path) -> None:
     answers(terminal)
 
 
-def test_keys_typed_into_an_answer_wait_for_the_next_line(isolated: Path) -> None:
+def in_an_answer() -> Terminal:
+    """A chat in the middle of its first answer."""
     terminal = Terminal(*CHAT, "--max-tokens", "30")
     terminal.ready()
     terminal.type(STORY)
     terminal.answering()
     terminal.see(r"[a-z]+ [a-z]+ [a-z]+ ")
+    return terminal
+
+
+def test_keys_typed_into_an_answer_wait_for_the_next_line(isolated: Path) -> None:
+    terminal = in_an_answer()
     terminal.process.send("xyzzy")
     streamed = terminal.see("limit of tokens")
     assert "xyzzy" not in streamed
@@ -122,11 +128,7 @@ def test_keys_typed_into_an_answer_wait_for_the_next_line(isolated: Path) -> Non
 
 
 def test_what_is_pasted_into_an_answer_is_one_question(isolated: Path) -> None:
-    terminal = Terminal(*CHAT, "--max-tokens", "30")
-    terminal.ready()
-    terminal.type(STORY)
-    terminal.answering()
-    terminal.see(r"[a-z]+ [a-z]+ [a-z]+ ")
+    terminal = in_an_answer()
     long = "=" * 5000  # a terminal that collects a line takes 4,095 bytes of it
     terminal.process.send(f"First:\x1b[200~one\rtwo\r{long}\x1b[201~\r")
     terminal.see("limit of tokens")
