@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from localai.engine.synthetic import Synthetic
 
 BUDGET_S = 50.0  # of measuring, whatever the machine; what is left out counts as its like
-# The types of most files, the commonest first: Q4_K_M is Q4_K and Q6_K; Q5_0 is what small models get for Q4_K.
-KINDS = ("Q4_K", "Q8_0", "Q6_K", "Q4_0", "Q5_0", "F16")
+# The types of most files, the commonest first: Q4_K_M is Q4_K and Q6_K; Q5_0 is what small models get for Q4_K; Q4_1 is
+# the model's that comes with us, and reads prompts with a fifth of Q4_0's speed, which is rearranged.
+KINDS = ("Q4_K", "Q8_0", "Q6_K", "Q4_0", "Q5_0", "Q4_1", "F16")
 EXPERTS_KIND = "Q4_K"
 SMALLEST_BYTES, LARGEST_BYTES = 96 * MIB, 384 * MIB  # of a model: more than the caches hold
 OUTPUT_KINDS = ("Q6_K", "Q8_0")  # what outputs are

@@ -13,7 +13,7 @@ from localai.tensor_types import BY_NAME
 _LIKE = {
     "BF16": "F16",
     "F32": "F16",
-    "Q4_1": "Q4_0",
+    "Q4_1": "Q5_0",
     "IQ4_NL": "Q4_0",
     "MXFP4": "Q4_0",
     "NVFP4": "Q4_0",

@@ -234,6 +234,11 @@ def test_calibration_predicts_from_then_on() -> None:
     assert speed.prompt_speed(shape, weights, hardware.detect()).basis == "calibrated"
 
 
+def test_every_type_of_the_model_that_comes_with_us_is_measured() -> None:
+    kinds = {kind for kind, _ in shapes.weights(gguf.read_header(model_file())).layer_kinds}
+    assert kinds - {"F32"} <= set(calibrating.KINDS)
+
+
 @pytest.mark.usefixtures("small")
 def test_calibration_stops_when_asked_to() -> None:
     asked = threading.Event()
