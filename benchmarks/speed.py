@@ -9,7 +9,7 @@ Each row is measured in llama.cpp itself (bare `llama_decode` calls); beside it 
 machine, the range without calibration, and what two naive rules give: memory bandwidth over file size + 20 %, and over
 parameters × bits; for prompts the measured matrix product over 2 × parameters. The memory of a virtual machine is as
 quick as its neighbours let it be, nearly twice as quick in one quarter of an hour as in another: so each file is
-measured before and after a calibration of its own, and the best of these rounds counts, as in the calibration.
+measured before and after a calibration of its own, and the mean of the two loads counts.
 Models are made once, in --cache (a temporary folder), and removed again unless --keep. On a machine that others use
 too, --busy takes one thread and the processor's own time of it, for calibration and measurement alike.
 """
@@ -96,7 +96,7 @@ def rows(machine: Machine, cache: Path, names: Sequence[str], keep: bool, clock:
                 without = replace(without, compute=Compute(None, "not measured"))
             machine = replace(without, experience=Experience(calibrating.calibrate(without, quietly, clock=clock)))
             after = measured(path, plan(2048, default), clock)
-            read, write, deep = map(max, zip(before, after, strict=True))
+            read, write, deep = map(statistics.fmean, zip(before, after, strict=True))
             gbps = (machine.bandwidth.gbps or 0) * 1e9
             bits = (quantization.bits(quant) or 16) / 8 * shape.params
             flop = (machine.compute.gflops or 0) * 1e9 / 2
@@ -116,7 +116,7 @@ def rows(machine: Machine, cache: Path, names: Sequence[str], keep: bool, clock:
 def measured(path: Path, how: Plan, clock: Callable[[], float]) -> tuple[float, float, float]:
     """Tokens a second of a prompt, of decoding, and of decoding at a depth: the best of some repetitions.
 
-    Other programs only ever make it slower, and the calibration takes its best, too.
+    Other programs only ever make it slower.
     """
     reads, writes, deep = [], [], []
     with Stopwatch(path, how, clock=clock) as watch:

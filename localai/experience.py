@@ -18,7 +18,7 @@ from localai.domain.machine import Machine
 from localai.domain.rates import Calibration, DeviceRates, Experience, Setting, Tuned, Tuning
 from localai.tensor_types import KV_TYPES
 
-METHOD = 3  # another way of measuring makes what is kept that of another machine
+METHOD = 4  # another way of measuring makes what is kept that of another machine
 _LARGEST_FILE_BYTES = 4_000_000
 _MOST_MACHINES = 50
 _MOST_TUNINGS = 50
@@ -118,7 +118,7 @@ def _calibration(found: object) -> Calibration | None:
         return None
 
 
-_SECONDS = ("number_s", "norm_s", "row_s", "kept_s", "attention_decode_s", "cache_decode_s", "attention_prompt_s")
+_SECONDS = ("number_s", "norm_s", "kept_s", "attention_prompt_s")
 
 
 def _rates(found: dict[str, Any]) -> DeviceRates:
@@ -128,11 +128,18 @@ def _rates(found: dict[str, Any]) -> DeviceRates:
             raise ValueError("no rates")
         return pairs
 
+    number_s, norm_s, kept_s, attention_prompt_s = (_number(found[name]) for name in _SECONDS)
+    lengths = ((int(_number(length)), _number(seconds)) for length, seconds in found["attention_decode"])
     of_experts = (found["expert_layer_s"], found["expert_prompt"])
     return DeviceRates(
         by_kind("decode"),
         by_kind("prompt"),
-        *(_number(found[name]) for name in _SECONDS),
+        by_kind("row"),
+        number_s,
+        norm_s,
+        kept_s,
+        attention_prompt_s,
+        tuple(sorted(lengths)),
         *(None if each is None else _number(each) for each in of_experts),
     )
 

@@ -2,7 +2,8 @@
 
 Writing a token takes W·r + R·p + N·c − k (W weights of a tensor type in R rows, N norms; k is saved by what the caches
 still hold of the weights since the last token, as long for any model that is larger than they are). Models tell these
-apart: of few wide layers, of many narrow ones, one that is little more than an output, one four times as large.
+apart: of few wide layers, of many narrow ones, one that is little more than an output, one four times as large. First p
+is the same for all types; then each has one of its own, as far from it as its own models say (`_of_its_own`).
 
 Reading u tokens takes u(W·f + O·e) + u²/2·E·a, where O counts the numbers that the matrices and norms give, and E
 the numbers of all heads' keys and values in all layers; what a cache of D tokens adds is D·E·a for each token. Of the
@@ -20,6 +21,8 @@ from localai.domain.rates import DeviceRates
 
 # Of the time that reading any model takes, so much at least is its weights': noise must not say that rows are all.
 _LEAST_OF_WEIGHTS = 0.5
+# How far timings are from what explains them, and how much rows of one type differ from those of others, by experience.
+_NOISE, _ROWS_DIFFER = 0.03, 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,8 @@ class Timing:
 
     `weights` without the output's `output_weights`; `read_weights` are those of them that every token of a prompt is
     multiplied with, `numbers` what those and the norms give, `rows` the rows of all, with the output's. `read_s` is 0
-    where it was not measured. `deep`, where measured: a depth, and the same two figures there.
+    where it was not measured. `deep`, where measured: a depth, and the same two figures there. `head_numbers` are those
+    of all heads' keys and values in all layers, `head_length` those of one.
     """
 
     kind: str
@@ -37,7 +41,7 @@ class Timing:
     rows: int
     numbers: int
     head_numbers: int
-    kv_numbers: int
+    head_length: int
     weights: int
     read_weights: int
     output_weights: int
@@ -56,42 +60,71 @@ def fit(timings: Sequence[Timing], experts: Timing | None = None, writing: Seque
     if not timings:
         raise ValueError("there are no timings to fit")
     deep = [(each, *each.deep) for each in timings if each.deep is not None]
-    of_writing = [
-        (depth * each.head_numbers, depth * each.kv_numbers, write - each.write_s) for each, depth, write, _ in deep
-    ]
     of_reading = [(each.tokens * depth * each.head_numbers, read - each.read_s) for each, depth, _, read in deep]
-    attention_write, cache_read = _plane(of_writing)
     attention_read = _slope(of_reading)
+    of_writing: dict[int, list[tuple[float, float]]] = {}
+    for each, depth, write, _ in deep:
+        heads = each.head_numbers / each.head_length
+        of_writing.setdefault(each.head_length, []).append((depth * heads, write - each.write_s))
     kinds = sorted({each.kind for each in timings})
-    write_rates, (row_s, norm_s, kept_s) = _rates(
+    written = [each for each in (*timings, *writing) if each.kind in kinds]
+    together, (row_s, norm_s, kept_s) = _rates(
         kinds,
         [
             (each.kind, each.weights + each.output_weights, (each.rows, each.norms, -1.0), each.write_s)
-            for each in (*timings, *writing)
-            if each.kind in kinds
+            for each in written
         ],
     )
+    alone = [
+        _of_its_own((rate, row_s), norm_s, kept_s, [each for each in written if each.kind == kind])
+        for kind, rate in zip(kinds, together, strict=True)
+    ]
     read_rates, number_s = _reading(kinds, timings, attention_read)
     rates = DeviceRates(
-        tuple(zip(kinds, write_rates, strict=True)),
+        tuple((kind, rate) for kind, (rate, _) in zip(kinds, alone, strict=True)),
         tuple(zip(kinds, read_rates, strict=True)),
+        tuple((kind, row) for kind, (_, row) in zip(kinds, alone, strict=True)),
         number_s,
         norm_s,
-        row_s,
         kept_s,
-        attention_write,
-        cache_read,
         attention_read,
+        tuple((length, _slope(points)) for length, points in sorted(of_writing.items())),
     )
     return rates if experts is None else _with_experts(rates, experts)
 
 
+def _of_its_own(
+    shared: tuple[float, float], norm_s: float, kept_s: float, timings: Sequence[Timing]
+) -> tuple[float, float]:
+    """Seconds a weight and a row of one type: the likeliest by its timings, if rows are about as slow as others' are.
+
+    Least squares of two unknowns, with the shared row as one more equation; the shared rates where one would be
+    negative.
+    """
+    row = shared[1]
+    if not row or len(timings) < 2:
+        return shared
+    equations = [
+        ((each.weights + each.output_weights) / t, each.rows / t, (each.write_s - each.norms * norm_s + kept_s) / t)
+        for each in timings
+        if (t := each.write_s * _NOISE) > 0
+    ]
+    equations.append((0.0, 1 / (_ROWS_DIFFER * row), 1 / _ROWS_DIFFER))
+    aa, ab, bb = (sum(each[i] * each[j] for each in equations) for i, j in ((0, 0), (0, 1), (1, 1)))
+    ac, bc = (sum(each[i] * each[2] for each in equations) for i in (0, 1))
+    both = aa * bb - ab * ab
+    if both <= 1e-9 * aa * bb:
+        return shared
+    own = (ac * bb - bc * ab) / both, (bc * aa - ac * ab) / both
+    return own if min(own) >= 0 else shared
+
+
 def _with_experts(rates: DeviceRates, found: Timing) -> DeviceRates:
     """The rates with those of a mixture's layers, whose `weights` are the ones that a token uses."""
-    write, read = dict(rates.decode).get(found.kind), dict(rates.prompt).get(found.kind)
-    if write is None or read is None:
+    write, read, row = (dict(each).get(found.kind) for each in (rates.decode, rates.prompt, rates.row))
+    if write is None or read is None or row is None:
         return rates
-    beside = found.write_s + rates.kept_s - (found.weights + found.output_weights) * write - found.rows * rates.row_s
+    beside = found.write_s + rates.kept_s - (found.weights + found.output_weights) * write - found.rows * row
     layer = beside / found.layers
     rows = found.tokens * found.numbers * rates.number_s
     attention = rates.attention_prompt_s * found.head_numbers * found.tokens**2 / 2
@@ -120,21 +153,6 @@ def _slope(points: Sequence[tuple[float, float]]) -> float:
     """The line through the origin nearest to the points, never falling."""
     squares = sum(x * x for x, _ in points)
     return max(0.0, sum(x * y for x, y in points) / squares) if squares else 0.0
-
-
-def _plane(points: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
-    """a and b of t = a·x + b·y, neither negative, by relative least squares."""
-    rows = [(x / t, y / t) for x, y, t in points if t > 0]
-    xx, xy, yy = (sum(x * x for x, _ in rows), sum(x * y for x, y in rows), sum(y * y for _, y in rows))
-    x1, y1 = sum(x for x, _ in rows), sum(y for _, y in rows)
-    both = xx * yy - xy * xy
-    if both > 1e-9 * xx * yy:
-        a, b = (x1 * yy - y1 * xy) / both, (y1 * xx - x1 * xy) / both
-        if a >= 0 and b >= 0:
-            return a, b
-        if a < 0:
-            return 0.0, y1 / yy
-    return (x1 / xx if xx else 0.0), 0.0
 
 
 _Point = tuple[str, float, tuple[float, ...], float]  # kind, weights of it, what else there is, seconds

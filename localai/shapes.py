@@ -173,7 +173,8 @@ def weights(header: Header) -> Weights:
     kinds: dict[str, float] = {}
     of_prompt: dict[str, float] = {}
     output_kind = ("", 0)
-    expert_weights = rows = numbers = 0.0
+    row_kinds: dict[str, float] = {}
+    expert_weights = numbers = 0.0
     norms = 0
     for tensor in header.tensors:
         total += tensor.size_bytes
@@ -196,7 +197,8 @@ def weights(header: Header) -> Weights:
             numbers += reading.normed(tensor, layer)
         of_token = tensor.elements / max(1, tensor.dimensions[0]) * used if len(tensor.dimensions) > 1 else 0
         looked_up = of_token if reading.looks_up and ".ffn_up" in tensor.name else 0
-        rows += of_token + looked_up
+        if of_token:
+            row_kinds[tensor.type] = row_kinds.get(tensor.type, 0) + of_token + looked_up
         if tensor.name in ("token_embd.weight", "output.weight"):
             output_kind = (tensor.type, tensor.elements)
         elif len(tensor.dimensions) > 1:
@@ -218,7 +220,7 @@ def weights(header: Header) -> Weights:
         round(expert_weights),
         _counted(of_prompt),
         round(numbers),
-        round(rows),
+        _counted(row_kinds),
         norms,
     )
 

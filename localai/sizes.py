@@ -117,7 +117,10 @@ def _weights(embedding: int, output: int, rest: int, shape: Shape, quant: str) -
         expert_weights=active // 2 if shape.expert_count or shape.active_params else 0,
         prompt_kinds=_kinds(quant, of_prompt, body),
         prompt_numbers=round(of_prompt / (_ROW * width)) + 2 * shape.n_layers * width,
-        rows=round(active / (_ROW * width)) + (shape.vocab_size or 0),
+        row_kinds=(
+            *((kind, round(count / (_ROW * width))) for kind, count in _kinds(quant, active, body)),
+            (_output_type(quant), shape.vocab_size or 0),
+        ),
         norms=2 * shape.n_layers,
     )
 

@@ -189,7 +189,7 @@ def test_a_file_that_is_no_model(cli: Cli, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------- calibration
 
 
-@pytest.mark.parametrize("kind", [*calibrating.KINDS, "Q5_K"])
+@pytest.mark.parametrize("kind", [*calibrating.KINDS, *calibrating.FURTHER_KINDS])
 def test_a_made_up_model_is_a_sound_file(kind: str, tmp_path: Path) -> None:
     model = Synthetic(kind, 2, 256, 512, heads=4, kv_heads=2)
     path = tmp_path / "model.gguf"
@@ -211,7 +211,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(calibrating, name, ("Q8_0",))
     monkeypatch.setattr(calibrating, "EXPERTS_KIND", "Q8_0")
     monkeypatch.setattr(calibrating, "_BEFORE_EXPERTS", 1)
-    monkeypatch.setattr(calibrating, "_NARROW", (256, 256, 4, 2, 64))
+    monkeypatch.setattr(calibrating, "FURTHER_KINDS", ("Q5_0",))
+    monkeypatch.setattr(calibrating, "_NARROW", {"Q8_0": (256, 256, 1, 1, 256)})
     monkeypatch.setattr(calibrating, "_SHAPES", ((512, 1024, 8, 2, 64), (256, 512, 4, 2, 64)))
     monkeypatch.setattr(calibrating, "_TOKENS", 32)
     monkeypatch.setattr(calibrating, "_WRITTEN", 2)
@@ -221,8 +222,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_calibration_predicts_from_then_on() -> None:
     machine, said = hardware.detect(), []
     found = calibrate(machine, said.append)
-    assert [kind for kind, _ in found.cpu.decode] == ["Q4_0", "Q8_0"]
+    assert [kind for kind, _ in found.cpu.decode] == ["Q4_0", "Q5_0", "Q8_0"]
     assert all(rate > 0 for _, rate in found.cpu.decode)
+    assert [numbers for numbers, _ in found.cpu.attention_decode] == [128, 512]
     assert found.cpu.expert_layer_s is not None
     assert any("Q8_0" in line for line in said)
     assert experience.keep_calibration(machine, found)

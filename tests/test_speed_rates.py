@@ -26,29 +26,36 @@ DEFAULT = Setting(True, True, 2, 512, "f16")
 TRUE = DeviceRates(
     decode=(("F16", 9e-11), ("Q4_K", 2.4e-11), ("Q6_K", 3.4e-11), ("Q8_0", 4.6e-11)),
     prompt=(("F16", 7e-12), ("Q4_K", 5.8e-12), ("Q6_K", 6e-12), ("Q8_0", 8e-12)),
+    row=(("F16", 4e-9), ("Q4_K", 4e-9), ("Q6_K", 4e-9), ("Q8_0", 4e-9)),
     number_s=1e-9,
     norm_s=1.5e-5,
-    row_s=4e-9,
     kept_s=2e-4,
-    attention_decode_s=1.3e-10,
-    cache_decode_s=8e-11,
     attention_prompt_s=4e-11,
+    attention_decode=((128, 1.1e-8), (256, 2.9e-8)),
 )
 
 SECONDS = tuple(each.name for each in fields(DeviceRates) if each.name.endswith("_s") and "expert" not in each.name)
 
 
-def timing(kind: str, layers: int, width: int, noise: float = 0.0, seed: int = 0, vocabulary: int = 256) -> Timing:
-    """What a machine of the rates `TRUE` would take for a model of that kind."""
+def timing(
+    kind: str,
+    layers: int,
+    width: int,
+    noise: float = 0.0,
+    seed: int = 0,
+    vocabulary: int = 256,
+    true: DeviceRates = TRUE,
+) -> Timing:
+    """What a machine of such rates would take for a model of that kind."""
     weights, output, tokens, depth = layers * 11 * width * width, vocabulary * width, 256, 1024
     read_weights = weights - 9 * width * width  # without the last layer's feed-forward
-    heads, kv = layers * width * 2, layers * width // (2 if width < 1024 else 4)
-    decode, prompt = (dict(each)[kind] for each in (TRUE.decode, TRUE.prompt))
+    heads, length = layers * width * 2, 256 if width < 1024 else 128
+    decode, prompt, row = (dict(each)[kind] for each in (true.decode, true.prompt, true.row))
     rows = 11 * layers * width + vocabulary
     numbers = (11 * layers - 7 + 2 * layers) * width  # of the norms, too
-    write = (weights + output) * decode + rows * TRUE.row_s + 2 * layers * TRUE.norm_s - TRUE.kept_s
+    write = (weights + output) * decode + rows * row + 2 * layers * TRUE.norm_s - TRUE.kept_s
     read = tokens * (read_weights * prompt + numbers * TRUE.number_s) + tokens**2 / 2 * heads * TRUE.attention_prompt_s
-    deep_write = write + depth * (heads * TRUE.attention_decode_s + kv * TRUE.cache_decode_s)
+    deep_write = write + depth * heads / length * dict(TRUE.attention_decode)[length]
     deep_read = read + tokens * depth * heads * TRUE.attention_prompt_s
     off = random.Random(seed)
 
@@ -63,7 +70,7 @@ def timing(kind: str, layers: int, width: int, noise: float = 0.0, seed: int = 0
         rows,
         numbers,
         heads,
-        kv,
+        length,
         weights,
         read_weights,
         output,
@@ -100,8 +107,8 @@ def near(one: float, other: float, share: float) -> bool:
 
 def test_the_rates_behind_timings_are_found_again() -> None:
     found = fitting.fit(timings(), writing=writing())
-    for name in ("decode", "prompt"):
-        assert dict(getattr(found, name)) == pytest.approx(dict(getattr(TRUE, name)), rel=1e-3)
+    for name, near_ in (("decode", 1e-3), ("prompt", 1e-3), ("row", 1e-2), ("attention_decode", 1e-3)):
+        assert dict(getattr(found, name)) == pytest.approx(dict(getattr(TRUE, name)), rel=near_)
     for name in SECONDS:
         assert getattr(found, name) == pytest.approx(getattr(TRUE, name), rel=1e-2)
 
@@ -119,7 +126,7 @@ def test_whatever_is_measured_no_rate_is_negative(seconds: list[tuple[float, flo
         for each, (write, read) in zip(timings(), seconds, strict=True)
     ]
     found = fitting.fit(strange)
-    numbers = [rate for name in ("decode", "prompt") for _, rate in getattr(found, name)]
+    numbers = [rate for name in ("decode", "prompt", "row", "attention_decode") for _, rate in getattr(found, name)]
     numbers += [getattr(found, name) for name in SECONDS]
     assert all(0 <= number < 1e3 for number in numbers)
 
@@ -168,9 +175,9 @@ def test_a_prediction_adds_up(models: dict[str, tuple[Shape, Weights]]) -> None:
     shape, weights = models["qwen3-0.6b"]
     kinds = dict(weights.layer_kinds)
     seconds = sum(kinds[kind] * dict(TRUE.decode)[kind] for kind in ("Q4_K", "Q6_K"))
-    seconds += (28 * (2048 + 1024 * 4 + 3072 * 2) + 151936) * TRUE.row_s
+    seconds += (28 * (2048 + 1024 * 4 + 3072 * 2) + 151936) * 4e-9
     seconds += kinds.get("F32", 0) * 9e-11 * 2 + 4 * 28 * TRUE.norm_s + 151936 * 1024 * 3.4e-11 - TRUE.kept_s
-    seconds += 100 * 28 * (16 * 256 * TRUE.attention_decode_s + 8 * 256 * TRUE.cache_decode_s)
+    seconds += 100 * 28 * 16 * 2.9e-8
     found = speed.decode_speed(shape, weights, calibrated(), depth=100)
     assert found.mid == pytest.approx(1 / seconds, rel=0.01)
     assert found.basis == "calibrated"
@@ -247,7 +254,7 @@ def test_a_type_that_was_not_measured_counts_as_its_like(models: dict[str, tuple
     found = speed.decode_speed(shape, strange, calibrated())
     assert found.high / found.mid == pytest.approx(1.35)
     assert found.mid == pytest.approx(
-        speed.decode_speed(shape, replace(weights, layer_kinds=(("Q4_K", 3_000_000_000),)), calibrated()).mid
+        speed.decode_speed(shape, replace(weights, layer_kinds=(("Q6_K", 3_000_000_000),)), calibrated()).mid
     )
 
 

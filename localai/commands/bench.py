@@ -135,9 +135,8 @@ def show_calibration(as_json: bool) -> None:
     for name, rates in (("processor", found.cpu), ("GPU", found.gpu)):
         if rates is not None:
             render.out(f"The {name}, by tensor type:")
-            render.out(render.columns(("", "READS GB/S", "PROMPT GFLOP/S"), rate_rows(rates), (1, 2)))
-            layer, row = 2 * rates.norm_s * 1e6, rates.row_s * 1e9
-            render.out(f"Beside its weights a layer takes {layer:.0f} µs, and each row of a matrix {row:.0f} ns.")
+            render.out(render.columns(("", "READS GB/S", "PROMPT GFLOP/S", "ROW NS"), rate_rows(rates), (1, 2, 3)))
+            render.out(f"Beside its weights and their rows a layer takes {2 * rates.norm_s * 1e6:.0f} µs.")
             render.out()
     render.out(f"Calibrated in {seconds:.0f} s. From now on speeds are predicted from this: localai recommend")
 
@@ -148,7 +147,8 @@ def rate_rows(rates: DeviceRates) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for kind, _ in rates.decode:
         gbps, gflops = calibrating.bandwidth_gbps(rates, kind), calibrating.prompt_gflops(rates, kind)
-        rows.append((kind, "-" if gbps is None else f"{gbps:.1f}", "-" if gflops is None else f"{gflops:.0f}"))
+        row = f"{dict(rates.row)[kind] * 1e9:.1f}"
+        rows.append((kind, "-" if gbps is None else f"{gbps:.1f}", "-" if gflops is None else f"{gflops:.0f}", row))
     return rows
 
 

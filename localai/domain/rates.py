@@ -12,23 +12,23 @@ from dataclasses import dataclass
 class DeviceRates:
     """How long a device takes, fitted to timings of synthetic models (`fitting`).
 
-    Writing one token: `decode` seconds a weight by tensor type, `row_s` a row of any matrix, `norm_s` a normalization
-    with the small operations about it (a plain layer has two), and for each token of depth `attention_decode_s` for
-    each of the heads' numbers (heads × (key + value length)) and `cache_decode_s` for each of the KV heads'; `kept_s`
-    less for what the device's caches still hold of the weights since the last token. Reading one: `prompt` seconds a
-    weight by tensor type, `number_s` a number that a matrix or a norm gives, and `attention_prompt_s` as above. An
-    expert's layer takes `expert_layer_s`, its weights in a prompt `expert_prompt` times as long as others'.
+    Writing one token: `decode` seconds a weight by tensor type, `row` a row of a matrix of it, `norm_s` a normalization
+    with the small operations about it (a plain layer has two), and for each token of depth and each head
+    `attention_decode`, by the numbers of its key and value, the least first; `kept_s` less for what the device's caches
+    still hold of the weights since the last token. Reading one: `prompt` seconds a weight by tensor type, `number_s` a
+    number that a matrix or a norm gives, and `attention_prompt_s` for each token of depth and number of the heads' keys
+    and values. An expert's layer takes `expert_layer_s`, its weights in a prompt `expert_prompt` times as long as
+    others'.
     """
 
     decode: tuple[tuple[str, float], ...]
     prompt: tuple[tuple[str, float], ...]
+    row: tuple[tuple[str, float], ...]
     number_s: float
     norm_s: float
-    row_s: float
     kept_s: float
-    attention_decode_s: float
-    cache_decode_s: float
     attention_prompt_s: float
+    attention_decode: tuple[tuple[int, float], ...]
     expert_layer_s: float | None = None
     expert_prompt: float | None = None
 

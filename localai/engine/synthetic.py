@@ -11,6 +11,7 @@ import ctypes
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,7 @@ def _size(kind: str, dimensions: tuple[int, ...]) -> int:
     return count // each.block * each.size_bytes
 
 
+@cache
 def _content(kind: str) -> bytes:
     """A stretch of random numbers of that type, quantized by ggml (`ggml_quantize_chunk`)."""
     import numpy

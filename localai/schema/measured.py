@@ -59,11 +59,11 @@ def device_rates(found: DeviceRates) -> Json:
                 "tensor_type": kind,
                 "read_gbps": calibrating.bandwidth_gbps(found, kind),
                 "prompt_gflops": calibrating.prompt_gflops(found, kind),
+                "row_ns": round(dict(found.row)[kind] * 1e9, 2),
             }
             for kind, _ in found.decode
         ],
         "layer_us": round(2 * found.norm_s * 1e6, 2),
-        "row_ns": round(found.row_s * 1e9, 2),
         "expert_layer_us": None if found.expert_layer_s is None else round(found.expert_layer_s * 1e6, 2),
     }
 
