@@ -37,8 +37,8 @@ FURTHER_KINDS = ("Q5_K", "Q3_K", "IQ4_XS", "BF16", "MXFP4", "IQ4_NL", "Q5_1", "Q
 EXPERTS_KIND = "Q4_K"
 SMALLEST_BYTES, LARGEST_BYTES = 96 * MIB, 384 * MIB  # of a model: more than the caches hold
 OUTPUT_KINDS = ("Q6_K", "Q8_0")  # what outputs are
-# Of the smallest models much of the time is rows and layers: Q5_0 and Q8_0 are SmolLM2 135M's types and Gemma 3 270M's
-# where their files say Q4_K_M, Q4_1 that of the one that comes with us.
+# Of the smallest models much of the time is rows and layers. Q5_0 and Q8_0 are the types of SmolLM2 135M and Gemma 3
+# 270M in files that are called Q4_K_M, since rows of K-quants are multiples of 256; Q4_1 is that of the one with us.
 NARROW_KINDS = ("Q4_K", "Q8_0", "Q5_0", "Q4_1")
 # What the caches keep of the weights from token to token shows where there are four times as many: twice, as above.
 LARGE_KINDS = ("Q4_K", "Q8_0")
@@ -47,7 +47,7 @@ DEEP_KINDS = ("Q8_0",)  # the cache is the same whatever the weights
 # Few wide layers and many narrow ones, with the heads of Llama 3.2 1B and Qwen3 0.6B: width, feed-forward, heads, KV
 # heads, numbers of a head.
 _SHAPES = ((2048, 6144, 32, 8, 64), (1024, 3072, 16, 8, 128))
-# Gemma 3 270M's and SmolLM2 135M's; rows of K-quants are multiples of 256.
+# The last two are Gemma 3 270M's and SmolLM2 135M's.
 _NARROW = {"Q4_K": (512, 1536, 8, 2, 64), "Q8_0": (640, 2048, 4, 1, 256)}
 _NARROWEST = (576, 1536, 9, 3, 64)
 _OUTPUT_WIDTH = 768
@@ -127,14 +127,9 @@ def _typical(found: Sequence[Timing]) -> Timing:
     first = found[0]
     alike = [each for each in found if each.tokens == first.tokens]
     deep = [each.deep for each in alike if each.deep is not None]
-    return replace(
-        first,
-        write_s=_quickest([each.write_s for each in found]),
-        read_s=_quickest([each.read_s for each in alike]),
-        deep=(deep[0][0], _quickest([each[1] for each in deep]), _quickest([each[2] for each in deep]))
-        if deep
-        else None,
-    )
+    at_depth = (deep[0][0], *(_quickest([each[i] for each in deep]) for i in (1, 2))) if deep else None
+    write_s, read_s = _quickest([each.write_s for each in found]), _quickest([each.read_s for each in alike])
+    return replace(first, write_s=write_s, read_s=read_s, deep=at_depth)
 
 
 def _quickest(seconds: Sequence[float]) -> float:
@@ -303,10 +298,10 @@ def _plan(machine: Machine, model: Synthetic, gpu: bool) -> Plan:
 
 def plausible(found: Calibration, machine: Machine) -> bool:
     """Whether weights were read with a tenth of the memory's bandwidth at least, less being what others left of it, and
-    of every kind about as many bytes: others come and go.
+    of every common kind about as many bytes: others come and go.
     """
     memory = machine.bandwidth.gbps or _LEAST_GBPS
-    read = [bandwidth_gbps(found.cpu, kind) or 0.0 for kind, _ in found.cpu.decode]
+    read = [bandwidth_gbps(found.cpu, kind) or 0.0 for kind, _ in found.cpu.decode if kind in KINDS]
     return max(read) >= 0.1 * memory and min(read) >= max(read) / _MOST_APART
 
 

@@ -118,9 +118,6 @@ def _calibration(found: object) -> Calibration | None:
         return None
 
 
-_SECONDS = ("number_s", "norm_s", "kept_s", "attention_prompt_s")
-
-
 def _rates(found: dict[str, Any]) -> DeviceRates:
     def by_kind(name: str) -> tuple[tuple[str, float], ...]:
         pairs = tuple((str(kind), _number(value)) for kind, value in found[name])
@@ -128,18 +125,16 @@ def _rates(found: dict[str, Any]) -> DeviceRates:
             raise ValueError("no rates")
         return pairs
 
-    number_s, norm_s, kept_s, attention_prompt_s = (_number(found[name]) for name in _SECONDS)
-    lengths = ((int(_number(length)), _number(seconds)) for length, seconds in found["attention_decode"])
+    lengths = sorted((int(_number(length)), _number(seconds)) for length, seconds in found["attention_decode"])
+    if lengths and lengths[0][0] < 1:
+        raise ValueError("a head of no numbers")
     of_experts = (found["expert_layer_s"], found["expert_prompt"])
     return DeviceRates(
         by_kind("decode"),
         by_kind("prompt"),
         by_kind("row"),
-        number_s,
-        norm_s,
-        kept_s,
-        attention_prompt_s,
-        tuple(sorted(lengths)),
+        *(_number(found[name]) for name in ("number_s", "norm_s", "kept_s", "attention_prompt_s")),
+        tuple(lengths),
         *(None if each is None else _number(each) for each in of_experts),
     )
 

@@ -21,7 +21,12 @@ _LIKE = {
     "Q5_K": "Q6_K",
     "Q3_K": "Q6_K",
     "Q2_K": "Q4_K",
-    "IQ4_XS": "Q5_K",
+    "IQ4_XS": "Q6_K",
+    "IQ2_S": "IQ3_XXS",
+    "IQ2_XS": "IQ3_XXS",
+    "IQ2_XXS": "IQ3_XXS",
+    "IQ1_M": "IQ3_XXS",
+    "IQ1_S": "IQ3_XXS",
 }
 # The caches hold a part of a model at most: what they hold of a small one is not known, since the smallest that was
 # measured was larger than they.

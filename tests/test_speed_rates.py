@@ -81,10 +81,10 @@ def timing(
     )
 
 
-def timings(noise: float = 0.0) -> list[Timing]:
+def timings(noise: float = 0.0, true: DeviceRates = TRUE) -> list[Timing]:
     kinds = [kind for kind, _ in TRUE.decode]
     return [
-        timing(kind, *shape, noise, seed)
+        timing(kind, *shape, noise, seed, true=true)
         for seed, (kind, shape) in enumerate((k, s) for k in kinds for s in ((4, 2048), (26, 768)))
     ]
 
@@ -119,6 +119,32 @@ def test_noise_of_two_per_cent_moves_the_weights_rates_by_few() -> None:
     assert all(near(dict(found.prompt)[kind], rate, 0.10) for kind, rate in TRUE.prompt)
 
 
+def test_rows_of_types_that_are_not_rearranged_may_be_slower() -> None:
+    rows = {"F16": 4e-9, "Q4_K": 3e-9, "Q6_K": 6e-9, "Q8_0": 5e-9}
+    true = replace(TRUE, row=tuple(rows.items()))
+    found = fitting.fit(timings(true=true), writing=[timing(k, 30, 512, true=true) for k in ("Q4_K", "Q6_K")])
+    kinds = dict(found.row)
+    assert kinds["Q4_K"] < kinds["Q8_0"] < kinds["Q6_K"]
+    for kind, row in rows.items():
+        narrow = timing(kind, 20, 640, true=true)
+        weights = (narrow.weights + narrow.output_weights) * dict(found.decode)[kind]
+        seconds = weights + narrow.rows * kinds[kind] + narrow.norms * found.norm_s - found.kept_s
+        assert near(seconds, narrow.write_s, 0.03), f"{kind}: rows take {row}"
+
+
+def test_of_three_rounds_the_two_quickest_count() -> None:
+    one = timing("Q8_0", 4, 1024)
+    slow = replace(one, write_s=3 * one.write_s, read_s=3 * one.read_s, deep=(1024, 9.0, 9.0))
+    quick = replace(one, write_s=0.9 * one.write_s, read_s=0.9 * one.read_s)
+    found = calibrating._typical([slow, one, quick])
+    assert found.write_s == pytest.approx(0.95 * one.write_s)
+    assert found.read_s == pytest.approx(0.95 * one.read_s)
+    assert found.deep == one.deep
+    assert calibrating._typical([slow]) == slow
+    fewer = replace(one, tokens=32, read_s=1e-9)
+    assert calibrating._typical([one, fewer]).read_s == one.read_s, "another number of tokens is another figure"
+
+
 @given(st.lists(st.tuples(st.floats(1e-6, 10), st.floats(1e-6, 10)), min_size=8, max_size=8))
 def test_whatever_is_measured_no_rate_is_negative(seconds: list[tuple[float, float]]) -> None:
     strange = [
@@ -151,6 +177,8 @@ def test_what_others_left_of_the_processor_is_no_calibration() -> None:
     assert not calibrating.plausible(Calibration(slow, None, 1), hypothetical(16, 0, 50))
     while_others_came = replace(TRUE, decode=(*TRUE.decode[:-1], ("Q8_0", 10 * TRUE.decode[-1][1])))
     assert not calibrating.plausible(Calibration(while_others_came, None, 1), hypothetical(16, 0, 50))
+    slow_by_nature = replace(TRUE, decode=(*TRUE.decode, ("IQ3_S", 10 * TRUE.decode[-1][1])))
+    assert calibrating.plausible(Calibration(slow_by_nature, None, 1), hypothetical(16, 0, 50))
 
 
 # ------------------------------------------------------------------------------------------------ predictions
@@ -183,6 +211,21 @@ def test_a_prediction_adds_up(models: dict[str, tuple[Shape, Weights]]) -> None:
     assert found.basis == "calibrated"
     assert found.low == pytest.approx(found.mid / 1.15)
     assert found.high == pytest.approx(found.mid * 1.15)
+
+
+@pytest.mark.parametrize(
+    ("length", "seconds"), [(32, 0.55e-8), (64, 1.1e-8), (96, 2.0e-8), (128, 2.9e-8), (256, 5.8e-8)]
+)
+def test_attention_takes_what_heads_of_that_length_take(
+    length: int, seconds: float, models: dict[str, tuple[Shape, Weights]]
+) -> None:
+    shape, weights = models["qwen3-0.6b"]
+    of_length = replace(shape, key_length=length, value_length=length)
+    near_, far = (
+        roofline.decode_s(of_length, weights, Calibration(TRUE, None, 1), roofline.Split(0.0), depth)
+        for depth in (0, 1000)
+    )
+    assert far - near_ == pytest.approx(1000 * 28 * 16 * seconds)
 
 
 def test_a_prompt_leaves_out_the_last_layers_feed_forward(models: dict[str, tuple[Shape, Weights]]) -> None:

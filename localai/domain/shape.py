@@ -58,7 +58,7 @@ class Weights:
     # what every token of a prompt is multiplied with: the last layer's feed-forward is computed for the last token only
     prompt_kinds: tuple[tuple[str, int], ...] = field(default=(), compare=False)
     prompt_numbers: int = field(default=0, compare=False)  # that those matrices, norms and activations give
-    # rows of all matrices that a token is multiplied with, by type, and the numbers that are looked up in a table (GELU)
+    # rows of all matrices that a token is multiplied with, by type, and the numbers looked up in a table (GELU)
     row_kinds: tuple[tuple[str, int], ...] = field(default=(), compare=False)
     norms: int = field(default=0, compare=False)  # normalizations of a token in the layers
 
