@@ -127,7 +127,9 @@ def _typical(found: Sequence[Timing]) -> Timing:
     first = found[0]
     alike = [each for each in found if each.tokens == first.tokens]
     deep = [each.deep for each in alike if each.deep is not None]
-    at_depth = (deep[0][0], *(_quickest([each[i] for each in deep]) for i in (1, 2))) if deep else None
+    at_depth = None
+    if deep:
+        at_depth = (deep[0][0], _quickest([write for _, write, _ in deep]), _quickest([read for _, _, read in deep]))
     write_s, read_s = _quickest([each.write_s for each in found]), _quickest([each.read_s for each in alike])
     return replace(first, write_s=write_s, read_s=read_s, deep=at_depth)
 

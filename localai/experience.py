@@ -133,8 +133,8 @@ def _rates(found: dict[str, Any]) -> DeviceRates:
         by_kind("decode"),
         by_kind("prompt"),
         by_kind("row"),
-        *(_number(found[name]) for name in ("number_s", "norm_s", "kept_s", "attention_prompt_s")),
         tuple(lengths),
+        *(_number(found[name]) for name in ("number_s", "norm_s", "kept_s", "attention_prompt_s")),
         *(None if each is None else _number(each) for each in of_experts),
     )
 

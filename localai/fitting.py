@@ -84,11 +84,11 @@ def fit(timings: Sequence[Timing], experts: Timing | None = None, writing: Seque
         tuple((kind, rate) for kind, (rate, _) in zip(kinds, alone, strict=True)),
         tuple(zip(kinds, read_rates, strict=True)),
         tuple((kind, row) for kind, (_, row) in zip(kinds, alone, strict=True)),
+        tuple((length, _slope(points)) for length, points in sorted(of_writing.items())),
         number_s,
         norm_s,
         kept_s,
         attention_read,
-        tuple((length, _slope(points)) for length, points in sorted(of_writing.items())),
     )
     return rates if experts is None else _with_experts(rates, experts)
 

@@ -24,11 +24,11 @@ class DeviceRates:
     decode: tuple[tuple[str, float], ...]
     prompt: tuple[tuple[str, float], ...]
     row: tuple[tuple[str, float], ...]
+    attention_decode: tuple[tuple[int, float], ...]
     number_s: float
     norm_s: float
     kept_s: float
     attention_prompt_s: float
-    attention_decode: tuple[tuple[int, float], ...]
     expert_layer_s: float | None = None
     expert_prompt: float | None = None
 
