@@ -101,7 +101,7 @@ def _rates(machine: Machine, gpus: Sequence[Gpu], only_gpu: bool) -> _Rates:
     else:
         shown = gbps
     if "measured" in source.lower():
-        low, high = 0.71, 1.65
+        low, high = 0.735, 1.57
     elif "typical" in source.lower() or "assumed" in source.lower():
         low, high = 0.5, 1.7
     else:
