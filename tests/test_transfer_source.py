@@ -236,7 +236,7 @@ def test_several_connections_bring_the_same_bytes(hub: HubOnLoopback, get: Get, 
     assert told == sorted(told)
     ranges = [seen.range for seen in hub.downloads()]
     assert ranges[0] is None
-    assert len(ranges) > 15
+    assert len(ranges) > 5, "how far the first connection comes before the others begin is the scheduler's"
     assert all(seen.if_range == f'"{SHA256[:16]}"' for seen in hub.downloads()[1:])
 
 
