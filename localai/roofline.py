@@ -118,16 +118,15 @@ def _attention_s(measured: tuple[tuple[int, float], ...], numbers: int) -> float
     """Seconds for one head and one token of depth: on the line between the lengths that were measured, beyond them in
     proportion.
 
-    Where a head's keys lie decides as much as how long they are: on two cores Llama's of 64 numbers took 11 ns, Qwen3's
-    of 128, which are far apart in the cache, 29, Gemma's of 256, which are not, 19.
+    It is no matter of length alone, so no single rate would do: on two cores Llama's heads of 64 numbers took 11 ns,
+    Qwen3's of 128 29 and Gemma's of 256 19.
     """
-    if not measured:
-        return 0.0
-    length, seconds = next((each for each in measured if each[0] >= numbers), measured[-1])
-    shorter = [each for each in measured if each[0] < numbers]
-    if not shorter or numbers >= length:
-        return seconds * numbers / length
-    return shorter[-1][1] + (seconds - shorter[-1][1]) * (numbers - shorter[-1][0]) / (length - shorter[-1][0])
+    below = [each for each in measured if each[0] < numbers]
+    above = [each for each in measured if each[0] >= numbers]
+    if not below or not above:
+        return next((seconds * numbers / length for length, seconds in (*below[-1:], *above[:1])), 0.0)
+    (shorter, less), (longer, more) = below[-1], above[0]
+    return less + (more - less) * (numbers - shorter) / (longer - shorter)
 
 
 def _devices(calibration: Calibration, gpu_share: float) -> list[tuple[DeviceRates, float]]:

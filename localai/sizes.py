@@ -106,19 +106,20 @@ def _weights(embedding: int, output: int, rest: int, shape: Shape, quant: str) -
     active = max(0, (shape.active_params or shape.params) - vocabulary * (2 if output else 1))
     width = shape.embedding_length or 2048
     body = rest * 8 / max(1, shape.params - vocabulary * (2 if output else 1))
+    kinds = _kinds(quant, active, body)
     of_prompt = active - round(active * _FEED_FORWARD / max(1, shape.n_layers))  # all but the last feed-forward
     return Weights(
         total,
         round(min(read, rest + (output or embedding))),
         embedding,
         output,
-        layer_kinds=_kinds(quant, active, body),
+        layer_kinds=kinds,
         output_kind=(_output_type(quant), vocabulary),
         expert_weights=active // 2 if shape.expert_count or shape.active_params else 0,
         prompt_kinds=_kinds(quant, of_prompt, body),
         prompt_numbers=round(of_prompt / (_ROW * width)) + 2 * shape.n_layers * width,
         row_kinds=(
-            *((kind, round(count / (_ROW * width))) for kind, count in _kinds(quant, active, body)),
+            *((kind, round(count / (_ROW * width))) for kind, count in kinds),
             (_output_type(quant), shape.vocab_size or 0),
         ),
         norms=2 * shape.n_layers,

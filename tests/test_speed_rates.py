@@ -532,6 +532,12 @@ def test_calibration_and_tuning_are_kept_for_this_machine_alone() -> None:
     assert experience.recalled(other).experience == Experience()
 
 
+def test_a_head_of_no_numbers_is_as_if_nothing_were_known() -> None:
+    machine = hypothetical(8)
+    experience.keep_calibration(machine, Calibration(replace(TRUE, attention_decode=((0, 1e-8),)), None, 1))
+    assert experience.recalled(machine).experience == Experience()
+
+
 KEYS = st.sampled_from(["cpu", "gpu", "decode", "settings", "made_at", "x"])
 VALUES = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(KEYS, inner)
