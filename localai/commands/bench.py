@@ -138,7 +138,7 @@ def show_calibration(as_json: bool) -> None:
             render.out(render.columns(("", "READS GB/S", "PROMPT GFLOP/S", "ROW NS"), rate_rows(rates), (1, 2, 3)))
             render.out(f"Beside its weights and their rows a layer takes {2 * rates.norm_s * 1e6:.0f} µs.")
             render.out()
-    render.out(f"Calibrated in {seconds:.0f} s. From now on speeds are predicted from this: localai recommend")
+    render.out(f"Calibrated in {seconds:.0f} s. Speeds are predicted from this now: localai recommend")
 
 
 def rate_rows(rates: DeviceRates) -> list[tuple[str, ...]]:
