@@ -81,8 +81,8 @@ def limited() -> Iterator[Path]:
 
 @linux
 def test_in_a_memory_limited_group_it_shows_that_limit(limited: Path) -> None:
-    script = f"echo $$ > {limited}/cgroup.procs && exec {sys.executable} -m localai hardware --json"
-    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=90, check=True)
+    inside = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(limited / "cgroup.procs"), sys.executable, "-m", "localai"]
+    done = subprocess.run([*inside, "hardware", "--json"], capture_output=True, text=True, timeout=90, check=True)
     memory = json.loads(done.stdout)["memory"]
     assert memory["limit_bytes"] == 512 * MIB
     assert 0 < memory["available_bytes"] < 512 * MIB

@@ -278,8 +278,8 @@ def test_an_empty_prompt_is_wrong_usage(in_process: Cli) -> None:
 
 
 def test_a_closed_stdin_is_no_prompt(cli: Cli, isolated: Path) -> None:
-    command = f"exec {sys.executable} -m localai run -m smollm2-135m --max-tokens 2 hi <&-"
-    assert subprocess.run(["sh", "-c", command], capture_output=True, timeout=60).returncode == 0
+    closed = ["sh", "-c", 'exec "$@" <&-', "-", sys.executable, "-m", "localai", "run", "-m", "smollm2-135m"]
+    assert subprocess.run([*closed, "--max-tokens", "2", "hi"], capture_output=True, timeout=60).returncode == 0
 
 
 def test_bytes_that_are_no_text_are_read(cli: Cli, isolated: Path) -> None:
