@@ -95,7 +95,7 @@ def test_the_question_can_be_declined(isolated: Path, typed: str) -> None:
     offers(terminal)
     terminal.process.send(typed)
     assert terminal.ended() == 0
-    assert terminal.is_sane()
+    assert terminal.left_behind() == []
 
 
 def test_ctrl_c_leaves_at_the_question_and_at_the_download(isolated: Path, hub: HubOnLoopback) -> None:
@@ -103,7 +103,7 @@ def test_ctrl_c_leaves_at_the_question_and_at_the_download(isolated: Path, hub: 
     rows = offers(terminal)
     terminal.interrupt_until_it_ends()
     assert terminal.ended() == 130
-    assert terminal.is_sane()
+    assert terminal.left_behind() == []
     serve(hub, rows[0])
     hub.fault(hang_at=1_000_000, times=100)
     terminal = Terminal(HF_ENDPOINT=hub.url)
@@ -112,7 +112,7 @@ def test_ctrl_c_leaves_at_the_question_and_at_the_download(isolated: Path, hub: 
     assert hub.wait_until_sent(900_000)
     terminal.interrupt_until_it_ends()
     assert terminal.ended() == 130
-    assert terminal.is_sane()
+    assert terminal.left_behind() == []
     assert "Traceback" not in terminal.raw
 
 

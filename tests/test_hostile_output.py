@@ -65,7 +65,7 @@ def check(terminal: Terminal) -> None:
     assert not {character for character in raw if character in LIVE}
     screen = terminal.screen()
     assert (screen.title, screen.icon_name) == ("", "")
-    assert terminal.is_sane()
+    assert terminal.left_behind() == []
 
 
 def ask(terminal: Terminal, *lines: str) -> None:

@@ -377,7 +377,7 @@ def test_a_chat_whose_server_hangs_ends_at_the_first_signal(server: Running, num
     finally:
         os.kill(server.pid, signal.SIGCONT)
     assert terminal.process.signalstatus == number
-    assert terminal.is_sane()
+    assert terminal.left_behind() == []
 
 
 def test_a_record_that_the_server_has_no_room_for_is_answered_here(cli: Cli, tmp_path: Path) -> None:
